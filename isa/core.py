@@ -1,0 +1,384 @@
+"""Declare an instruction once: one class body gives encoder, decoder, text, operand sets, manual and semantics.
+
+    127            96 95             64 63                       14 13   10 9      0
+    +----------------+-----------------+--------------------------+-------+---------+
+    |  fields, immediates: wherever the class body puts them      | guard | opcode  |
+    +----------------+-----------------+--------------------------+-------+---------+
+
+    class Fadd(Instr, opcode=0x40, unit="fma"):
+        '''rd = a + b, rounded to nearest even.'''
+        type: FloatType = bits(18, 14)
+        d: Reg = bits(26, 19, use=WRITE, words=by_type)
+        a: Reg = bits(34, 27, use=READ, words=by_type)
+        b: Src = bits(68, 35, use=READ, words=by_type)
+
+        def execute(self, m): m.write(self.d, m.read(self.a, self.type.lane) + m.source(self.b, self.type.lane))
+
+`execute` is the specification. It is written in the lane algebra (`lanes.py`), so the reference engine runs it on numpy
+arrays of 32 lanes and the fast engine traces the very same function into vector machine code.
+
+Text: modifiers (fields whose kind is a `Modifier`) are suffixes of the mnemonic, the other fields follow in order:
+`@!P0 FADD.F32 R4, R5, 0x3f800000`. A class may give `syntax` (`"{d}, [{base}+{a}+{offset}]"`); brackets and plus signs are
+decoration, reading goes by position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, dataclass_transform, get_type_hints
+
+from .errors import IsaError
+
+WORD = 128
+OPCODE_BITS = 10
+CUSTOM = range(0x300, 0x400)
+"""Opcodes that no built-in instruction uses: plugins live here."""
+
+READ, WRITE, UPDATE = "r", "w", "rw"
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Where a field lives in the word, inclusive, as in a hardware manual: bits[26:19], and how it is used.
+
+    `words` is how many consecutive registers the operand spans: a number, or a function of the instruction.
+    """
+
+    hi: int
+    lo: int
+    use: str = ""
+    words: int | Callable[[Any], int] = 1
+
+    @property
+    def width(self) -> int:
+        return self.hi - self.lo + 1
+
+    @property
+    def mask(self) -> int:
+        return ((1 << self.width) - 1) << self.lo
+
+
+def bits(
+    hi: int,
+    lo: int | None = None,
+    *,
+    use: str = "",
+    words: int | Callable[[Any], int] = 1,
+    default: Any = dataclasses.MISSING,
+    kw_only: bool = False,
+) -> Any:
+    """Declare a field: ``d: Reg = bits(26, 19, use=WRITE)``."""
+    where = Bits(hi, hi if lo is None else lo, use, words)
+    kw = {} if default is dataclasses.MISSING else {"default": default}
+    return field(metadata={"bits": where}, kw_only=kw_only, **kw)
+
+
+# --- operand kinds: a value knows its range, its spelling and its bits -------------------------------------------------
+
+
+class Operand(int):
+    """A field value: an integer with a spelling."""
+
+    prefix: ClassVar[str] = ""
+    signed: ClassVar[bool] = False
+    special: ClassVar[dict[int, str]] = {}
+    """Numbers with a name of their own, such as RZ."""
+
+    def __str__(self) -> str:
+        return self.special.get(int(self), f"{self.prefix}{int(self)}")
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        for number, name in cls.special.items():
+            if text == name:
+                return cls(number)
+        if (m := re.fullmatch(re.escape(cls.prefix) + r"(-?(?:0x[0-9a-fA-F]+|\d+))", text)) is None:
+            raise IsaError("E501", f"expected {cls.prefix or 'a number'}{'N' if cls.prefix else ''}, got {text!r}")
+        return cls(int(m[1], 0))
+
+    @classmethod
+    def bounds(cls, width: int) -> tuple[int, int]:
+        return (-(1 << width - 1), (1 << width - 1) - 1) if cls.signed else (0, (1 << width) - 1)
+
+    def pack(self, width: int) -> int:
+        lo, hi = self.bounds(width)
+        if not lo <= self <= hi:
+            raise IsaError("E502", f"{self} is outside [{lo}, {hi}]")
+        return int(self) & ((1 << width) - 1)
+
+    @classmethod
+    def unpack(cls, raw: int, width: int) -> Self:
+        return cls(raw - (1 << width) if cls.signed and raw >> width - 1 else raw)
+
+
+class Reg(Operand):
+    """A vector register: 32 lanes of 32 bits. RZ reads as zero and swallows writes. 64-bit values take an even pair."""
+
+    prefix = "R"
+    special = {255: "RZ"}
+
+
+class UReg(Operand):
+    """A uniform register: one 32-bit scalar a warp. URZ reads as zero. 64-bit values take an even pair."""
+
+    prefix = "UR"
+    special = {63: "URZ"}
+
+
+class Pred(Operand):
+    """A predicate register: one bit a lane. PT is always true; writing it does nothing."""
+
+    prefix = "P"
+    special = {7: "PT"}
+
+
+class Guard(Operand):
+    """A predicate as a condition: `P0`, `!P0`. Bit 3 negates."""
+
+    special = {n + 8 * neg: "!" * neg + ("PT" if n == 7 else f"P{n}") for n in range(8) for neg in (0, 1)}
+
+    @property
+    def pred(self) -> Pred:
+        return Pred(self & 7)
+
+    @property
+    def negated(self) -> bool:
+        return bool(self & 8)
+
+
+class Convergence(Operand):
+    """A convergence barrier, B0 to B15."""
+
+    prefix = "B"
+
+
+class Unsigned(Operand):
+    """An unsigned immediate."""
+
+
+class Signed(Operand):
+    """A signed immediate."""
+
+    signed = True
+
+
+class Label(Operand):
+    """A branch target: the index of an instruction in its kernel. Assembly shows it as `L12` and defines it as `L12:`."""
+
+    prefix = "L"
+
+
+class Src(int):
+    """A source operand: a register, a uniform register or a 32-bit immediate. 34 bits: kind, payload.
+
+    >>> Src.of(Reg(5)), Src.of(UReg(3)), Src.of(0x10), Src.of(-1)
+    (R5, UR3, 0x10, 0xffffffff)
+    """
+
+    REG, UREG, IMM = range(3)
+
+    @classmethod
+    def of(cls, value: Reg | UReg | int) -> Self:
+        """Wrap a register, or an integer taken modulo 2**32."""
+        if isinstance(value, Src):
+            return cls(value)
+        kind = cls.REG if isinstance(value, Reg) else cls.UREG if isinstance(value, UReg) else cls.IMM
+        return cls(kind << 32 | int(value) & 0xFFFFFFFF)
+
+    @property
+    def kind(self) -> int:
+        return int(self) >> 32
+
+    @property
+    def payload(self) -> int:
+        return int(self) & 0xFFFFFFFF
+
+    @property
+    def value(self) -> Reg | UReg | int:
+        """The register, or the immediate as an unsigned integer."""
+        return (Reg, UReg, int)[self.kind](self.payload)
+
+    def __str__(self) -> str:
+        return hex(self.payload) if self.kind == self.IMM else str(self.value)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        kind = UReg if text.startswith("U") else Reg if text.startswith("R") else None
+        if kind is not None:
+            return cls.of(kind.parse(text))
+        try:
+            return cls.of(int(text, 0))
+        except ValueError:
+            raise IsaError("E501", f"expected a register, a uniform register or a number, got {text!r}") from None
+
+    @classmethod
+    def bounds(cls, width: int) -> tuple[int, int]:
+        return 0, (cls.IMM + 1 << 32) - 1
+
+    def pack(self, width: int) -> int:
+        if width != 34 or self.kind > self.IMM:
+            raise IsaError("E502", f"a source operand takes 34 bits and kinds 0..2, got {width} bits and kind {self.kind}")
+        return int(self)
+
+    @classmethod
+    def unpack(cls, raw: int, width: int) -> Self:
+        if raw >> 32 > cls.IMM or (raw >> 32 == cls.REG and raw & 0xFFFFFF00) or (raw >> 32 == cls.UREG and raw & 0xFFFFFFC0):
+            raise IsaError("E503", f"not a source operand: {raw:#x}")
+        return cls(raw)
+
+
+class Modifier(enum.IntEnum):
+    """A suffix of the mnemonic, `.LT` or `.F32`. Member values are the encoding; member names are the spelling.
+
+    A name that starts with an underscore is spelled without it (`_64` is `.64`).
+    """
+
+    def __str__(self) -> str:
+        return self.name.removeprefix("_")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        for member in cls:
+            if str(member) == text:
+                return member
+        raise IsaError("E501", f"expected one of .{' .'.join(map(str, cls))}, got .{text}")
+
+    def pack(self, width: int) -> int:
+        return int(self)
+
+    @classmethod
+    def unpack(cls, raw: int, width: int) -> Self:
+        try:
+            return cls(raw)
+        except ValueError:
+            raise IsaError("E503", f"{cls.__name__} has no member {raw}") from None
+
+
+# --- the instruction ---------------------------------------------------------------------------------------------------
+
+TABLE: dict[int, type[Instr]] = {}
+BY_NAME: dict[str, type[Instr]] = {}
+
+
+@dataclass(frozen=True)
+class Access:
+    """One operand as hazards see it: the field, its first register, how many, and whether it is read or written."""
+
+    field: str
+    first: Reg | UReg | Pred | Convergence
+    words: int
+    use: str
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(bits,))
+class Instr:
+    """Base of every instruction. Subclass it to add one; nothing else needs to change.
+
+    Class keywords: `opcode`; `name` (default: the class name in capitals); `extension` ("base", "tensor", …, which a target
+    must list); `unit`, the row of the machine description that holds latency and issue interval.
+    """
+
+    guard: Guard = bits(13, 10, use=READ, default=Guard(7), kw_only=True)
+
+    opcode: ClassVar[int]
+    mnemonic: ClassVar[str]
+    extension: ClassVar[str]
+    unit: ClassVar[str]
+    syntax: ClassVar[str] = ""
+    modes: ClassVar[frozenset[str]] = frozenset({"simd"})
+    """SM modes in which the instruction is legal."""
+    layout: ClassVar[dict[str, tuple[Any, Bits]]]
+    used: ClassVar[int]
+
+    def __init_subclass__(cls, *, opcode: int, unit: str, name: str = "", extension: str = "base", **kw: Any) -> None:
+        super().__init_subclass__(**kw)
+        dataclass(frozen=True)(cls)
+        cls.opcode, cls.mnemonic, cls.unit, cls.extension = opcode, name or cls.__name__.upper(), unit, extension
+        kinds = get_type_hints(cls)
+        fields = [f for f in dataclasses.fields(cls) if "bits" in f.metadata]
+        cls.layout = {f.name: (kinds[f.name], f.metadata["bits"]) for f in sorted(fields, key=lambda f: f.name != "guard")}
+        cls.used = (1 << OPCODE_BITS) - 1
+        for field_name, (_, b) in cls.layout.items():
+            if b.hi >= WORD or b.hi < b.lo or cls.used & b.mask:
+                raise IsaError("E504", f"{cls.mnemonic}.{field_name}: bits {b.hi}:{b.lo} overlap or fall outside the word")
+            cls.used |= b.mask
+        if opcode >> OPCODE_BITS or opcode in TABLE or cls.mnemonic in BY_NAME:
+            raise IsaError("E504", f"{cls.mnemonic}: opcode {opcode:#05x} or name already taken")
+        TABLE[opcode], BY_NAME[cls.mnemonic] = cls, cls
+
+    @classmethod
+    def modifiers(cls) -> dict[str, type[Modifier]]:
+        """The suffix fields, in order."""
+        return {n: k for n, (k, _) in cls.layout.items() if issubclass(k, Modifier)}
+
+    @classmethod
+    def operands(cls) -> dict[str, tuple[Any, Bits]]:
+        """Every field but guard and suffixes, in order."""
+        return {n: kb for n, kb in cls.layout.items() if n != "guard" and not issubclass(kb[0], Modifier)}
+
+    def encode(self) -> int:
+        """The 128-bit word; IsaError if a field is out of its range."""
+        word = self.opcode
+        for name, (_, b) in self.layout.items():
+            try:
+                word |= getattr(self, name).pack(b.width) << b.lo
+            except IsaError as e:
+                raise IsaError(e.code, f"{self.mnemonic}: {name}: {e.message}") from None
+        return word
+
+    @staticmethod
+    def decode(word: int) -> Instr:
+        """The instruction in a word; IsaError for anything that `encode` would not have written."""
+        cls = TABLE.get(word & (1 << OPCODE_BITS) - 1)
+        if cls is None or word & ~cls.used:
+            raise IsaError("E503", f"not an instruction: {word:#034x}")
+        return cls(**{n: kind.unpack((word & b.mask) >> b.lo, b.width) for n, (kind, b) in cls.layout.items()})
+
+    def accesses(self) -> Iterator[Access]:
+        """What the instruction reads and writes: registers, uniform registers, predicates (the guard included).
+
+        RZ, URZ and PT are left out. The engines, liveness, scheduling and timing all ask here and nowhere else.
+        """
+        for name, (_, b) in self.layout.items():
+            value = getattr(self, name)
+            if not b.use:
+                continue
+            if isinstance(value, Src):
+                value = value.value
+            if isinstance(value, Guard):
+                value = value.pred
+            if isinstance(value, (Reg, UReg, Pred)) and int(value) in value.special:
+                continue
+            if isinstance(value, (Reg, UReg, Pred, Convergence)):
+                words = b.words if isinstance(b.words, int) else b.words(self)
+                yield Access(name, value, words if isinstance(value, (Reg, UReg)) else 1, b.use)
+
+    def __str__(self) -> str:
+        guard = f"@{self.guard} " if self.guard != 7 else ""
+        suffix = "".join(f".{getattr(self, n)}" for n in self.modifiers())
+        names = self.operands()
+        text = (self.syntax or ", ".join(f"{{{n}}}" for n in names)).format(**{n: getattr(self, n) for n in names})
+        return f"{guard}{self.mnemonic}{suffix} {text}".rstrip()
+
+    def execute(self, m: Any) -> None:
+        """What the instruction does to a warp (`knapper.isa.lanes.Warp`)."""
+        raise NotImplementedError(f"{self.mnemonic} has no semantics")
+
+    def macs(self, lanes: int) -> int:
+        """Multiply-accumulates done when `lanes` lanes are active."""
+        return 0
+
+
+def by_type(i: Any) -> int:
+    """Registers an operand of the instruction's own type takes: two for a 64-bit type, else one."""
+    return 2 if i.type.lane.bits == 64 else 1

@@ -1,0 +1,86 @@
+"""Every error a user can meet: one tree, one line each, with a stable code.
+
+`KnapperError` is what the command line prints (no traceback, exit code 1). Several problems of one kind are raised together
+as one `Problems`. Codes live in `CODES`, one row each, which `knapper explain CODE` prints; a code never changes meaning.
+"""
+
+from collections.abc import Iterable
+
+CODES: dict[str, str] = {
+    # 1xx the graph and its text
+    "E101": "A line of .ir text cannot be read. The message shows the place; the grammar is in compiler/ir.lark.",
+    "E102": "A node is wrong: unknown op, missing operand, unknown attribute, or a type that its op does not produce.",
+    # 5xx the ISA, assembly, images, machine descriptions
+    "E501": "An operand or suffix in assembly is not of the kind that the instruction takes.",
+    "E502": "A field value does not fit its bits.",
+    "E503": "A 128-bit word is not an instruction: unknown opcode, an unused bit set, or a field value without meaning.",
+    "E504": "An instruction declaration is wrong: overlapping bits, or an opcode or name already taken.",
+}
+
+
+class KnapperError(Exception):
+    """One problem: a stable code, where it is, what is wrong, what would be right.
+
+    >>> print(KnapperError("E102", "expected 2 operands, got 1", where="net.onnx: node conv0", hint="add the weight"))
+    E102: net.onnx: node conv0: expected 2 operands, got 1 (hint: add the weight)
+    """
+
+    def __init__(self, code: str, message: str, *, where: str = "", hint: str = "") -> None:
+        if code not in CODES:
+            raise ValueError(f"error code {code} has no row in CODES")
+        self.code, self.message, self.where, self.hint = code, message, where, hint
+        super().__init__(code, message, where, hint)
+
+    def __str__(self) -> str:
+        where = f"{self.where}: " if self.where else ""
+        hint = f" (hint: {self.hint})" if self.hint else ""
+        return f"{self.code}: {where}{self.message}{hint}"
+
+
+class Problems(KnapperError):
+    """Several problems at once; prints one line each."""
+
+    def __init__(self, problems: Iterable[KnapperError]) -> None:
+        self.problems = tuple(problems)
+        first = self.problems[0]
+        super().__init__(first.code, first.message, where=first.where, hint=first.hint)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+
+def raise_all(problems: Iterable[KnapperError]) -> None:
+    """Raise what was collected, if anything was: a single error bare, several as `Problems`."""
+    found = list(problems)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise Problems(found)
+
+
+class IRError(KnapperError):
+    """The graph, the plan, or their text is wrong."""
+
+
+class FrontendError(KnapperError):
+    """A model file cannot be imported."""
+
+
+class PassError(KnapperError):
+    """A pass cannot do what it was asked."""
+
+
+class CompileError(KnapperError):
+    """Scheduling or code generation failed."""
+
+
+class IsaError(KnapperError):
+    """An instruction, a word, a line of assembly, an image or a machine description is wrong."""
+
+
+class MachineFault(KnapperError):
+    """The emulated machine stopped: kernel, block, warp, instruction and graph node are in `where`."""
+
+
+class UsageError(KnapperError):
+    """The command line or the Python call was wrong: an input's name, shape or dtype, a target, an option."""

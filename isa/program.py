@@ -1,0 +1,124 @@
+"""What passes from compiler to runtime, in memory: kernels, launches, data. `image.py` turns it into ELF and back.
+
+Device memory is one flat space. Addresses start at `BASE`, so that null is never valid. Read-only data (weights) comes first, at
+`BASE`; inputs, outputs and scratch buffers follow in the arena, placed by the compiler's memory plan.
+
+    BASE ─ rodata ─┬─ arena (inputs, outputs, scratch; `arena_bytes`) ─┐
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .core import Instr
+
+BASE = 0x1000_0000
+ALIGN = 256
+"""Buffers and rodata objects start at multiples of this."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Code that one launch or many run.
+
+    `roles[i]` is the index into a launch's `nodes` that instruction i works for (the line table, shared by all launches).
+    """
+
+    name: str
+    code: tuple[Instr, ...]
+    roles: tuple[int, ...]
+    block: tuple[int, int, int]
+    """Threads a block (x, y, z); x·y·z is a multiple of 32 after rounding up: spare lanes of the last warp are inactive."""
+    registers: int
+    """Vector registers a warp uses."""
+    shared_bytes: int = 0
+    local_bytes: int = 0
+    """Local memory a thread."""
+    mode_entry: str = "simd"
+    mode_exit: str = "simd"
+    matrix: bool = False
+    """Its multiply-accumulates count as `macs_executed`."""
+
+    @property
+    def threads(self) -> int:
+        x, y, z = self.block
+        return x * y * z
+
+    @property
+    def warps(self) -> int:
+        return -(-self.threads // 32)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A buffer that a launch touches, for range checks and byte counts: `use` is r, w or rw."""
+
+    value: str
+    address: int
+    bytes: int
+    use: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel over one grid. `params` are 64-bit words, the constant bank that `ULDC` reads from offset 0 on."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    params: tuple[int, ...]
+    nodes: tuple[str, ...]
+    """Graph nodes it computes; `Kernel.roles` indexes them."""
+    operands: tuple[Operand, ...] = ()
+    macs: int = 0
+    """Useful multiply-accumulates (of convolutions and matrix products)."""
+    note: str = ""
+    """The plan's line, for people."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the network."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    address: int
+
+    @property
+    def count(self) -> int:
+        n = 1
+        for d in self.shape:
+            n *= d
+        return n
+
+
+@dataclass(frozen=True)
+class Object:
+    """A read-only tensor in rodata."""
+
+    name: str
+    address: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A whole compiled network."""
+
+    target: Mapping[str, Any]
+    """The resolved machine description, as plain data (`Machine.to_dict`)."""
+    kernels: Mapping[str, Kernel]
+    launches: tuple[Launch, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    rodata: bytes = b""
+    objects: tuple[Object, ...] = ()
+    arena_bytes: int = 0
+    meta: Mapping[str, str] = field(default_factory=dict)
+    """Provenance: pipeline text, model hash, knapper version, precision."""
+
+    @property
+    def arena_address(self) -> int:
+        return BASE + -(-len(self.rodata) // ALIGN) * ALIGN
