@@ -8,8 +8,9 @@ Device memory is one flat space. Addresses start at `BASE`, so that null is neve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .core import Instr
@@ -27,7 +28,8 @@ class Kernel:
     """
 
     name: str
-    code: tuple[Instr, ...]
+    words: bytes
+    """The encoded instructions, 16 bytes each, little-endian."""
     roles: tuple[int, ...]
     block: tuple[int, int, int]
     """Threads a block (x, y, z); x·y·z is a multiple of 32 after rounding up: spare lanes of the last warp are inactive."""
@@ -40,6 +42,18 @@ class Kernel:
     mode_exit: str = "simd"
     matrix: bool = False
     """Its multiply-accumulates count as `macs_executed`."""
+
+    @cached_property
+    def code(self) -> tuple[Instr, ...]:
+        """The decoded instructions; IsaError for a word that is none."""
+        return tuple(
+            Instr.decode(int.from_bytes(self.words[i : i + 16], "little")) for i in range(0, len(self.words), 16)
+        )
+
+    @staticmethod
+    def encode(code: Iterable[Instr]) -> bytes:
+        """Instructions → `words`."""
+        return b"".join(i.encode().to_bytes(16, "little") for i in code)
 
     @property
     def threads(self) -> int:
