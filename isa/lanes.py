@@ -1,18 +1,23 @@
 """The lane algebra: what instructions are written in.
 
 A value is one number a lane, 32 lanes. In the reference engine a value is a numpy array of shape (32,); in the fast engine
-it is a handle on an LLVM vector (`runtime/trace.py`). Both take `+ - * & | ^ ~`, unary `-`, comparisons (which give booleans), and
+it is a handle on an LLVM vector (`runtime/fast/trace.py`). Both take `+ - * & | ^ ~`, unary `-`, comparisons (which give booleans), and
 the functions below; Python numbers beside a value take the value's type. An `execute` body must therefore not branch on a
 value (use `select`), only on the instruction's own fields.
 
 Rules, the same in both engines: integers wrap; shifts by the width or more give 0 (arithmetic right: the sign); float `+ - * /` and `sqrt`
-round once to nearest even, subnormals kept; `fma` rounds once; nothing contracts or splits. Any two NaNs are equal.
+round once to nearest even, subnormals kept; `fma` rounds once; nothing contracts or splits. Any two NaNs are equal: inside an
+instruction a NaN has no bits, and what reaches a register, memory or `bitcast` is the canonical NaN (positive, quiet, no payload).
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from fractions import Fraction
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -96,32 +101,257 @@ class Warp(Protocol):
     def exit(self) -> None: ...
 
 
-# --- functions of values: numpy here, or whatever algebra the operand brings -------------------------------------------
+# --- functions of values: the numpy bodies are the specification -------------------------------------------------------
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def _traced(*values: Value) -> Any:
-    """The algebra of the first operand that brings one, or None for numpy."""
-    return next((v.algebra for v in values if hasattr(v, "algebra")), None)
+def lanewise(body: Callable[P, R]) -> Callable[P, R]:
+    """A function of values: `body` on numpy arrays, or the method of that name of the algebra that an operand brings."""
+
+    @functools.wraps(body)
+    def call(*args: P.args, **kw: P.kwargs) -> R:
+        traced = next((v.algebra for v in args if hasattr(v, "algebra")), None)
+        if traced is not None:
+            result: R = getattr(traced, body.__name__)(*args, **kw)
+            return result
+        return body(*args, **kw)
+
+    return call
 
 
+BY_DTYPE: dict[Any, LaneType] = {np.dtype(t.dtype): t for t in TYPES.values()}
+
+
+def type_of(x: Value) -> LaneType:
+    """The lane type of a value, in either algebra."""
+    return x.type if hasattr(x, "algebra") else BY_DTYPE[x.dtype]
+
+
+def _alike(*values: Value) -> list[Any]:
+    """Numpy operands of one type: Python numbers take the type of the arrays beside them."""
+    dtype = next(v.dtype for v in values if isinstance(v, np.ndarray))
+    return [v if isinstance(v, np.ndarray) else np.full(LANES, v, dtype) for v in values]
+
+
+@lanewise
 def constant(like: Value, x: Any, type: LaneType) -> Value:
     """A number in every lane, in the algebra of `like`."""
-    if t := _traced(like):
-        return t.constant(x, type)
     return np.full(LANES, x, type.dtype)
 
 
+@lanewise
 def select(condition: Value, a: Value, b: Value) -> Value:
     """`a` where the condition holds, else `b`."""
-    if t := _traced(condition, a, b):
-        return t.select(condition, a, b)
-    a, b = np.asarray(a), np.asarray(b)
-    kind = a.dtype if a.ndim else b.dtype
-    return np.where(condition, a.astype(kind), b.astype(kind))
+    return np.where(condition, *_alike(a, b))
 
 
+@lanewise
 def bitcast(x: Value, type: LaneType) -> Value:
-    """The same bits under another type of the same width."""
-    if t := _traced(x):
-        return t.bitcast(x, type)
-    return x.view(type.dtype)
+    """The same bits under another type of the same width. A NaN shows the bits of the canonical one."""
+    return canonical(x).view(type.dtype)
+
+
+def canonical(x: Value) -> Value:
+    """A numpy value whose NaNs are all the positive quiet one without payload: what registers and memory get to see."""
+    if type_of(x).kind != "f":
+        return x
+    return np.where(x == x, x, np.full(LANES, np.nan, x.dtype))
+
+
+@lanewise
+def isnan(x: Value) -> Value:
+    """Booleans: which lanes are NaN."""
+    return x != x
+
+
+@lanewise
+def fma(a: Value, b: Value, c: Value) -> Value:
+    """a·b + c, rounded once to nearest even."""
+    a, b, c = _alike(a, b, c)
+    if a.dtype == np.float64:
+        return np.array([*map(_fma64, a.tolist(), b.tolist(), c.tolist())])
+    product = a.astype(np.float64) * b.astype(np.float64)  # exact: at most 24 + 24 of 53 bits
+    return convert(_add_to_odd(product, c.astype(np.float64)), BY_DTYPE[a.dtype])
+
+
+def _add_to_odd(a: Value, b: Value) -> Value:
+    """a + b in float64, rounded to odd: rounding the result again, to 51 bits or fewer, is as if it were the first time."""
+    s = a + b
+    t = s - a
+    error = (a - (s - t)) + (b - t)
+    even = s.view(np.int64) & 1 == 0
+    return np.where(np.isfinite(s) & (error != 0) & even, np.nextafter(s, np.copysign(np.inf, error)), s)
+
+
+def _fma64(a: float, b: float, c: float) -> float:
+    """In exact rationals, which Python divides with one rounding."""
+    rough = a * b + c
+    if not (math.isfinite(a) and math.isfinite(b) and math.isfinite(c)):
+        return rough
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    try:
+        return float(exact) if exact else rough  # an exact zero has the sign that IEEE addition gives it
+    except OverflowError:
+        return math.copysign(math.inf, exact)
+
+
+@lanewise
+def sqrt(x: Value) -> Value:
+    """The square root, rounded to nearest even; NaN below zero, −0 of −0."""
+    return np.sqrt(x)
+
+
+ROUNDINGS: dict[str, Callable[[Value], Value]] = {"RN": np.rint, "RM": np.floor, "RP": np.ceil, "RZ": np.trunc}
+
+
+@lanewise
+def rint(x: Value) -> Value:
+    """To the nearest integral value, ties to even."""
+    return np.rint(x)
+
+
+@lanewise
+def floor(x: Value) -> Value:
+    """To the integral value below."""
+    return np.floor(x)
+
+
+@lanewise
+def ceil(x: Value) -> Value:
+    """To the integral value above."""
+    return np.ceil(x)
+
+
+@lanewise
+def trunc(x: Value) -> Value:
+    """To the integral value towards zero."""
+    return np.trunc(x)
+
+
+@lanewise
+def convert(x: Value, type: LaneType, rounding: str = "RN") -> Value:
+    """The same number in another type.
+
+    Integer → integer wraps. Anything → float rounds once to nearest even. Float → integer rounds to an integer as `rounding` says
+    (RN nearest even, RM down, RP up, RZ towards zero), then saturates; NaN gives 0. Anything → B1 is `x != 0`.
+    """
+    source = BY_DTYPE[x.dtype]
+    if type.kind == "b":
+        return x != 0
+    if type.kind == "f":
+        return _to_float(x, type)
+    if source.kind != "f":
+        return x.astype(type.dtype)
+    limits = np.iinfo(type.dtype)
+    whole = ROUNDINGS[rounding](x.astype(np.float64))
+    low, high = whole <= float(limits.min), whole >= float(int(limits.max) + 1)
+    inside = np.where(low | high | isnan(x), 0, whole).astype(type.dtype)
+    return np.where(low, limits.min, np.where(high, limits.max, inside)).astype(type.dtype)
+
+
+def _to_float(x: Value, type: LaneType) -> Value:
+    """Numpy and ml_dtypes round directly from some types, by way of float32 from others: make one rounding of two."""
+    if type.bits > 16:
+        return x.astype(type.dtype)
+    if x.dtype in (np.int64, np.uint64):  # below 2**53 nothing is lost; above, bits 0–10 fold into one sticky bit
+        sticky = (x & 0x7FF != 0).astype(x.dtype) << 11
+        big = np.abs(x.astype(np.float64)) >= 2.0**53
+        x = np.where(big, (x >> 11 << 11) | sticky, x)
+    wide = x.astype(np.float64)
+    return _to_odd32(wide).astype(type.dtype)
+
+
+def _to_odd32(x: Value) -> Value:
+    """float64 → float32, rounded to odd."""
+    y = x.astype(np.float32)
+    even = y.view(np.int32) & 1 == 0
+    towards = np.where(y < x, np.float32(np.inf), np.float32(-np.inf))
+    return np.where(np.isfinite(x) & (y != x) & even, np.nextafter(y, towards), y)
+
+
+@lanewise
+def minimum(a: Value, b: Value) -> Value:
+    """The lesser; of a number and a NaN the number; −0 is less than +0."""
+    a, b = _alike(a, b)
+    if BY_DTYPE[a.dtype].kind != "f":
+        return np.minimum(a, b)
+    least = np.where((a < b) | ((a == b) & np.signbit(a)) | isnan(b), a, b)
+    return np.where(isnan(a), b, least)
+
+
+@lanewise
+def maximum(a: Value, b: Value) -> Value:
+    """The greater; of a number and a NaN the number; +0 is greater than −0."""
+    a, b = _alike(a, b)
+    if BY_DTYPE[a.dtype].kind != "f":
+        return np.maximum(a, b)
+    most = np.where((a > b) | ((a == b) & np.signbit(b)) | isnan(b), a, b)
+    return np.where(isnan(a), b, most)
+
+
+@lanewise
+def absolute(x: Value) -> Value:
+    """|x|; the least signed integer is its own."""
+    return np.abs(x)
+
+
+@lanewise
+def shl(x: Value, n: Value | int) -> Value:
+    """x · 2ⁿ modulo the width; 0 for n ≥ the width. n is unsigned, of any width."""
+    bits = BY_DTYPE[x.dtype].bits
+    return np.where(np.less(n, bits), x << np.minimum(n, bits - 1).astype(x.dtype), 0).astype(x.dtype)
+
+
+@lanewise
+def shr(x: Value, n: Value | int) -> Value:
+    """x / 2ⁿ rounded down; for n ≥ the width 0, or −1 for a negative x. n is unsigned, of any width."""
+    type = BY_DTYPE[x.dtype]
+    least = np.minimum(n, type.bits - 1).astype(x.dtype)
+    return x >> least if type.kind == "s" else np.where(np.less(n, type.bits), x >> least, 0).astype(x.dtype)
+
+
+@lanewise
+def mulhi(a: Value, b: Value) -> Value:
+    """The high half of the double-width product."""
+    a, b = _alike(a, b)
+    return ((a.astype(object) * b.astype(object)) >> BY_DTYPE[a.dtype].bits).astype(a.dtype)
+
+
+@lanewise
+def idiv(a: Value, b: Value) -> Value:
+    """The quotient rounded towards zero. x / 0 has all bits set; least / −1 wraps to the least."""
+    a, b = _alike(a, b)
+    magnitude = np.dtype(f"u{a.dtype.itemsize}")
+    quotient = np.abs(a).view(magnitude) // np.maximum(np.abs(b).view(magnitude), 1)
+    signed = np.where((a < 0) != (b < 0), -quotient, quotient)
+    return np.where(b == 0, ~np.zeros_like(signed), signed).view(a.dtype)
+
+
+@lanewise
+def irem(a: Value, b: Value) -> Value:
+    """a − b · (a / b), with the sign of a; x % 0 is x."""
+    a, b = _alike(a, b)
+    return np.where(b == 0, a, a - b * idiv(a, b))
+
+
+@lanewise
+def popc(x: Value) -> Value:
+    """How many bits are set, as U32."""
+    return np.bitwise_count(x.view(f"u{x.dtype.itemsize}")).astype(np.uint32)
+
+
+@lanewise
+def clz(x: Value) -> Value:
+    """How many leading zeros, as U32; the width for 0."""
+    bits = BY_DTYPE[x.dtype].bits
+    return np.array([bits - int(v).bit_length() for v in x.view(f"u{x.dtype.itemsize}")], np.uint32)
+
+
+@lanewise
+def brev(x: Value) -> Value:
+    """The bits in reverse order."""
+    bits = BY_DTYPE[x.dtype].bits
+    reversed_ = [int(f"{int(v):0{bits}b}"[::-1], 2) for v in x.view(f"u{x.dtype.itemsize}")]
+    return np.array(reversed_, f"u{x.dtype.itemsize}").view(x.dtype)
