@@ -10,6 +10,15 @@ CODES: dict[str, str] = {
     # 1xx the graph and its text
     "E101": "A line of .ir text cannot be read. The message shows the place; the grammar is in compiler/ir.lark.",
     "E102": "A node is wrong: unknown op, missing operand, unknown attribute, or a type that its op does not produce.",
+    "E110": "A line of .plan text cannot be read. The message shows the place; the grammar is in compiler/plan.lark.",
+    "E111": "A .plan does not fit its graph: a launch or buffer is missing, given twice, or names a value that the graph has not.",
+    # 4xx compiling: groups, plans, kernels, plugins
+    "E410": "No kernel generator serves a group of nodes. The message has each generator's reason.",
+    "E411": "The groups of a graph cannot be launched: a node has no group, or groups wait for each other.",
+    "E412": "A launch asks for a kind or for options that are not legal for its group on this machine. The message lists those that are.",
+    "E413": "A memory plan is wrong: buffers that are needed at the same time overlap, or one is misplaced or too small.",
+    "E414": "A kernel generator broke its contract with the plan: an unknown name in its parameters, or a wrong multiply-accumulate count.",
+    "E420": "A plugin cannot be loaded, or declares what is declared already.",
     # 5xx the ISA, assembly, images, machine descriptions
     "E501": "An operand or suffix in assembly is not of the kind that the instruction takes.",
     "E502": "A field value does not fit its bits.",
