@@ -1,0 +1,29 @@
+PYTHON = .venv/bin/python
+
+.PHONY: test lint types format demo clean
+
+.venv: pyproject.toml
+	python3 -m venv .venv
+	.venv/bin/pip install -q -e '.[dev]'
+	touch .venv
+
+test: .venv
+	$(PYTHON) -m pytest
+
+lint: .venv
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: .venv
+	.venv/bin/mypy -p knapper
+	.venv/bin/mypy tests
+
+format: .venv
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+demo: .venv
+	.venv/bin/knapper demo
+
+clean:
+	rm -rf .venv build dist *.egg-info knapper-demo
