@@ -15,7 +15,8 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from functools import cache
+from typing import Protocol, TypeVar, runtime_checkable
 
 from knapper.isa.machine import Machine
 from knapper.isa.program import Kernel
@@ -90,6 +91,17 @@ class Generator(Protocol):
         """The group's outputs by the tiling that the options say, in numpy: what the kernel will compute."""
 
 
+@runtime_checkable
+class Packs(Protocol):
+    """A generator whose kernels do not depend on the contents of constants, only on their types.
+
+    Its kernels are shared by groups that differ in weights, and a cached kernel needs no `lower`, only `pack`.
+    """
+
+    def pack(self, group: Group, options: Options, machine: Machine) -> dict[str, Array]:
+        """`lower(…).constants`, without emitting code."""
+
+
 GENERATORS: dict[str, Generator] = {}
 """Kind → generator, in order of registration."""
 
@@ -106,7 +118,12 @@ def register(generator: G) -> G:
 
 def generators() -> dict[str, Generator]:
     """Every generator: imports the modules of this folder first."""
+    _discover()
+    return GENERATORS
+
+
+@cache
+def _discover() -> None:
     package = importlib.import_module(__package__ or "")
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"{package.__name__}.{module}")
-    return GENERATORS
