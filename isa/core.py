@@ -52,6 +52,8 @@ class Bits:
     lo: int
     use: str = ""
     words: int | Callable[[Any], int] = 1
+    only: tuple[Any, ...] = ()
+    """The values that exist, if not all that the kind offers."""
 
     @property
     def width(self) -> int:
@@ -68,11 +70,12 @@ def bits(
     *,
     use: str = "",
     words: int | Callable[[Any], int] = 1,
+    only: tuple[Any, ...] = (),
     default: Any = dataclasses.MISSING,
     kw_only: bool = False,
 ) -> Any:
     """Declare a field: ``d: Reg = bits(26, 19, use=WRITE)``."""
-    where = Bits(hi, hi if lo is None else lo, use, words)
+    where = Bits(hi, hi if lo is None else lo, use, words, only)
     kw = {} if default is dataclasses.MISSING else {"default": default}
     return field(metadata={"bits": where}, kw_only=kw_only, **kw)
 
@@ -281,11 +284,16 @@ class Access:
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(bits,))
-class Instr:
+class Declared:
+    """Tells type checkers that the classes below it are dataclasses whose fields `bits` declares (the marked class itself is not)."""
+
+
+class Instr(Declared):
     """Base of every instruction. Subclass it to add one; nothing else needs to change.
 
     Class keywords: `opcode`; `name` (default: the class name in capitals); `extension` ("base", "tensor", …, which a target
-    must list); `unit`, the row of the machine description that holds latency and issue interval.
+    must list); `unit`, the row of the machine description that holds latency and issue interval. Without `opcode` the class
+    is a family: a base for instructions that share rules.
     """
 
     guard: Guard = bits(13, 10, use=READ, default=Guard(7), kw_only=True)
@@ -299,11 +307,21 @@ class Instr:
     """SM modes in which the instruction is legal."""
     layout: ClassVar[dict[str, tuple[Any, Bits]]]
     used: ClassVar[int]
+    limits: ClassVar[tuple[tuple[str, tuple[Any, ...]], ...]]
+    """Fields that do not take every value of their kind."""
+    spans: ClassVar[tuple[tuple[str, Bits], ...]]
+    """Operands that may take several registers."""
 
-    def __init_subclass__(cls, *, opcode: int, unit: str, name: str = "", extension: str = "base", **kw: Any) -> None:
+    def __init_subclass__(
+        cls, *, opcode: int | None = None, unit: str = "", name: str = "", extension: str = "base", **kw: Any
+    ) -> None:
         super().__init_subclass__(**kw)
+        if unit:
+            cls.unit = unit
+        if opcode is None:  # a family: shared rules for the instructions below it, no instruction itself
+            return
         dataclass(frozen=True)(cls)
-        cls.opcode, cls.mnemonic, cls.unit, cls.extension = opcode, name or cls.__name__.upper(), unit, extension
+        cls.opcode, cls.mnemonic, cls.extension = opcode, name or cls.__name__.upper(), extension
         kinds = get_type_hints(cls)
         fields = [f for f in dataclasses.fields(cls) if "bits" in f.metadata]
         cls.layout = {f.name: (kinds[f.name], f.metadata["bits"]) for f in sorted(fields, key=lambda f: f.name != "guard")}
@@ -312,6 +330,8 @@ class Instr:
             if b.hi >= WORD or b.hi < b.lo or cls.used & b.mask:
                 raise IsaError("E504", f"{cls.mnemonic}.{field_name}: bits {b.hi}:{b.lo} overlap or fall outside the word")
             cls.used |= b.mask
+        cls.limits = tuple((n, b.only) for n, (_, b) in cls.layout.items() if b.only)
+        cls.spans = tuple((n, b) for n, (_, b) in cls.layout.items() if b.use and b.words != 1)
         if opcode >> OPCODE_BITS or opcode in TABLE or cls.mnemonic in BY_NAME:
             raise IsaError("E504", f"{cls.mnemonic}: opcode {opcode:#05x} or name already taken")
         TABLE[opcode], BY_NAME[cls.mnemonic] = cls, cls
@@ -334,6 +354,7 @@ class Instr:
                 word |= getattr(self, name).pack(b.width) << b.lo
             except IsaError as e:
                 raise IsaError(e.code, f"{self.mnemonic}: {name}: {e.message}") from None
+        self.check()
         return word
 
     @staticmethod
@@ -342,7 +363,28 @@ class Instr:
         cls = TABLE.get(word & (1 << OPCODE_BITS) - 1)
         if cls is None or word & ~cls.used:
             raise IsaError("E503", f"not an instruction: {word:#034x}")
-        return cls(**{n: kind.unpack((word & b.mask) >> b.lo, b.width) for n, (kind, b) in cls.layout.items()})
+        it = cls(**{n: kind.unpack((word & b.mask) >> b.lo, b.width) for n, (kind, b) in cls.layout.items()})
+        it.check()
+        return it
+
+    def check(self) -> None:
+        """IsaError if every field fits its bits and yet there is no such instruction: see `refusal`."""
+        if reason := next(self._refusals(), "") or self.refusal():
+            raise IsaError("E505", f"{self}: {reason}")
+
+    def refusal(self) -> str:
+        """Why this combination of fields does not exist, or "". A subclass states its own rule here, if it has one."""
+        return ""
+
+    def _refusals(self) -> Iterator[str]:
+        for name, only in self.limits:
+            if (value := getattr(self, name)) not in only:
+                yield f"{name} is one of {', '.join(map(str, only))}, not {value}"
+        for name, b in self.spans:
+            value = getattr(self, name)
+            words = b.words if isinstance(b.words, int) else b.words(self)
+            if words > 1 and (reason := misplaced(value.value if isinstance(value, Src) else value, words)):
+                yield f"{name}: {reason}"
 
     def accesses(self) -> Iterator[Access]:
         """What the instruction reads and writes: registers, uniform registers, predicates (the guard included).
@@ -368,15 +410,36 @@ class Instr:
         suffix = "".join(f".{getattr(self, n)}" for n in self.modifiers())
         names = self.operands()
         text = (self.syntax or ", ".join(f"{{{n}}}" for n in names)).format(**{n: getattr(self, n) for n in names})
-        return f"{guard}{self.mnemonic}{suffix} {text}".rstrip()
+        return f"{guard}{self.mnemonic}{suffix} {text.replace('+-', '-')}".rstrip()
 
     def execute(self, m: Any) -> None:
         """What the instruction does to a warp (`knapper.isa.lanes.Warp`)."""
         raise NotImplementedError(f"{self.mnemonic} has no semantics")
 
+    def resource(self) -> str:
+        """The row of the machine's unit table that this instruction occupies; `unit` unless its type decides."""
+        return self.unit
+
     def macs(self, lanes: int) -> int:
         """Multiply-accumulates done when `lanes` lanes are active."""
         return 0
+
+
+dataclass(frozen=True)(Instr)  # for its one field, guard; its subclasses see to themselves
+
+
+def misplaced(first: Reg | UReg | int, words: int) -> str:
+    """Why `words` registers cannot start at `first`, or "": they are aligned to min(words, 4) and end before RZ or URZ.
+
+    >>> misplaced(Reg(5), 2), misplaced(Reg(252), 8), misplaced(Reg(255), 8)
+    ('R5 is not a multiple of 2', 'R252 and the 7 after it reach past R254', '')
+    """
+    if not isinstance(first, (Reg, UReg)) or int(first) in first.special:
+        return ""
+    if first % (align := min(words, 4)):
+        return f"{first} is not a multiple of {align}"
+    last = min(first.special) - 1
+    return f"{first} and the {words - 1} after it reach past {type(first)(last)}" if first + words - 1 > last else ""
 
 
 def by_type(i: Any) -> int:

@@ -19,10 +19,14 @@ CODES: dict[str, str] = {
     "E413": "A memory plan is wrong: buffers that are needed at the same time overlap, or one is misplaced or too small.",
     "E414": "A kernel generator broke its contract with the plan: an unknown name in its parameters, or a wrong multiply-accumulate count.",
     "E420": "A plugin cannot be loaded, or declares what is declared already.",
+    "E430": "Code generation gave an instruction an operand that does not fit its field.",
+    "E431": "A label in generated code was placed twice, or never.",
+    "E432": "A kernel needs more registers than a thread of the machine has.",
     # 5xx the ISA, assembly, images, machine descriptions
     "E501": "An operand or suffix in assembly is not of the kind that the instruction takes.",
     "E502": "A field value does not fit its bits.",
     "E503": "A 128-bit word is not an instruction: unknown opcode, an unused bit set, or a field value without meaning.",
+    "E505": "Every field fits, but there is no such instruction: a misaligned register tuple, or a type that it lacks.",
     "E504": "An instruction declaration is wrong: overlapping bits, or an opcode or name already taken.",
 }
 

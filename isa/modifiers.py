@@ -1,0 +1,202 @@
+"""The suffixes of mnemonics: `.F32`, `.LT`, `.128`. Member values are the encoding and never change."""
+
+from __future__ import annotations
+
+from .core import Modifier
+from .lanes import TYPES, LaneType
+
+
+class Typed(Modifier):
+    """A suffix that stands for a lane type of the same name."""
+
+    @property
+    def lane(self) -> LaneType:
+        """The lane type."""
+        return TYPES[self.name]
+
+
+class FloatType(Typed):
+    """The type of a float instruction."""
+
+    F32 = 0
+    F64 = 1
+
+
+class IntType(Typed):
+    """The type of an integer instruction."""
+
+    S32 = 0
+    U32 = 1
+    S64 = 2
+    U64 = 3
+
+
+class Half(Typed):
+    """A 16-bit float type."""
+
+    F16 = 0
+    BF16 = 1
+
+
+class Scalar(Typed):
+    """Every type that CVT converts from or to."""
+
+    F16 = 0
+    BF16 = 1
+    F32 = 2
+    F64 = 3
+    S8 = 4
+    U8 = 5
+    S16 = 6
+    U16 = 7
+    S32 = 8
+    U32 = 9
+    S64 = 10
+    U64 = 11
+
+
+class Bits32(Modifier):
+    """The width of an operation on raw bits."""
+
+    _32 = 0
+    _64 = 1
+
+    @property
+    def lane(self) -> LaneType:
+        """U32 or U64."""
+        return TYPES[f"U{self}"]
+
+
+class Width(Modifier):
+    """The width of a memory access. Stores know no signed ones."""
+
+    U8 = 0
+    S8 = 1
+    U16 = 2
+    S16 = 3
+    _32 = 4
+    _64 = 5
+    _128 = 6
+
+    @property
+    def lane(self) -> LaneType:
+        """The type of each of the `words` values."""
+        return TYPES.get(self.name, TYPES["U32"])
+
+    @property
+    def words(self) -> int:
+        """Registers it takes."""
+        return {Width._64: 2, Width._128: 4}.get(self, 1)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes a lane."""
+        return self.words * self.lane.bits // 8
+
+
+STORES = (Width.U8, Width.U16, Width._32, Width._64, Width._128)
+"""The widths that a store takes."""
+
+
+class Cmp(Modifier):
+    """A comparison."""
+
+    EQ = 0
+    NE = 1
+    LT = 2
+    LE = 3
+    GT = 4
+    GE = 5
+
+
+class MinMax(Modifier):
+    """Which of two."""
+
+    MIN = 0
+    MAX = 1
+
+
+class Logic(Modifier):
+    """A bitwise or boolean operation."""
+
+    AND = 0
+    OR = 1
+    XOR = 2
+
+
+class Direction(Modifier):
+    """Which way to shift."""
+
+    L = 0
+    R = 1
+
+
+class Rounding(Modifier):
+    """To nearest even, down (minus), up (plus), toward zero."""
+
+    RN = 0
+    RM = 1
+    RP = 2
+    RZ = 3
+
+
+class Fn(Modifier):
+    """A special function."""
+
+    RCP = 0
+    RSQ = 1
+    SQRT = 2
+    EX2 = 3
+    LG2 = 4
+    EXP = 5
+    LOG = 6
+    SIN = 7
+    COS = 8
+    TANH = 9
+    ERF = 10
+
+
+class Shuffle(Modifier):
+    """How SHFL picks its source lane: by number, below, above, by flipping bits."""
+
+    IDX = 0
+    UP = 1
+    DOWN = 2
+    BFLY = 3
+
+
+class Vote(Modifier):
+    """Of the active lanes."""
+
+    ALL = 0
+    ANY = 1
+
+
+class Trans(Modifier):
+    """LDSM: as it lies in memory, or transposed."""
+
+    N = 0
+    T = 1
+
+
+class SR(Modifier):
+    """A special register: where a thread is."""
+
+    TID_X = 0
+    TID_Y = 1
+    TID_Z = 2
+    CTAID_X = 3
+    CTAID_Y = 4
+    CTAID_Z = 5
+    NTID_X = 6
+    NTID_Y = 7
+    NTID_Z = 8
+    NCTAID_X = 9
+    NCTAID_Y = 10
+    NCTAID_Z = 11
+    LANEID = 12
+    WARPID = 13
+
+
+UNIFORM_SR = tuple(sr for sr in SR if not sr.name.startswith("TID") and sr is not SR.LANEID)
+"""Special registers that are the same in all lanes of a warp."""
