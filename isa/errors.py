@@ -12,6 +12,11 @@ CODES: dict[str, str] = {
     "E102": "A node is wrong: unknown op, missing operand, unknown attribute, or a type that its op does not produce.",
     "E110": "A line of .plan text cannot be read. The message shows the place; the grammar is in compiler/plan.lark.",
     "E111": "A .plan does not fit its graph: a launch or buffer is missing, given twice, or names a value that the graph has not.",
+    # 3xx passes and pipelines
+    "E301": "There is no pass of that name, or it is not in this pipeline. The hint lists those that are.",
+    "E302": "A pass has no such option, or its value is of another type.",
+    "E303": "There is no such precision. `knapper compile --precision` takes fp16, bf16 or fp32.",
+    "E304": "A pass needs something of its graph that an earlier pass should have made. The hint says which.",
     # 4xx compiling: groups, plans, kernels, plugins
     "E410": "No kernel generator serves a group of nodes. The message has each generator's reason.",
     "E411": "The groups of a graph cannot be launched: a node has no group, or groups wait for each other.",
@@ -28,6 +33,22 @@ CODES: dict[str, str] = {
     "E503": "A 128-bit word is not an instruction: unknown opcode, an unused bit set, or a field value without meaning.",
     "E505": "Every field fits, but there is no such instruction: a misaligned register tuple, or a type that it lacks.",
     "E504": "An instruction declaration is wrong: overlapping bits, or an opcode or name already taken.",
+    # 6xx the emulated machine stopped
+    "E601": "A kernel holds an instruction that its target, its mode or its own resources do not allow.",
+    "E602": "A memory access is not aligned to its own size.",
+    "E603": "A memory access lies outside its space.",
+    "E604": "A store to read-only memory: weights lie there.",
+    "E605": "A kernel touched global memory that its launch does not declare, or wrote what it declares to read.",
+    "E606": "A kernel read a register or memory that nothing had written.",
+    "E607": "Two warps touched a byte of shared memory, one of them writing, with no barrier between.",
+    "E608": "A block barrier that not all live threads of the block come to.",
+    "E609": "Lanes that parted do not come together again: BSSY, BSYNC and EXIT do not match.",
+    "E610": "A warp ran past the last instruction of its kernel.",
+    "E611": "A warp executed more instructions than the limit.",
+    # 7xx how knapper was called: the inputs of a run
+    "E720": "An input is missing, or the network has none of that name.",
+    "E721": "An input has another shape than the network expects.",
+    "E722": "An input has another dtype than the network expects.",
 }
 
 

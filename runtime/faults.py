@@ -1,0 +1,136 @@
+"""What can go wrong while a program runs, and how it is told.
+
+An engine that meets a fault knows four numbers: the kind, the lane, a value (an address, a register number, a barrier) and
+one more (`aux`). Both engines raise them as a `Trap`; `describe` turns a trap and the place where it happened into the one
+line that a user sees. So a fault reads the same whichever engine met it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from knapper.isa.errors import MachineFault
+from knapper.isa.program import Kernel, Launch
+
+SPACES = ("global", "shared", "local", "param")
+READS, WRITES = 0, 1
+
+
+class Kind(enum.IntEnum):
+    """The kinds of fault. The fast engine's compiled code uses the numbers."""
+
+    MISALIGNED = 1
+    OUTSIDE = 2
+    READ_ONLY = 3
+    UNDECLARED = 4
+    UNWRITTEN_REGISTER = 5
+    UNWRITTEN_UNIFORM = 6
+    UNWRITTEN_PREDICATE = 7
+    UNWRITTEN_MEMORY = 8
+    RACE = 9
+    BARRIER_DIVERGED = 10
+    BARRIER_EXITED = 11
+    BARRIER_OTHER = 12
+    REGION_SPLIT = 13
+    REGION_OPEN = 14
+    REGION_CLOSED = 15
+    REGION_STUCK = 16
+    REGION_EXIT = 17
+    OFF_THE_END = 18
+    LIMIT = 19
+
+
+@dataclass(frozen=True)
+class Trap(Exception):
+    """A fault as an engine meets it, without its place."""
+
+    kind: Kind
+    lane: int = 0
+    value: int = 0
+    aux: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a warp was: `block` counts in launch order, x fastest."""
+
+    kernel: Kernel
+    launch: Launch
+    block: int
+    warp: int
+    pc: int
+
+    def __str__(self) -> str:
+        x, y, _ = self.launch.grid
+        block = (self.block % x, self.block // x % y, self.block // (x * y))
+        where = f"kernel {self.kernel.name}, block {block}, warp {self.warp}, pc {self.pc}"
+        if self.pc >= len(self.kernel.code):
+            return where
+        roles = self.kernel.roles
+        node = f", node {self.launch.nodes[roles[self.pc]]}" if self.pc < len(roles) and roles[self.pc] < len(self.launch.nodes) else ""
+        return f"{where} `{self.kernel.code[self.pc]}`{node}"
+
+
+def access(space: str, size: int, use: int) -> int:
+    """The `aux` of a memory fault: which space, how many bytes, read or write."""
+    return SPACES.index(space) | use << 4 | size << 8
+
+
+def _memory(t: Trap) -> str:
+    verb = ("reads", "writes")[t.aux >> 4 & 1]
+    return f"lane {t.lane} {verb} {t.aux >> 8} bytes of {SPACES[t.aux & 15]} memory at {t.value:#x}"
+
+
+RACES = ("writes", "reads")
+"""`aux` of a race: bit 0 what this warp does, bit 1 what the other one did, the other warp's number above."""
+
+
+def race(now: int, before: int, warp: int) -> int:
+    """The `aux` of a race; `now` and `before` are READS or WRITES."""
+    return (now == READS) | (before == READS) << 1 | warp << 2
+
+
+def _race(t: Trap) -> str:
+    now, before = RACES[t.aux & 1], ("wrote", "read")[t.aux >> 1 & 1]
+    return f"a race: lane {t.lane} {now} shared memory at {t.value:#x}, which warp {t.aux >> 2} {before} since the last barrier"
+
+
+@dataclass(frozen=True)
+class Text:
+    """How a kind is told."""
+
+    code: str
+    message: Callable[[Trap], str]
+    hint: str = ""
+
+
+WAIT = "open a region with BSSY before lanes part, and send every path to its BSYNC"
+FAULTS: Mapping[Kind, Text] = {
+    Kind.MISALIGNED: Text("E602", lambda t: f"{_memory(t)}, which is not a multiple of {t.aux >> 8}"),
+    Kind.OUTSIDE: Text("E603", lambda t: f"{_memory(t)}, which lies outside it"),
+    Kind.READ_ONLY: Text("E604", lambda t: f"{_memory(t)}, which is read-only"),
+    Kind.UNDECLARED: Text("E605", lambda t: f"{_memory(t)}, which is no operand of the launch that allows it"),
+    Kind.UNWRITTEN_REGISTER: Text("E606", lambda t: f"R{t.value} is read in lane {t.lane}, where nothing wrote it"),
+    Kind.UNWRITTEN_UNIFORM: Text("E606", lambda t: f"UR{t.value} is read, and nothing wrote it"),
+    Kind.UNWRITTEN_PREDICATE: Text("E606", lambda t: f"P{t.value} is read in lane {t.lane}, where nothing wrote it"),
+    Kind.UNWRITTEN_MEMORY: Text("E606", lambda t: f"{_memory(t)}, where nothing wrote"),
+    Kind.RACE: Text("E607", _race, "a BAR between the two accesses"),
+    Kind.BARRIER_DIVERGED: Text("E608", lambda t: f"lane {t.lane} is live but does not come to barrier {t.value} with the others"),
+    Kind.BARRIER_EXITED: Text("E608", lambda t: f"waits at barrier {t.value}, but warp {t.aux} of the block has exited"),
+    Kind.BARRIER_OTHER: Text("E608", lambda t: f"waits at barrier {t.value}, but warp {t.aux} of the block waits at another"),
+    Kind.REGION_SPLIT: Text("E609", lambda t: f"the guard leaves lane {t.lane} out, but all active lanes enter and leave a region together"),
+    Kind.REGION_OPEN: Text("E609", lambda t: f"B{t.value} is open already, since pc {t.aux}"),
+    Kind.REGION_CLOSED: Text("E609", lambda t: f"no BSSY sends lane {t.lane} here with B{t.value}", WAIT),
+    Kind.REGION_STUCK: Text("E609", lambda t: f"lanes wait at B{t.value} for lane {t.lane}, which waits elsewhere", WAIT),
+    Kind.REGION_EXIT: Text("E609", lambda t: f"lane {t.lane} exits inside the region of B{t.value}, where others wait for it", WAIT),
+    Kind.OFF_THE_END: Text("E610", lambda t: "the code ends without EXIT"),
+    Kind.LIMIT: Text("E611", lambda t: f"the warp has executed {t.value} instructions", "an endless loop, or raise the limit"),
+}
+
+
+def describe(trap: Trap, place: Place) -> MachineFault:
+    """The fault that a user sees."""
+    text = FAULTS[trap.kind]
+    return MachineFault(text.code, text.message(trap), where=str(place), hint=text.hint)
