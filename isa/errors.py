@@ -12,6 +12,16 @@ CODES: dict[str, str] = {
     "E102": "A node is wrong: unknown op, missing operand, unknown attribute, or a type that its op does not produce.",
     "E110": "A line of .plan text cannot be read. The message shows the place; the grammar is in compiler/plan.lark.",
     "E111": "A .plan does not fit its graph: a launch or buffer is missing, given twice, or names a value that the graph has not.",
+    # 2xx model files
+    "E201": "The file is not an ONNX model: missing, empty, cut off, or of another kind.",
+    "E202": "The model has something that is no dense tensor of a supported element type: strings, sequences, sparse initializers, 8-bit floats.",
+    "E203": "An operator, or this use of it, is not supported. `knapper ops` lists operators; a plugin can add one.",
+    "E204": "Something that must be known when compiling (a shape, axes, a branch) is computed from the network's inputs. Bind one with --const.",
+    "E205": "An input has no static shape. knapper compiles static shapes: bind open dimensions with --shape NAME=1,3,224,224.",
+    "E206": "A node's operands or attributes do not fit its operator: shapes that do not match, a wrong count, an impossible value.",
+    "E207": "External data of a model is missing, too short, or outside the model's folder.",
+    "E208": "The model's opset is older than 7 or newer than the installed `onnx` package.",
+    "E209": "The model file is inconsistent: a value used before it is defined, or twice; data that does not fill its tensor.",
     # 3xx passes and pipelines
     "E301": "There is no pass of that name, or it is not in this pipeline. The hint lists those that are.",
     "E302": "A pass has no such option, or its value is of another type.",
@@ -49,6 +59,13 @@ CODES: dict[str, str] = {
     "E720": "An input is missing, or the network has none of that name.",
     "E721": "An input has another shape than the network expects.",
     "E722": "An input has another dtype than the network expects.",
+    # 7xx how knapper was called
+    "E701": "There is no input of that name, or one is missing. The message lists those that the network has.",
+    "E702": "An input or constant has the wrong shape or element type, or cannot be read.",
+    "E703": "There is no such target. `knapper targets` lists the built-in ones; a path to a .toml file works as well.",
+    "E704": "An option has a value that it does not take.",
+    "E705": "A file cannot be read or written.",
+    "E706": "A check compared nothing, or found values that differ.",
 }
 
 
