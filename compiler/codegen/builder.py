@@ -1,0 +1,186 @@
+"""KernelBuilder: instructions on virtual registers in, an encoded `Kernel` out.
+
+    emit … emit ─► blocks ─► liveness ─► list scheduling ─► linear scan ─► words
+
+Both code generators (matrix kernels, SIMD kernels from TVM) and every plugin write their code through it.
+
+    b = KernelBuilder("scale", (128, 1, 1), machine)
+    x, y, base = b.reg(), b.reg(), b.ureg(2)
+    b.emit(ULDC, Bits32._64, base, 0)
+    …
+    kernel = b.finish()
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from knapper.isa.core import Instr, Label, Src
+from knapper.isa.errors import CompileError
+from knapper.isa.machine import Machine
+from knapper.isa.program import Kernel
+
+from . import liveness, regalloc, schedule
+from .virtual import (
+    PREDICATE,
+    PT,
+    RZ,
+    UNIFORM,
+    URZ,
+    VECTOR,
+    Record,
+    Shape,
+    Virtual,
+    VLabel,
+    VPred,
+    VReg,
+    VUReg,
+    check,
+    registers_of,
+    shape,
+    signature,
+)
+
+__all__ = ["PT", "RZ", "URZ", "KernelBuilder", "Not", "VLabel", "VPred", "VReg", "VUReg"]
+
+
+def Not(p: VPred) -> VPred:
+    """The negated guard, like `~p`."""
+    return ~p
+
+
+class KernelBuilder:
+    """Collects the instructions of one kernel. `matrix` marks a kernel whose multiply-accumulates are counted."""
+
+    def __init__(self, name: str, block: tuple[int, int, int], machine: Machine, matrix: bool = False) -> None:
+        self.name, self.block, self.machine, self.matrix = name, block, machine, matrix
+        self.records: list[Record] = []
+        self.groups = regalloc.Groups()
+        self.labels: list[VLabel] = []
+        self.shared_bytes = self.local_bytes = 0
+        self._role = 0
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
+        self._latencies = {unit: row.latency for unit, row in machine.units.items()}
+
+    # --- resources
+
+    def reg(self, words: int = 1) -> VReg:
+        """`words` consecutive vector registers, aligned to 1, 2 or 4."""
+        return VReg(self.groups.add(VECTOR, words), words, VECTOR)
+
+    def ureg(self, words: int = 1) -> VUReg:
+        """`words` consecutive uniform registers."""
+        return VUReg(self.groups.add(UNIFORM, words), words, UNIFORM)
+
+    def pred(self) -> VPred:
+        """A predicate."""
+        return VPred(self.groups.add(PREDICATE, 1), 1, PREDICATE)
+
+    def label(self) -> VLabel:
+        """A branch target, to be placed once."""
+        self.labels.append(VLabel())
+        return self.labels[-1]
+
+    def place(self, label: VLabel) -> None:
+        """The label stands before the next instruction."""
+        if label.at >= 0:
+            raise CompileError("E431", "a label is placed twice", where=self.name)
+        label.at = len(self.records)
+
+    def role(self, i: int) -> None:
+        """The following instructions work for node `i` of the launch."""
+        self._role = i
+
+    def shared(self, nbytes: int, align: int = 16) -> int:
+        """Reserve static shared memory; gives its byte offset."""
+        offset = -(-self.shared_bytes // align) * align
+        self.shared_bytes = offset + nbytes
+        return offset
+
+    def local(self, nbytes: int) -> int:
+        """Reserve local memory for each thread; gives its byte offset (aligned to 16)."""
+        offset = -(-self.local_bytes // 16) * 16
+        self.local_bytes = offset + nbytes
+        return offset
+
+    # --- instructions
+
+    def emit(self, cls: type[Instr], *operands: Any, guard: Any = PT, **more: Any) -> None:
+        """Append an instruction: fields in declaration order, numbers where an immediate is meant.
+
+        Raises CompileError E430 for an operand that does not fit its field.
+        """
+        fields, positions, defaults = signature(cls)
+        if len(operands) < len(fields):
+            operands += tuple(more[n] if n in more else defaults[n] for n, _, _ in fields[len(operands) :])
+        modifiers = tuple([operands[i] for i in positions])
+        key = (cls, modifiers)
+        s = self._shapes.get(key) or self._shapes.setdefault(key, shape(cls, modifiers, self._latencies, self.name))
+        where = self.name
+        values = [v for i, v in enumerate(operands) if i not in positions] if positions else operands
+        checked = tuple([check(slot, v, where) for slot, v in zip(s.slots, values, strict=True)])
+        self.records.append(self._record(s, checked, guard))
+
+    def _record(self, s: Shape, operands: tuple[Any, ...], guard: Any) -> Record:
+        r = Record(s, operands, guard, self._role)
+        for slot, v in zip(s.slots, operands, strict=True):
+            if isinstance(v, Virtual):
+                if "r" in slot.use:
+                    r.reads += registers_of(slot, v)
+                if "w" in slot.use:
+                    r.writes += registers_of(slot, v)
+            elif isinstance(v, VLabel):
+                r.target = v
+        if isinstance(guard, Virtual):
+            r.reads.append(guard.base)
+        return r
+
+    # --- the way down
+
+    def finish(self) -> Kernel:
+        """Allocate, schedule, encode. CompileError E432 if registers do not suffice, E431 for a label nobody placed."""
+        if any(label.at < 0 for label in self.labels):
+            raise CompileError("E431", "a label was never placed", where=self.name)
+        blocks = liveness.blocks(self.records, self.labels)
+        live = liveness.live(self.records, blocks)
+        limits = self._limits()
+        try:
+            order = schedule.schedule(self.records, blocks, live, self.groups, limits)
+            places = regalloc.allocate(self.records, order, blocks, live, self.groups, limits, self.name)
+        except CompileError:  # the schedule lengthened too many lives: the source order is the one that was written to fit
+            order = list(range(len(self.records)))
+            places = regalloc.allocate(self.records, order, blocks, live, self.groups, limits, self.name)
+        return self._encode(order, places)
+
+    def _limits(self) -> tuple[int, int, int]:
+        """Registers of each file that a thread may use."""
+        x, y, z = self.block
+        warps = -(-x * y * z // 32)
+        return min(self.machine.registers_per_thread, self.machine.registers_per_sm // (32 * warps)), 63, 7
+
+    def _encode(self, order: list[int], places: regalloc.Places) -> Kernel:
+        words = b"".join(encode(self.records[i], places.at).to_bytes(16, "little") for i in order)
+        return Kernel(
+            self.name, words, tuple(self.records[i].role for i in order), self.block, max(places.used[VECTOR], 1),
+            self.shared_bytes, self.local_bytes, matrix=self.matrix,
+        )  # fmt: skip
+
+
+def encode(r: Record, at: list[int]) -> int:
+    """The 128-bit word; `at` maps virtual words to physical registers."""
+    s = r.shape
+    guard = r.guard
+    word = s.bits | ((at[guard.base] + 8 * guard.negated) if isinstance(guard, Virtual) else int(guard)) << 10
+    for slot, v in zip(s.slots, r.operands, strict=True):
+        if isinstance(v, Virtual):
+            raw = at[v.base]
+            if slot.kind is Src:
+                raw |= (Src.UREG if v.file == UNIFORM else Src.REG) << 32
+            elif v.negated:
+                raw += 8
+        elif slot.kind is Label:
+            raw = v.at
+        else:
+            raw = v
+        word |= raw << slot.lo
+    return word
