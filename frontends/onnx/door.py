@@ -1,0 +1,419 @@
+"""Walk a model's nodes in order and build the Graph; problems are collected, not stopped at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from knapper.compiler.ir import DTYPES, OPS, Array, Graph, Type
+from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError, raise_all
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+from . import inline
+from .builder import Builder, Call, bind
+from .file import Model, open_model
+from .forms import COMPLETE, FORMS
+from .schemas import NEWEST, formals, schema
+from .tensors import Value, array_of, attribute, dtype_of
+
+OLDEST = 7
+"""Opset 7 brought numpy's broadcasting; before it the same node could mean other things."""
+DEPTH_LIMIT = 32
+"""Functions inside functions; a real model has three or so."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What a name stands for whose node could not be imported; `reason` is said when something reads it.
+
+    The empty reason: it has been said already.
+    """
+
+    reason: str = ""
+
+
+class Unreadable(Exception):
+    """A node reads a value that an earlier problem left undefined."""
+
+
+@dataclass
+class Scope:
+    """One graph, function body or `If` branch: its names, opsets, and the attributes that a function was called with."""
+
+    opsets: Mapping[str, int]
+    values: dict[str, str | Absent] = field(default_factory=dict)
+    attrs: Mapping[str, AttributeProto] = field(default_factory=dict)
+    parent: Scope | None = None
+    path: str = ""
+    """What node names begin with: the call of a model-local function."""
+    loc: str = ""
+    """The model's node that everything here works for, inside a standard operator's own definition."""
+    depth: int = 0
+
+    def find(self, name: str) -> str | Absent | None:
+        """The graph value of an ONNX name; enclosing graphs are visible in subgraphs."""
+        if name in self.values:
+            return self.values[name]
+        return self.parent.find(name) if self.parent else None
+
+    def version(self, domain: str) -> int:
+        """The opset that nodes of a domain mean."""
+        if domain not in self.opsets:
+            raise FrontendError("E209", f"the model imports no opset for domain {domain!r}")
+        return self.opsets[domain]
+
+
+def read(
+    model: str | Path | ModelProto,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    consts: Mapping[str, Any] | None = None,
+) -> Graph:
+    """Import an ONNX model.
+
+    Args:
+        model: a path, or a loaded ModelProto.
+        shapes: input name → shape, for symbolic dimensions or to replace fixed ones (a batch); a symbol's name → its size.
+        consts: input name → the value it always has, for inputs that decide shapes.
+
+    Raises FrontendError, or Problems with every one that was found.
+    """
+    return Door(open_model(model)).graph(shapes or {}, consts or {})
+
+
+class Door:
+    """One import."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.builder = Builder()
+        self.problems: list[KnapperError] = []
+        self.functions = {(_domain(f.domain), f.name, f.overload): f for f in model.proto.functions}
+
+    def graph(self, shapes: Mapping[str, Sequence[int]], consts: Mapping[str, Any]) -> Graph:
+        """Import the model's main graph; raises every problem at once."""
+        proto = self.model.proto.graph
+        scope = Scope({_domain(o.domain): o.version for o in self.model.proto.opset_import})
+        self._opset(scope)
+        self._initializers(proto, scope)
+        self._inputs(proto, scope, shapes, consts)
+        self.nodes(proto.node, scope)
+        outputs = {o.name: v for o in proto.output if isinstance(v := self._output(o, scope), str)}
+        if not self.problems and not outputs:
+            self.problems.append(self._problem("E209", "the model has no outputs"))
+        raise_all(self.problems)
+        return self.builder.graph(proto.name or Path(self.model.name).stem, outputs)
+
+    # --- what a graph begins and ends with ---
+
+    def _opset(self, scope: Scope) -> None:
+        opset = scope.opsets.get("", OLDEST)
+        if not OLDEST <= opset <= NEWEST:
+            hint = (
+                "onnx.version_converter can raise it"
+                if opset < OLDEST
+                else "a newer `onnx` package may know it"
+            )
+            raise self._problem("E208", f"opset {opset} is not between {OLDEST} and {NEWEST}", hint)
+
+    def _initializers(self, proto: GraphProto, scope: Scope) -> None:
+        for s in proto.sparse_initializer:
+            problem = f"initializer {s.values.name!r} is sparse, which is not supported"
+            self.problems.append(self._problem("E202", problem, "store it dense"))
+            scope.values[s.values.name] = Absent()
+        for i, t in enumerate(proto.initializer):
+            with self._collect(""):
+                scope.values[t.name] = Absent()
+                raw = self.model.weights.get(i) if scope.parent is None else None
+                array = array_of(t, raw, self.model.folder)
+                scope.values[t.name] = self.builder.constant(array, t.name)
+
+    def _inputs(
+        self,
+        proto: GraphProto,
+        scope: Scope,
+        shapes: Mapping[str, Sequence[int]],
+        consts: Mapping[str, Any],
+    ) -> None:
+        free = [i for i in proto.input if i.name not in scope.values]
+        sizes = self._sizes(free, shapes, consts)
+        for i in free:
+            scope.values[i.name] = Absent()
+            with self._collect(f"input {i.name!r}"):
+                if i.name in consts:
+                    constant = self.builder.constant(_constant(i, consts[i.name]), i.name)
+                    scope.values[i.name] = constant
+                else:
+                    scope.values[i.name] = self.builder.input(i.name, _input_type(i, sizes, shapes))
+
+    def _sizes(
+        self,
+        inputs: Sequence[ValueInfoProto],
+        shapes: Mapping[str, Sequence[int]],
+        consts: Mapping[str, Any],
+    ) -> dict[str, int]:
+        """The sizes of symbolic dimensions that `shapes` settles, by symbol or through the input that has it."""
+        symbols = {d.dim_param for i in inputs for d in _dims(i) if d.dim_param}
+        names = {i.name for i in inputs}
+        for option, given, allowed in (
+            ("--shape", shapes, names | symbols),
+            ("--const", consts, names),
+        ):
+            for name in given.keys() - allowed:
+                known = ", ".join(sorted(allowed)) or "none"
+                problem = f"{option} names {name!r}; the model's inputs are: {known}"
+                self.problems.append(UsageError("E701", problem, where=self.model.name))
+        sizes = {
+            n: int(s[0])
+            for n, s in shapes.items()
+            if n in symbols and n not in names and len(s) == 1
+        }
+        for i in inputs:
+            for d, size in zip(_dims(i), shapes.get(i.name, ()), strict=False):
+                if d.dim_param:
+                    sizes.setdefault(d.dim_param, int(size))
+        return sizes
+
+    def _output(self, o: ValueInfoProto, scope: Scope) -> str | None:
+        with self._collect(f"output {o.name!r}"):
+            return self.operand(scope, o.name)
+        return None
+
+    # --- nodes ---
+
+    def nodes(self, protos: Iterable[NodeProto], scope: Scope) -> None:
+        """Import nodes in order."""
+        for p in protos:
+            with self._collect(self._name(p, scope)):
+                for o in p.output:
+                    if o in scope.values:
+                        raise FrontendError("E209", f"value {o!r} is defined twice")
+                results = self._node(p, scope)
+                missing = Absent(f"result {{}} of {p.op_type} is not supported")
+                for i, o in enumerate(p.output):
+                    absent = replace(missing, reason=missing.reason.format(i))
+                    scope.values[o] = results[i] if i < len(results) else absent
+                continue
+            # The node failed. What reads it is not worth a second complaint.
+            scope.values |= {o: Absent() for o in p.output if o not in scope.values}
+
+    def _node(self, p: NodeProto, scope: Scope) -> Sequence[str | Absent]:
+        """The graph values that a node's results are."""
+        domain = _domain(p.domain)
+        version = scope.version(domain)
+        function = self.functions.get((domain, p.op_type, p.overload))
+        declared = schema(p.op_type, version, domain)
+        self._refuse_unknown(p, domain, version, function is not None or inline.has_body(declared))
+        operands = [self.operand(scope, name) if name else "" for name in p.input]
+        if p.op_type == "If" and not domain:
+            return self._if(p, operands, scope)
+        if function is not None:
+            return self._call(p, function, operands, scope, local=True)
+        if not self._native(p.op_type, domain):
+            types = [self.builder.types.get(v) for v in operands]
+            body = inline.body(declared, version, self._resolved(p, scope), types)
+            return self._call(p, body, operands, scope, local=False)
+        names = formals(declared, len(operands)) if declared else map(str, range(len(operands)))
+        call = Call(
+            p.op_type,
+            dict(zip(names, operands, strict=False)),
+            self._attributes(p, scope),
+            tuple(p.output),
+            scope.loc or scope.path + (p.name or p.output[0]),
+            version,
+            declared,
+        )
+        return self._adapted(call)
+
+    def _adapted(self, call: Call) -> list[str]:
+        """Apply the forms until one gives values, or none is left and the default rule serves."""
+        while form := FORMS.get(call.op) if call.schema else None:
+            result = form(self.builder, call)
+            if isinstance(result, list):
+                return result
+            if result.op == call.op:
+                return bind(self.builder, result)
+            call = result
+        return bind(self.builder, call)
+
+    def _native(self, op: str, domain: str) -> bool:
+        return (op in OPS and OPS[op].domain == domain) or (op in COMPLETE and not domain)
+
+    def _refuse_unknown(self, p: NodeProto, domain: str, version: int, has_body: bool) -> None:
+        if has_body or self._native(p.op_type, domain) or (p.op_type == "If" and not domain):
+            return
+        if domain:
+            raise FrontendError(
+                "E203",
+                f"knapper has no operator {p.op_type} of domain {domain} (version {version})",
+                hint="a plugin can add it: --plugin FILE.py",
+            )
+        close = get_close_matches(p.op_type, OPS, 1, 0.85)
+        guess = (
+            f"; did you mean {close[0]}?" if close and schema(p.op_type, version) is None else ""
+        )
+        raise FrontendError(
+            "E203",
+            f"operator {p.op_type} is not supported",
+            hint=f"`knapper ops` lists those that are{guess}",
+        )
+
+    def operand(self, scope: Scope, name: str) -> str:
+        """The graph value of an ONNX name."""
+        value = scope.find(name)
+        if value is None:
+            raise FrontendError("E209", f"reads {name!r}, which nothing before it defines")
+        if isinstance(value, Absent):
+            if value.reason:
+                raise FrontendError("E203", f"reads {name!r}, but {value.reason}")
+            raise Unreadable
+        return value
+
+    def _resolved(self, p: NodeProto, scope: Scope) -> NodeProto:
+        """The node with its references to the enclosing function's attributes replaced by what they refer to."""
+        if not any(a.ref_attr_name for a in p.attribute):
+            return p
+        copy = NodeProto()
+        copy.CopyFrom(p)
+        del copy.attribute[:]
+        for a in p.attribute:
+            if not a.ref_attr_name:
+                copy.attribute.append(a)
+            elif (given := scope.attrs.get(a.ref_attr_name)) is not None:
+                copy.attribute.add().CopyFrom(given)
+                copy.attribute[-1].name = a.name
+        return copy
+
+    def _attributes(self, p: NodeProto, scope: Scope) -> dict[str, Value]:
+        return {a.name: attribute(a) for a in self._resolved(p, scope).attribute}
+
+    # --- bodies ---
+
+    def _call(
+        self, p: NodeProto, f: FunctionProto, operands: Sequence[str], scope: Scope, *, local: bool
+    ) -> list[str | Absent]:
+        """Import a function's body in place of its call."""
+        if scope.depth >= DEPTH_LIMIT:
+            raise FrontendError("E209", f"functions are nested more than {DEPTH_LIMIT} deep")
+        name = scope.path + (p.name or p.output[0])
+        opsets = {_domain(o.domain): o.version for o in f.opset_import} or scope.opsets
+        given = {a.name: a for a in (*f.attribute_proto, *self._resolved(p, scope).attribute)}
+        inner = Scope(
+            opsets,
+            dict(zip(f.input, operands, strict=False)),
+            given,
+            path=f"{name}/" if local else scope.path,
+            loc=scope.loc if local else scope.loc or name,
+            depth=scope.depth + 1,
+        )
+        inner.values |= dict.fromkeys(f.input[len(operands) :], "")
+        self.nodes(f.node, inner)
+        return [self._result(inner, o) for o in f.output]
+
+    def _if(self, p: NodeProto, operands: Sequence[str], scope: Scope) -> list[str | Absent]:
+        """Import the branch that a constant condition takes."""
+        condition = self.builder.known.get(operands[0])
+        if condition is None:
+            raise FrontendError(
+                "E204",
+                "the condition of If is computed from the network's inputs; branches are chosen when compiling",
+                hint="if one of them is fixed in your use, bind it: --const NAME=VALUE",
+            )
+        wanted = "then_branch" if condition.ravel()[0] else "else_branch"
+        branch = next(a.g for a in p.attribute if a.name == wanted)
+        inner = replace(scope, values={}, parent=scope, depth=scope.depth + 1)
+        self._initializers(branch, inner)
+        self.nodes(branch.node, inner)
+        return [self._result(inner, o.name) for o in branch.output]
+
+    def _result(self, scope: Scope, name: str) -> str | Absent:
+        return scope.find(name) or Absent(f"{name!r} is not defined")
+
+    # --- problems ---
+
+    def _name(self, p: NodeProto, scope: Scope) -> str:
+        output = next((o for o in p.output if o), "")
+        name = f"{scope.path}{p.name}" if p.name else f"that makes {output!r}"
+        inside = (
+            f"{scope.loc!r}, in its definition" if scope.loc else repr(name) if p.name else name
+        )
+        return f"node {inside} ({p.op_type})"
+
+    def _problem(self, code: str, message: str, hint: str = "") -> FrontendError:
+        return FrontendError(code, message, where=self.model.name, hint=hint)
+
+    @contextmanager
+    def _collect(self, where: str) -> Iterator[None]:
+        """Keep a problem for the end, with the file and the place in front of it."""
+        place = f"{self.model.name}: {where}" if where else self.model.name
+        try:
+            yield
+        except Unreadable:
+            pass
+        except Problems:
+            raise
+        except KnapperError as e:
+            code = e.code if isinstance(e, FrontendError) else "E206"
+            self.problems.append(FrontendError(code, e.message, where=place, hint=e.hint))
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _dims(i: ValueInfoProto) -> Sequence[Any]:
+    dims: Sequence[Any] = i.type.tensor_type.shape.dim
+    return dims
+
+
+def _tensor_dtype(i: ValueInfoProto) -> str:
+    kind = i.type.WhichOneof("value")
+    if kind != "tensor_type":
+        what = (kind or "value without a type").removesuffix("_type").replace("_", " ")
+        raise FrontendError("E202", f"is a {what}, not a tensor")
+    return dtype_of(i.type.tensor_type.elem_type)
+
+
+def _input_type(
+    i: ValueInfoProto, sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
+) -> Type:
+    """An input's static type; FrontendError E205 if a dimension is open."""
+    dtype = _tensor_dtype(i)
+    dims = _dims(i)
+    shown = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in dims]
+    if (given := shapes.get(i.name)) is not None:
+        if i.type.tensor_type.HasField("shape") and len(given) != len(dims):
+            raise FrontendError(
+                "E205",
+                f"has {len(dims)} dimensions [{','.join(shown)}], --shape gives {len(given)}",
+            )
+        shape = tuple(map(int, given))
+    elif not i.type.tensor_type.HasField("shape"):
+        raise FrontendError("E205", "has no shape", hint=f"give one: --shape {i.name}=1,...")
+    else:
+        shape = tuple(
+            sizes.get(d.dim_param, d.dim_value if d.HasField("dim_value") else -1) for d in dims
+        )
+    if any(n < 0 for n in shape):
+        example = ",".join(str(n) if n >= 0 else "1" for n in shape)
+        open_ = [s for s, n in zip(shown, shape, strict=True) if n < 0]
+        raise FrontendError(
+            "E205",
+            f"has shape [{','.join(shown)}] with {', '.join(open_)} open; knapper compiles static shapes",
+            hint=f"--shape {i.name}={example}",
+        )
+    return Type(dtype, shape)
+
+
+def _constant(i: ValueInfoProto, value: Any) -> Array:
+    dtype = DTYPES[_tensor_dtype(i)]
+    try:
+        return np.asarray(value).astype(dtype)
+    except (TypeError, ValueError):
+        raise FrontendError(
+            "E702", f"--const gives {value!r}, which is no {np.dtype(dtype).name}"
+        ) from None

@@ -1,0 +1,389 @@
+"""Where an ONNX operator differs from the Graph's op of that name: older opsets, and spellings that mean the same.
+
+A form takes the Builder and a Call and gives either another Call, which the default rule (`builder.bind`) or another form
+takes on, or the values of the results. The Graph's ops have the newest opset's meaning; shapes, axes and pads reach them
+complete and explicit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from knapper.compiler.ir import DTYPES, OPS
+from knapper.isa.errors import FrontendError
+
+from .builder import Builder, Call
+from .tensors import dtype_of
+
+Form = Callable[[Builder, Call], Call | list[str]]
+FORMS: dict[str, Form] = {}
+COMPLETE: set[str] = set()
+"""Operators that a form imports whether or not the Graph has an op of that name."""
+SIZE_LIMIT = 1 << 31
+"""Elements of a tensor beyond which a model is taken for damaged."""
+
+
+def form(*ops: str, needs_op: bool = True) -> Callable[[Form], Form]:
+    """Register a form for operators; `needs_op=False`: it serves without a Graph op of that name."""
+
+    def register(f: Form) -> Form:
+        FORMS.update(dict.fromkeys(ops, f))
+        if not needs_op:
+            COMPLETE.update(ops)
+        return f
+
+    return register
+
+
+def only(call: Call) -> str:
+    """What the first result is called."""
+    return call.outputs[0] if call.outputs else ""
+
+
+# --- constants ----------------------------------------------------------------------------------------------------------
+
+
+@form("Constant", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    if len(call.attrs) != 1:
+        raise FrontendError("E209", f"Constant takes one attribute, got {len(call.attrs)}")
+    ((kind, value),) = call.attrs.items()
+    dtype = {"value_float": "f4", "value_floats": "f4", "value_int": "i8", "value_ints": "i8"}.get(
+        kind
+    )
+    if isinstance(value, np.ndarray):
+        return [b.constant(value, only(call))]
+    if dtype is None:
+        raise FrontendError("E202", f"a Constant of kind {kind} is not supported")
+    return [b.constant(np.asarray(value, dtype), only(call))]
+
+
+@form("Shape", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    shape = b.shape(call.operand(0))
+    shape = shape[call.integer("start") : call.integer("end", len(shape))]
+    return [b.constant(np.array(shape, np.int64), only(call))]
+
+
+@form("Size", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    return [b.constant(np.array(prod(b.shape(call.operand(0))), np.int64), only(call))]
+
+
+@form("ConstantOfShape", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    value = np.asarray(call.attrs.get("value", np.zeros(1, np.float32)))
+    shape = b.ints(call, "input") or ()
+    if value.size != 1 or any(n < 0 for n in shape) or prod(shape) > SIZE_LIMIT:
+        raise FrontendError(
+            "E206", f"cannot fill a tensor of shape {shape} with {value.size} values"
+        )
+    # Zero strides: a weight of zeros takes no memory until somebody writes it out.
+    return [b.constant(np.broadcast_to(value.reshape(()), shape), only(call))]
+
+
+@form("EyeLike", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    like = b.type(call.operand(0))
+    dtype = DTYPES[dtype_of(call.integer("dtype")) if "dtype" in call.attrs else like.dtype]
+    if like.rank != 2:
+        raise FrontendError("E206", f"EyeLike takes a matrix, got {like}")
+    rows, columns = like.shape
+    return [b.constant(np.eye(rows, columns, call.integer("k"), dtype), only(call))]
+
+
+@form("Range", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    start, limit, delta = (_number(b, call, n) for n in ("start", "limit", "delta"))
+    count = max(int(np.ceil((limit - start) / delta)) if delta else 0, 0)
+    if count > SIZE_LIMIT:
+        raise FrontendError("E206", f"Range of {count} elements")
+    return [b.constant(np.asarray(start + delta * np.arange(count), start.dtype), only(call))]
+
+
+def _number(b: Builder, call: Call, formal: str) -> Any:
+    a = b.decided(call, formal)
+    if a is None or a.size != 1:
+        raise FrontendError("E206", f"operand {formal!r} should be one number")
+    return a.ravel()[0]
+
+
+@form("NonZero", needs_op=False)
+def _(b: Builder, call: Call) -> list[str] | Call:
+    value = b.known.get(call.operand(0))
+    if value is None:
+        return call
+    found = np.stack(np.nonzero(np.atleast_1d(value)))
+    return [b.constant(found.astype(np.int64), only(call))]
+
+
+# --- what inference does not do -----------------------------------------------------------------------------------------
+
+
+@form("Identity", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    return [call.operand(0)]
+
+
+@form("Dropout", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    training = b.decided(call, "training_mode")
+    ratio = b.decided(call, "ratio")
+    if training is not None and training.any() and (ratio is None or ratio.any()):
+        raise FrontendError(
+            "E203", "Dropout in training mode is not supported", hint="export for inference"
+        )
+    mask = np.broadcast_to(np.True_, b.shape(call.operand(0)))
+    return [call.operand(0), *(b.constant(mask, o) for o in call.outputs[1:])]
+
+
+@form("BatchNormalization")
+def _(b: Builder, call: Call) -> Call:
+    if call.attrs.get("training_mode", 0) or not call.attrs.get("spatial", 1):
+        raise FrontendError(
+            "E203",
+            "only the inference form of BatchNormalization is supported",
+            hint="export for inference",
+        )
+    return replace(call, outputs=call.outputs[:1])
+
+
+@form("CastLike", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    to = b.type(call.operand(1)).dtype
+    return b.emit("Cast", [call.operand(0)], {"to": to}, call.outputs, call.loc)
+
+
+# --- axes ---------------------------------------------------------------------------------------------------------------
+
+REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+
+
+@form(*(f"Reduce{r}" for r in REDUCTIONS))
+def _(b: Builder, call: Call) -> Call | list[str]:
+    axes = b.ints(call, "axes")
+    if not axes and call.attrs.get("noop_with_empty_axes", 0):
+        return [call.operand(0)]
+    every = tuple(range(len(b.shape(call.operand(0)))))
+    return call.now(drop=["noop_with_empty_axes"], axes=axes or every)
+
+
+@form("Squeeze")
+def _(b: Builder, call: Call) -> Call:
+    ones = (i for i, n in enumerate(b.shape(call.operand(0))) if n == 1)
+    axes = b.ints(call, "axes")
+    return call.now(axes=tuple(ones) if axes is None else axes)
+
+
+@form("Unsqueeze")
+def _(b: Builder, call: Call) -> Call:
+    return call.now(axes=b.ints(call, "axes") or ())
+
+
+@form("Slice")
+def _(b: Builder, call: Call) -> Call:
+    starts, ends = b.ints(call, "starts") or (), b.ints(call, "ends") or ()
+    axes = b.ints(call, "axes") or tuple(range(len(starts)))
+    steps = b.ints(call, "steps") or (1,) * len(starts)
+    return call.now(starts=starts, ends=ends, axes=axes, steps=steps)
+
+
+@form("Softmax", "LogSoftmax", "Hardmax")
+def _(b: Builder, call: Call) -> Call | list[str]:
+    """Before opset 13 these flattened: everything from `axis` on was one row."""
+    if call.version >= 13:
+        return call
+    shape = b.shape(call.operand(0))
+    axis = call.integer("axis", 1) % max(len(shape), 1)
+    if prod(shape[axis + 1 :]) == 1:
+        return call.now(axis=axis)
+    rows = (prod(shape[:axis]), prod(shape[axis:]))
+    (flat,) = b.emit("Reshape", [call.operand(0)], {"shape": rows}, loc=f"{call.loc}.flat")
+    (result,) = b.emit(call.op, [flat], {"axis": 1}, loc=call.loc)
+    return b.emit("Reshape", [result], {"shape": shape}, call.outputs, f"{call.loc}.shape")
+
+
+# --- shapes -------------------------------------------------------------------------------------------------------------
+
+
+@form("Reshape")
+def _(b: Builder, call: Call) -> Call:
+    old = b.shape(call.operand(0))
+    new = list(b.ints(call, "shape") or ())
+    if not call.attrs.get("allowzero", 0):
+        new = [old[i] if n == 0 and i < len(old) else n for i, n in enumerate(new)]
+    if new.count(-1) == 1 and (known := -prod(new)) > 0 and prod(old) % known == 0:
+        new[new.index(-1)] = prod(old) // known
+    if any(n < 0 for n in new) or prod(new) != prod(old):
+        raise FrontendError("E206", f"cannot reshape {b.type(call.operand(0))} to {new}")
+    return call.now(drop=["allowzero"], shape=tuple(new))
+
+
+@form("Split")
+def _(b: Builder, call: Call) -> Call:
+    axis = call.integer("axis")
+    shape = b.shape(call.operand(0))
+    size = shape[axis] if -len(shape) <= axis < len(shape) else 0
+    sizes = b.ints(call, "split")
+    if sizes is None:
+        parts = call.integer("num_outputs", len(call.outputs))
+        chunk = -(-size // parts) if parts > 0 else size
+        sizes = tuple(min(chunk, size - at) for at in range(0, size, chunk)) if chunk else ()
+    return call.now(drop=["num_outputs"], split=sizes)
+
+
+@form("Pad")
+def _(b: Builder, call: Call) -> Call:
+    """The newest form: pads for every axis, begins before ends; the value is an operand."""
+    rank = len(b.shape(call.operand(0)))
+    pads = b.ints(call, "pads") or ()
+    axes = b.ints(call, "axes") or tuple(range(rank))
+    if len(pads) != 2 * len(axes) or any(not -rank <= a < rank for a in axes):
+        raise FrontendError(
+            "E206", f"{len(pads)} pads for {len(axes)} axes of a tensor of rank {rank}"
+        )
+    full = [0] * (2 * rank)
+    for i, a in enumerate(axes):
+        full[a % rank], full[rank + a % rank] = pads[i], pads[len(axes) + i]
+    if "value" in call.attrs:
+        call = call.now(drop=["value"], constant_value=call.attrs["value"])
+    return call.now(drop=["axes"], pads=tuple(full))
+
+
+@form("Upsample", needs_op=False)
+def _(b: Builder, call: Call) -> Call:
+    """Resize as it was before it had coordinate modes."""
+    return call.now("Resize", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+
+
+@form("Resize")
+def _(b: Builder, call: Call) -> Call:
+    shape = b.shape(call.operand(0))
+    if call.version < 11 and call.op == "Resize":
+        call = call.now(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    axes = call.integers("axes", range(len(shape)))
+    scales = call.attrs.get("scales") or b.decided(call, "scales")
+    sizes = b.ints(call, "sizes")
+    drop = ["axes", "keep_aspect_ratio_policy", "roi"]
+    if call.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        drop.remove("roi")
+    if sizes:
+        sizes = _kept_aspect(call, shape, axes, sizes)
+        full = [
+            dict(zip((a % len(shape) for a in axes), sizes, strict=False)).get(i, n)
+            for i, n in enumerate(shape)
+        ]
+        return call.now(drop=[*drop, "scales"], sizes=tuple(full))
+    factors = dict(
+        zip(
+            (a % len(shape) for a in axes), np.ravel(() if scales is None else scales), strict=False
+        )
+    )
+    return call.now(
+        drop=[*drop, "sizes"], scales=tuple(float(factors.get(i, 1)) for i in range(len(shape)))
+    )
+
+
+def _kept_aspect(
+    call: Call, shape: tuple[int, ...], axes: tuple[int, ...], sizes: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The sizes that an aspect ratio policy makes of those asked for."""
+    policy = call.attrs.get("keep_aspect_ratio_policy", "stretch")
+    if policy == "stretch":
+        return sizes
+    factors = [n / shape[a] for n, a in zip(sizes, axes, strict=False)]
+    factor = min(factors) if policy == "not_larger" else max(factors)
+    return tuple(int(np.floor(factor * shape[a] + 0.5)) for a in axes)
+
+
+# --- windows ------------------------------------------------------------------------------------------------------------
+
+
+@form("Conv", "ConvInteger", "QLinearConv", "MaxPool", "AveragePool", "LpPool")
+def _(b: Builder, call: Call) -> Call:
+    """Explicit strides, dilations and pads; `kernel_shape` of a convolution is its weight's."""
+    image = b.shape(call.operand(0))[2:]
+    call, kernel = _kernel(b, call, len(image))
+    strides = call.integers("strides", (1,) * len(image))
+    dilations = call.integers("dilations", (1,) * len(image))
+    pads = call.integers("pads", (0,) * (2 * len(image)))
+    mode = call.attrs.get("auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        lost = [
+            max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            for n, s, k, d in zip(image, strides, kernel, dilations, strict=True)
+        ]
+        pads = _shared(lost, more_first=mode == "SAME_LOWER")
+    elif mode == "VALID":
+        pads = (0,) * (2 * len(image))
+    return call.now(drop=["auto_pad"], strides=strides, dilations=dilations, pads=pads)
+
+
+@form("ConvTranspose")
+def _(b: Builder, call: Call) -> Call:
+    """`output_shape` and `auto_pad` are two ways to say the pads."""
+    image = b.shape(call.operand(0))[2:]
+    call, kernel = _kernel(b, call, len(image))
+    ones, zeros = (1,) * len(image), (0,) * len(image)
+    strides, dilations = call.integers("strides", ones), call.integers("dilations", ones)
+    extra = call.integers("output_padding", zeros)
+    mode = call.attrs.get("auto_pad", "NOTSET")
+    target = call.integers("output_shape")[-len(image) :]
+    if not target and mode in ("SAME_UPPER", "SAME_LOWER"):
+        target = tuple(n * s for n, s in zip(image, strides, strict=True))
+    pads = call.integers("pads", zeros * 2)
+    if target:
+        full = [
+            s * (n - 1) + e + (k - 1) * d + 1
+            for n, s, e, k, d in zip(image, strides, extra, kernel, dilations, strict=True)
+        ]
+        lost = [f - t for f, t in zip(full, target, strict=True)]
+        pads = _shared(lost, more_first=mode != "SAME_UPPER")
+    drop = ["auto_pad", "output_shape"]
+    return call.now(
+        drop=drop, strides=strides, dilations=dilations, output_padding=extra, pads=pads
+    )
+
+
+def _kernel(b: Builder, call: Call, rank: int) -> tuple[Call, tuple[int, ...]]:
+    """The window's size, and the call without `kernel_shape` if its op does not ask for it."""
+    given = call.integers("kernel_shape")
+    if call.op.endswith("Pool"):
+        kernel = given
+    else:
+        kernel = b.shape(call.operand(3 if call.op == "QLinearConv" else 1))[2:]
+        call = call.now(drop=["kernel_shape"])
+    if len(kernel) != rank or (given and given != kernel):
+        raise FrontendError(
+            "E206", f"kernel_shape {given} does not fit a window over {rank} axes of {kernel}"
+        )
+    return call, kernel
+
+
+def _shared(lost: list[int], *, more_first: bool) -> tuple[int, ...]:
+    """Padding split between begin and end; the odd one goes first or last."""
+    small, large = [n // 2 for n in lost], [n - n // 2 for n in lost]
+    return tuple(large + small if more_first else small + large)
+
+
+# --- names --------------------------------------------------------------------------------------------------------------
+
+
+@form("Scatter", needs_op=False)
+def _(b: Builder, call: Call) -> Call:
+    return call.now("ScatterElements")
+
+
+@form("Mean", needs_op=False)
+def _(b: Builder, call: Call) -> Call | list[str]:
+    """Sum, divided by how many there are."""
+    if "Mean" in OPS:
+        return call
+    operands = list(call.inputs.values())
+    (total,) = b.emit("Sum", operands, {}, loc=f"{call.loc}.sum")
+    count = b.constant(np.asarray(len(operands), DTYPES[b.type(total).dtype]), "count")
+    return b.emit("Div", [total, count], {}, call.outputs, call.loc)
