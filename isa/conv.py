@@ -44,7 +44,9 @@ class LDG_IM2COL(Instr, opcode=0x140, name="LDG.IM2COL", unit="lsu_global", exte
 
     def inside(self, m: Any) -> Value:
         """Booleans: which lanes' taps are in the image."""
-        (y, x), (dy, dx) = (coordinates(w) for w in (m.read(self.pix, U32), m.source(self.tap, U32)))
+        (y, x), (dy, dx) = (
+            coordinates(w) for w in (m.read(self.pix, U32), m.source(self.tap, U32))
+        )
         size = m.uniform(self.size, U32)
         height, width = (bitcast(n, S32) for n in (shr(size, 16), size & 0xFFFF))
         y, x = y + dy, x + dx

@@ -103,7 +103,10 @@ class Operand(int):
             if text == name:
                 return cls(number)
         if (m := re.fullmatch(re.escape(cls.prefix) + r"(-?(?:0x[0-9a-fA-F]+|\d+))", text)) is None:
-            raise IsaError("E501", f"expected {cls.prefix or 'a number'}{'N' if cls.prefix else ''}, got {text!r}")
+            raise IsaError(
+                "E501",
+                f"expected {cls.prefix or 'a number'}{'N' if cls.prefix else ''}, got {text!r}",
+            )
         return cls(int(m[1], 0))
 
     @classmethod
@@ -125,27 +128,29 @@ class Reg(Operand):
     """A vector register: 32 lanes of 32 bits. RZ reads as zero and swallows writes. 64-bit values take an even pair."""
 
     prefix = "R"
-    special = {255: "RZ"}
+    special: ClassVar[dict[int, str]] = {255: "RZ"}
 
 
 class UReg(Operand):
     """A uniform register: one 32-bit scalar a warp. URZ reads as zero. 64-bit values take an even pair."""
 
     prefix = "UR"
-    special = {63: "URZ"}
+    special: ClassVar[dict[int, str]] = {63: "URZ"}
 
 
 class Pred(Operand):
     """A predicate register: one bit a lane. PT is always true; writing it does nothing."""
 
     prefix = "P"
-    special = {7: "PT"}
+    special: ClassVar[dict[int, str]] = {7: "PT"}
 
 
 class Guard(Operand):
     """A predicate as a condition: `P0`, `!P0`. Bit 3 negates."""
 
-    special = {n + 8 * neg: "!" * neg + ("PT" if n == 7 else f"P{n}") for n in range(8) for neg in (0, 1)}
+    special: ClassVar[dict[int, str]] = {
+        n + 8 * neg: "!" * neg + ("PT" if n == 7 else f"P{n}") for n in range(8) for neg in (0, 1)
+    }
 
     @property
     def pred(self) -> Pred:
@@ -192,7 +197,9 @@ class Src(int):
         """Wrap a register, or an integer taken modulo 2**32."""
         if isinstance(value, Src):
             return cls(value)
-        kind = cls.REG if isinstance(value, Reg) else cls.UREG if isinstance(value, UReg) else cls.IMM
+        kind = (
+            cls.REG if isinstance(value, Reg) else cls.UREG if isinstance(value, UReg) else cls.IMM
+        )
         return cls(kind << 32 | int(value) & 0xFFFFFFFF)
 
     @property
@@ -222,7 +229,9 @@ class Src(int):
         try:
             return cls.of(int(text, 0))
         except ValueError:
-            raise IsaError("E501", f"expected a register, a uniform register or a number, got {text!r}") from None
+            raise IsaError(
+                "E501", f"expected a register, a uniform register or a number, got {text!r}"
+            ) from None
 
     @classmethod
     def bounds(cls, width: int) -> tuple[int, int]:
@@ -230,12 +239,19 @@ class Src(int):
 
     def pack(self, width: int) -> int:
         if width != 34 or self.kind > self.IMM:
-            raise IsaError("E502", f"a source operand takes 34 bits and kinds 0..2, got {width} bits and kind {self.kind}")
+            raise IsaError(
+                "E502",
+                f"a source operand takes 34 bits and kinds 0..2, got {width} bits and kind {self.kind}",
+            )
         return int(self)
 
     @classmethod
     def unpack(cls, raw: int, width: int) -> Self:
-        if raw >> 32 > cls.IMM or (raw >> 32 == cls.REG and raw & 0xFFFFFF00) or (raw >> 32 == cls.UREG and raw & 0xFFFFFFC0):
+        if (
+            raw >> 32 > cls.IMM
+            or (raw >> 32 == cls.REG and raw & 0xFFFFFF00)
+            or (raw >> 32 == cls.UREG and raw & 0xFFFFFFC0)
+        ):
             raise IsaError("E503", f"not a source operand: {raw:#x}")
         return cls(raw)
 
@@ -313,22 +329,36 @@ class Instr(Declared):
     """Operands that may take several registers."""
 
     def __init_subclass__(
-        cls, *, opcode: int | None = None, unit: str = "", name: str = "", extension: str = "base", **kw: Any
+        cls,
+        *,
+        opcode: int | None = None,
+        unit: str = "",
+        name: str = "",
+        extension: str = "base",
+        **kw: Any,
     ) -> None:
         super().__init_subclass__(**kw)
         if unit:
             cls.unit = unit
-        if opcode is None:  # a family: shared rules for the instructions below it, no instruction itself
+        if (
+            opcode is None
+        ):  # a family: shared rules for the instructions below it, no instruction itself
             return
         dataclass(frozen=True)(cls)
         cls.opcode, cls.mnemonic, cls.extension = opcode, name or cls.__name__.upper(), extension
         kinds = get_type_hints(cls)
         fields = [f for f in dataclasses.fields(cls) if "bits" in f.metadata]
-        cls.layout = {f.name: (kinds[f.name], f.metadata["bits"]) for f in sorted(fields, key=lambda f: f.name != "guard")}
+        cls.layout = {
+            f.name: (kinds[f.name], f.metadata["bits"])
+            for f in sorted(fields, key=lambda f: f.name != "guard")
+        }
         cls.used = (1 << OPCODE_BITS) - 1
         for field_name, (_, b) in cls.layout.items():
             if b.hi >= WORD or b.hi < b.lo or cls.used & b.mask:
-                raise IsaError("E504", f"{cls.mnemonic}.{field_name}: bits {b.hi}:{b.lo} overlap or fall outside the word")
+                raise IsaError(
+                    "E504",
+                    f"{cls.mnemonic}.{field_name}: bits {b.hi}:{b.lo} overlap or fall outside the word",
+                )
             cls.used |= b.mask
         cls.limits = tuple((n, b.only) for n, (_, b) in cls.layout.items() if b.only)
         cls.spans = tuple((n, b) for n, (_, b) in cls.layout.items() if b.use and b.words != 1)
@@ -344,7 +374,11 @@ class Instr(Declared):
     @classmethod
     def operands(cls) -> dict[str, tuple[Any, Bits]]:
         """Every field but guard and suffixes, in order."""
-        return {n: kb for n, kb in cls.layout.items() if n != "guard" and not issubclass(kb[0], Modifier)}
+        return {
+            n: kb
+            for n, kb in cls.layout.items()
+            if n != "guard" and not issubclass(kb[0], Modifier)
+        }
 
     def encode(self) -> int:
         """The 128-bit word; IsaError if a field is out of its range."""
@@ -363,7 +397,12 @@ class Instr(Declared):
         cls = TABLE.get(word & (1 << OPCODE_BITS) - 1)
         if cls is None or word & ~cls.used:
             raise IsaError("E503", f"not an instruction: {word:#034x}")
-        it = cls(**{n: kind.unpack((word & b.mask) >> b.lo, b.width) for n, (kind, b) in cls.layout.items()})
+        it = cls(
+            **{
+                n: kind.unpack((word & b.mask) >> b.lo, b.width)
+                for n, (kind, b) in cls.layout.items()
+            }
+        )
         it.check()
         return it
 
@@ -383,7 +422,9 @@ class Instr(Declared):
         for name, b in self.spans:
             value = getattr(self, name)
             words = b.words if isinstance(b.words, int) else b.words(self)
-            if words > 1 and (reason := misplaced(value.value if isinstance(value, Src) else value, words)):
+            if words > 1 and (
+                reason := misplaced(value.value if isinstance(value, Src) else value, words)
+            ):
                 yield f"{name}: {reason}"
 
     def accesses(self) -> Iterator[Access]:
@@ -409,7 +450,9 @@ class Instr(Declared):
         guard = f"@{self.guard} " if self.guard != 7 else ""
         suffix = "".join(f".{getattr(self, n)}" for n in self.modifiers())
         names = self.operands()
-        text = (self.syntax or ", ".join(f"{{{n}}}" for n in names)).format(**{n: getattr(self, n) for n in names})
+        text = (self.syntax or ", ".join(f"{{{n}}}" for n in names)).format(
+            **{n: getattr(self, n) for n in names}
+        )
         return f"{guard}{self.mnemonic}{suffix} {text.replace('+-', '-')}".rstrip()
 
     def execute(self, m: Any) -> None:
@@ -439,7 +482,11 @@ def misplaced(first: Reg | UReg | int, words: int) -> str:
     if first % (align := min(words, 4)):
         return f"{first} is not a multiple of {align}"
     last = min(first.special) - 1
-    return f"{first} and the {words - 1} after it reach past {type(first)(last)}" if first + words - 1 > last else ""
+    return (
+        f"{first} and the {words - 1} after it reach past {type(first)(last)}"
+        if first + words - 1 > last
+        else ""
+    )
 
 
 def by_type(i: Any) -> int:

@@ -54,7 +54,9 @@ class LDSM(Instr, opcode=0x100, unit="lsu_shared", extension="tensor"):
         pitch = int(self.pitch)
         if self.trans is Trans.N:
             return m.load("shared", origin + row * pitch + column * 2, U32)[0]
-        low, high = (m.load("shared", origin + (column + i) * pitch + row * 2, U16)[0] for i in (0, 1))
+        low, high = (
+            m.load("shared", origin + (column + i) * pitch + row * 2, U16)[0] for i in (0, 1)
+        )
         return convert(low, U32) | shl(convert(high, U32), 16)
 
 
@@ -93,7 +95,9 @@ def operand(m: Any, first: Reg, type: LaneType) -> NDArray[np.float64]:
     return wide.reshape(SIZE, SIZE)
 
 
-def chain(a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float32]) -> NDArray[np.float32]:
+def chain(
+    a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """c + a @ b, k strictly increasing, each step one fused multiply-add in fp32.
 
     A product of two 16-bit floats is exact in float64. Adding it to an fp32 number in float64 and rounding the sum to fp32 gives

@@ -17,7 +17,11 @@ class Float(Instr, unit="fma"):
     """Float instructions of type F64 run on the `fp64` unit."""
 
     def resource(self) -> str:
-        return "fp64" if getattr(self, "type", None) is FloatType.F64 and self.unit == "fma" else self.unit
+        return (
+            "fp64"
+            if getattr(self, "type", None) is FloatType.F64 and self.unit == "fma"
+            else self.unit
+        )
 
 
 class FADD(Float, opcode=0x040):
@@ -157,7 +161,11 @@ class CVT(Instr, opcode=0x048, unit="cvt"):
 
     def refusal(self) -> str:
         rounds = self.frm.lane.kind == "f" and self.to.lane.kind != "f"
-        return "" if rounds or self.rounding is Rounding.RN else "only float to integer takes another rounding than RN"
+        return (
+            ""
+            if rounds or self.rounding is Rounding.RN
+            else "only float to integer takes another rounding than RN"
+        )
 
     def execute(self, m: Any) -> None:
         m.write(self.d, convert(m.read(self.a, self.frm.lane), self.to.lane, self.rounding.name))
@@ -197,7 +205,9 @@ class HMNMX2(Instr, opcode=0x052, unit="fma"):
     b: Src = bits(97, 64, use=READ)
 
     def execute(self, m: Any) -> None:
-        m.write(self.d, packed(m, self.type.lane, self.a, self.b, lambda x, y: extreme(self.op, x, y)))
+        m.write(
+            self.d, packed(m, self.type.lane, self.a, self.b, lambda x, y: extreme(self.op, x, y))
+        )
 
 
 class PACK2(Instr, opcode=0x053, unit="alu"):

@@ -14,7 +14,9 @@ from ..modifiers import STORES, Width
 from .algebra import by_access, nth
 
 
-def load(m: Any, space: str, address: Value, width: Width, d: Reg, where: Value | None = None) -> None:
+def load(
+    m: Any, space: str, address: Value, width: Width, d: Reg, where: Value | None = None
+) -> None:
     """Registers from d on = memory from `address` on."""
     for i, value in enumerate(m.load(space, address, width.lane, width.words, where)):
         m.write(nth(d, i), value)

@@ -39,7 +39,9 @@ class UIADD(Uniform, opcode=0x011):
     b: Src = bits(97, 64, use=READ, words=by_width)
 
     def execute(self, m: Any) -> None:
-        m.set_uniform(self.d, m.uniform(self.a, self.width.lane) + m.uniform(self.b, self.width.lane))
+        m.set_uniform(
+            self.d, m.uniform(self.a, self.width.lane) + m.uniform(self.b, self.width.lane)
+        )
 
 
 class UISUB(Uniform, opcode=0x012):
@@ -62,7 +64,9 @@ class UIMAD(Uniform, opcode=0x013):
     c: UReg = bits(47, 42, use=READ)
 
     def execute(self, m: Any) -> None:
-        m.set_uniform(self.d, m.uniform(self.a, U32) * m.uniform(self.b, U32) + m.uniform(self.c, U32))
+        m.set_uniform(
+            self.d, m.uniform(self.a, U32) * m.uniform(self.b, U32) + m.uniform(self.c, U32)
+        )
 
 
 class UIMNMX(Uniform, opcode=0x014):
@@ -135,7 +139,9 @@ class UISETP(Uniform, opcode=0x019):
 
     def execute(self, m: Any) -> None:
         t = self.type.lane
-        m.set_uniform_predicate(self.p, compare(self.cmp, m.uniform(self.a, t), m.uniform(self.b, t)))
+        m.set_uniform_predicate(
+            self.p, compare(self.cmp, m.uniform(self.a, t), m.uniform(self.b, t))
+        )
 
 
 class R2UR(Instr, opcode=0x01A, unit="uniform"):

@@ -25,7 +25,9 @@ class SHFL(Instr, opcode=0x070, unit="lsu_shared"):
     segment: Unsigned = bits(109, 104, only=SEGMENTS, default=Unsigned(32))
 
     def execute(self, m: Any) -> None:
-        m.write(self.d, m.shuffle(m.read(self.a, U32), self.origin(m.lane(), m.source(self.b, U32))))
+        m.write(
+            self.d, m.shuffle(m.read(self.a, U32), self.origin(m.lane(), m.source(self.b, U32)))
+        )
 
     def origin(self, lane: Value, b: Value) -> Value:
         """The lane that each lane reads."""
@@ -49,7 +51,9 @@ class VOTE(Instr, opcode=0x071, unit="alu"):
 
     def execute(self, m: Any) -> None:
         votes = m.ballot(m.predicate(self.p))
-        m.set_predicate(self.d, votes == m.ballot(m.active()) if self.mode is Vote.ALL else votes != 0)
+        m.set_predicate(
+            self.d, votes == m.ballot(m.active()) if self.mode is Vote.ALL else votes != 0
+        )
 
 
 class BALLOT(Instr, opcode=0x072, unit="alu"):
