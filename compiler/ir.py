@@ -1,31 +1,36 @@
-"""Level 1, the Graph: SSA over tensors. Ops are declared once; graphs print and parse as text and evaluate in numpy.
+"""Level 1, the Graph: SSA over tensors. Ops are declared once; graphs print, parse and evaluate.
 
-A declaration is the op's shape inference. Its signature is the schema: positional parameters are operands (`T | None` with default None: optional;
-`*xs`: variadic), keyword-only ones are attributes, with their types and defaults.
+A declaration is the op's shape inference. Its signature is the schema: positional parameters are
+operands (`T | None` with default None: optional; `*xs`: variadic), keyword-only ones are
+attributes, with their types and defaults.
 
     @op
     def Relu(x: Type) -> Type:
         '''Elementwise max(x, 0).'''
         return x
 
-    @Relu.reference
-    def _(x): return np.maximum(x, 0)          # slow, obvious numpy; gives an array, or a tuple for several results
+    @Relu.reference                            # slow, obvious numpy: an array, or a tuple
+    def _(x): return np.maximum(x, 0)
 
-    @Relu.example
-    def _(rng): return [rng.standard_normal((2, 3), np.float32)], {}      # operands and attributes for tests
+    @Relu.example                              # operands and attributes for tests
+    def _(rng): return [rng.standard_normal((2, 3), np.float32)], {}
 
-    @Relu.relax
-    def _(R, x): return R.op.nn.relu(x)        # SIMD lowering; R is tvm.relax, imported in the worker only
+    @Relu.relax                                # SIMD lowering; R is tvm.relax, only in the worker
+    def _(R, x): return R.op.nn.relu(x)
 
-Names and semantics are ONNX's. Operands that ONNX makes tensors but that decide a shape (axes, pads, starts, repeats, sizes) are attributes
-here; the ONNX door turns constants into them. Nothing mutates: passes build new graphs.
+Names and semantics are ONNX's. Operands that ONNX makes tensors but that decide a shape (axes,
+pads, starts, repeats, sizes) are attributes here; the ONNX door turns constants into them. Nothing
+mutates: passes build new graphs.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -52,14 +57,17 @@ class Type:
 
     @property
     def count(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        """Number of elements."""
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        return self.count * np.dtype(DTYPES[self.dtype]).itemsize
+        """Size of the tensor, dense."""
+        return self.count * int(np.dtype(DTYPES[self.dtype]).itemsize)
 
     @property
     def rank(self) -> int:
+        """Number of axes."""
         return len(self.shape)
 
     @staticmethod
@@ -83,12 +91,19 @@ class Op:
     domain: str = ""
     facets: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
-    @property
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self.infer).parameters
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        """The schema, as Python sees it: `infer`'s signature."""
+        return inspect.signature(self.infer)
 
     @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Operands and attributes by name."""
+        return self.signature.parameters
+
+    @cached_property
     def attrs(self) -> dict[str, inspect.Parameter]:
+        """The attributes by name; their defaults are `inspect.Parameter.empty` where required."""
         return {n: p for n, p in self.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     def _facet(self, name: str, f: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,11 +117,11 @@ class Op:
         return self._facet("reference", f)
 
     def example(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """Declare the example generator: `f(rng) -> (operands, attrs)`; may be a generator of several."""
+        """Declare the examples: `f(rng) -> (operands, attrs)`, or a generator of several."""
         return self._facet("example", f)
 
     def relax(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """Declare the lowering to TVM Relax: `f(R, *operands, **attrs) -> expr` (or a list); `R` is the module `tvm.relax`."""
+        """Declare the lowering to Relax: `f(R, *operands, **attrs) -> expr`, or a list of them."""
         return self._facet("relax", f)
 
     def grad(self, f: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,9 +146,10 @@ Attr = int | float | str | bool | tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Node:
-    """An op application. `outputs` are value names; an absent optional operand is "". `loc` is the model's node name.
+    """An op application. `outputs` are value names; an absent optional operand or result is "".
 
-    `group` names the launch that computes it: set by the fuse pass, empty before.
+    `loc` is the model's node name. `group` names the launch that computes the node: the fuse pass
+    sets it; before, and for views (which cost nothing), it is "".
     """
 
     op: str
@@ -144,10 +160,24 @@ class Node:
     loc: str = ""
     group: str = ""
 
+    def attr(self, name: str) -> Any:
+        """An attribute's value: the node's, else the declared default."""
+        return self.attrs[name] if name in self.attrs else OPS[self.op].attrs[name].default
 
-@dataclass(frozen=True)
+    def with_(self, **changes: Any) -> Node:
+        """A copy with fields replaced."""
+        return replace(self, **changes)
+
+    def __str__(self) -> str:
+        return f"%{self.outputs[0]}" + (f" (node {self.loc})" if self.loc else "")
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """A network: nodes in topological order. `outputs` maps the network's output names to values."""
+    """A network: nodes in topological order. `outputs` maps the network's output names to values.
+
+    Two graphs are equal if their texts are, and their constants bit for bit.
+    """
 
     name: str
     inputs: Mapping[str, Type]
@@ -165,7 +195,7 @@ class Graph:
 
     def producers(self) -> dict[str, Node]:
         """Value name → the node that makes it."""
-        return {v: n for n in self.nodes for v in n.outputs}
+        return {v: n for n in self.nodes for v in n.outputs if v}
 
     def users(self) -> dict[str, list[Node]]:
         """Value name → the nodes that read it, in order (a node once a use)."""
@@ -179,43 +209,93 @@ class Graph:
         """A copy with fields replaced."""
         return replace(self, **changes)
 
-    def verify(self) -> Graph:
-        """Check names, order, schemas and types; raises every problem at once."""
-        raise_all(self._problems())
+    def verify(self, places: Mapping[str, str] = {}) -> Graph:
+        """Check names, order, schemas and types; raises every problem at once.
+
+        `places` maps value names to where a text defines them, for the messages.
+        """
+        raise_all(_problems(self, places))
         return self
 
-    def _problems(self) -> Iterator[KnapperError]:
-        known = dict(self.inputs) | {k: Type.of(a) for k, a in self.constants.items()}
-        for n in self.nodes:
-            where = f"%{n.outputs[0] if n.outputs else '?'}" + (f" (node {n.loc})" if n.loc else "")
-            missing = [v for v in n.inputs if v and v not in known]
-            if n.op not in OPS:
-                yield IRError("E102", f"no op named {n.op!r}", where=where)
-            elif missing:
-                yield IRError("E102", f"{n.op} uses %{missing[0]} before it is defined", where=where)
-            else:
-                try:
-                    want = infer(n.op, [known[v] if v else None for v in n.inputs], n.attrs)
-                    if want[: len(n.types)] != n.types:
-                        yield IRError("E102", f"{n.op} makes {', '.join(map(str, want))}, but the graph says {', '.join(map(str, n.types))}", where=where)
-                except IRError as e:
-                    yield IRError(e.code, e.message, where=where, hint=e.hint)
-            for v, t in zip(n.outputs, n.types, strict=True):
-                if v in known:
-                    yield IRError("E102", f"%{v} is defined twice", where=where)
+    def __str__(self) -> str:
+        from .text import show  # text imports this module
+
+        return show(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Graph):
+            return NotImplemented
+        mine, its = self.constants, other.constants
+        return (
+            self.name == other.name
+            and list(self.inputs.items()) == list(other.inputs.items())
+            and list(self.outputs.items()) == list(other.outputs.items())
+            and self.nodes == other.nodes
+            and list(mine) == list(its)
+            and all(same(mine[k], its[k]) for k in mine)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # holds dicts and arrays
+
+
+def same(a: Array, b: Array) -> bool:
+    """Whether two arrays have the same type and the same bits."""
+    return a is b or (Type.of(a) == Type.of(b) and a.tobytes() == b.tobytes())
+
+
+def _problems(g: Graph, places: Mapping[str, str]) -> Iterator[KnapperError]:
+    known = dict(g.inputs)
+    for name, a in g.constants.items():
+        where = places.get(name, "") + f"%{name}"
+        if name in known:
+            yield IRError("E102", "an input and a constant have the same name", where=where)
+        if a.dtype not in NAMES:
+            yield IRError("E102", f"a constant cannot be {a.dtype}", where=where)
+        else:
+            known[name] = Type.of(a)
+    for n in g.nodes:
+        where = places.get(n.outputs[0] if n.outputs else "", "") + str(n)
+        for e in _node_problems(n, known):
+            yield IRError(e.code, e.message, where=where, hint=e.hint)
+        for v, t in zip(n.outputs, n.types, strict=False):
+            if v in known:
+                yield IRError("E102", f"%{v} is defined twice", where=where)
+            if v:
                 known[v] = t
-        for name, v in self.outputs.items():
-            if v not in known:
-                yield IRError("E102", f"output {name!r} is %{v}, which nothing defines")
+    for name, v in g.outputs.items():
+        if v not in known:
+            yield IRError("E102", f"output {name!r} is %{v}, which nothing defines")
+
+
+def _node_problems(n: Node, known: Mapping[str, Type]) -> Iterator[IRError]:
+    missing = [v for v in n.inputs if v and v not in known]
+    if n.op not in OPS:
+        close = get_close_matches(n.op, OPS, 1)
+        hint = f"did you mean {close[0]}?" if close else ""
+        yield IRError("E102", f"no op named {n.op!r}", hint=hint)
+    elif missing:
+        yield IRError("E102", f"{n.op} uses %{missing[0]} before it is defined")
+    elif not n.outputs or len(n.outputs) != len(n.types):
+        yield IRError("E102", f"{n.op} has {len(n.outputs)} results and {len(n.types)} types")
+    else:
+        try:
+            want = infer(n.op, [known[v] if v else None for v in n.inputs], n.attrs)
+        except IRError as e:
+            yield e
+            return
+        if want[: len(n.types)] != n.types:
+            made, says = (", ".join(map(str, ts)) for ts in (want, n.types))
+            yield IRError("E102", f"{n.op} makes {made}, but the graph says {says}")
 
 
 def infer(name: str, operands: list[Type | None], attrs: Mapping[str, Attr]) -> tuple[Type, ...]:
-    """Result types of an op; IRError if operands or attributes do not fit its declaration."""
+    """Result types of an op; IRError E102 if operands or attributes do not fit its declaration."""
     o = OPS[name]
     if unknown := attrs.keys() - o.attrs.keys():
-        raise IRError("E102", f"{name} has no attribute {sorted(unknown)[0]!r}; it has {', '.join(o.attrs) or 'none'}")
+        has = ", ".join(o.attrs) or "none"
+        raise IRError("E102", f"{name} has no attribute {sorted(unknown)[0]!r}; it has {has}")
     try:
-        inspect.signature(o.infer).bind(*operands, **attrs)
+        o.signature.bind(*operands, **attrs)
     except TypeError as e:
         raise IRError("E102", f"{name}: {e}") from None
     result = o.infer(*operands, **attrs)
@@ -228,10 +308,15 @@ def require(condition: bool, message: str, hint: str = "") -> None:
         raise IRError("E102", message, hint=hint)
 
 
+def compute(n: Node, env: Mapping[str, Any]) -> tuple[Array, ...]:
+    """A node's results by its op's reference; `env` maps value names to arrays, "" to None."""
+    result = OPS[n.op].facets["reference"](*(env[v] for v in n.inputs), **n.attrs)
+    return result if isinstance(result, tuple) else (result,)
+
+
 def evaluate(g: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Run the graph in numpy by the ops' references; gives the network's outputs by name."""
     env: dict[str, Any] = {"": None, **g.constants, **inputs}
     for n in g.nodes:
-        result = OPS[n.op].facets["reference"](*(env[v] for v in n.inputs), **n.attrs)
-        env |= zip(n.outputs, result if isinstance(result, tuple) else (result,), strict=False)
+        env |= {v: a for v, a in zip(n.outputs, compute(n, env), strict=False) if v}
     return {name: env[v] for name, v in g.outputs.items()}

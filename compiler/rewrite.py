@@ -1,0 +1,284 @@
+"""Rewriting by rules: one walk forward over the graph, every node simplified as it is made.
+
+A rule is a pattern and a function. Calling an op on `P` builds the pattern; its `Var`s, `Const`s
+and `Bound`s are the function's arguments:
+
+    x, a, b = Var("x"), Bound("a"), Bound("b")
+    TWICE = P.Transpose(P.Transpose(x, perm=a), perm=b) >> (
+        lambda w, x, a, b: w.op("Transpose", x, perm=tuple(a[i] for i in b))
+    )
+
+The function gets the `Writer`, makes nodes with it and returns the value that takes the matched
+node's place, or None: the rule does not apply. Since operands come before their users, a pattern
+finds everything below its root already rewritten, and since `Writer.op` applies the rules to what a
+rule makes, one walk reaches the fixed point. What nothing uses any more is dropped at the end. A
+value of another type never takes a node's place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .ir import OPS, Array, Attr, Graph, Node, Type, infer
+
+# --- patterns -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Var:
+    """Any value; the same name twice means the same value."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Const(Var):
+    """A constant."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An attribute's value, as an argument of the rule's function."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A node of this op, with operands and attributes that match."""
+
+    op: str
+    operands: tuple[Pattern | Var | float, ...]
+    attrs: tuple[tuple[str, Attr | Bound], ...] = ()
+
+    def __rshift__(self, build: Callable[..., str | None]) -> Rule:
+        return Rule(self, build)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where the pattern matches, `build(writer, **bindings)` gives the value to use instead."""
+
+    pattern: Pattern
+    build: Callable[..., str | None]
+
+
+class _Ops:
+    """`P.Relu(x)`: the pattern of a Relu. A number stands for a constant of that one value."""
+
+    def __getattr__(self, op: str) -> Callable[..., Pattern]:
+        return lambda *operands, **attrs: Pattern(op, operands, tuple(attrs.items()))
+
+
+P = _Ops()
+COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "Sum"})
+Bindings = dict[str, Any]
+
+
+def _matches(p: Pattern | Var | float, v: str, w: Writer, env: Bindings) -> Iterator[Bindings]:
+    """Every way in which a value fits a pattern."""
+    if isinstance(p, Const) and w.array(v) is None:
+        return
+    if isinstance(p, Var):
+        if env.get(p.name, v) == v and v:
+            yield {**env, p.name: v}
+    elif isinstance(p, Pattern):
+        n = w.maker(v)
+        if n is not None and n.outputs[0] == v:
+            yield from _matches_node(p, n, w, env)
+    elif (a := w.array(v)) is not None and a.size == 1 and np.isclose(float(a.item()), p, 1e-6, 0):
+        yield env
+
+
+def _matches_node(p: Pattern, n: Node, w: Writer, env: Bindings) -> Iterator[Bindings]:
+    if n.op != p.op or len(n.inputs) != len(p.operands):
+        return
+    for name, want in p.attrs:
+        if isinstance(want, Bound):
+            env = {**env, want.name: n.attr(name)}
+        elif n.attr(name) != want:
+            return
+    yield from _matches_all(p.operands, n.inputs, w, env)
+    if n.op in COMMUTATIVE and len(n.inputs) == 2:
+        yield from _matches_all(p.operands, n.inputs[::-1], w, env)
+
+
+def _matches_all(
+    ps: Sequence[Pattern | Var | float], vs: Sequence[str], w: Writer, env: Bindings
+) -> Iterator[Bindings]:
+    if not ps:
+        yield env
+        return
+    for found in _matches(ps[0], vs[0], w, env):
+        yield from _matches_all(ps[1:], vs[1:], w, found)
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+class Writer:
+    """A graph under construction, from a graph that is walked.
+
+    `op`, `constant` and `emit` add to it; `type`, `array`, `maker` and `once` ask what is there.
+    """
+
+    def __init__(self, g: Graph, rules: Sequence[Rule] = ()) -> None:
+        self.old = g
+        self.constants = dict(g.constants)
+        self.nodes: dict[str, Node] = {}  # by first result
+        self._types = dict(g.inputs) | {v: Type.of(a) for v, a in g.constants.items()}
+        self._makers: dict[str, Node] = {}
+        self._now: dict[str, str] = {"": ""}  # old value → new value
+        self._uses = Counter(v for n in g.nodes for v in n.inputs) + Counter(g.outputs.values())
+        self._left = self._uses.copy()
+        self._taken = {*self._types, *(v for n in g.nodes for v in n.outputs)}
+        self._rules: dict[str, list[Rule]] = {}
+        self._at = Node("", (), ("",), ())
+        for r in rules:
+            self._rules.setdefault(r.pattern.op, []).append(r)
+
+    # asking
+
+    def now(self, v: str) -> str:
+        """What stands for the old graph's value v."""
+        return self._now.get(v, v)
+
+    def type(self, v: str) -> Type:
+        """A new value's type."""
+        return self._types[v]
+
+    def array(self, v: str) -> Array | None:
+        """A constant's content; None for anything else."""
+        return self.constants.get(v)
+
+    def maker(self, v: str) -> Node | None:
+        """The node that makes a new value; None for inputs and constants."""
+        return self._makers.get(v)
+
+    def once(self, v: str) -> bool:
+        """Whether a value has one use only, counting the network's outputs."""
+        return self._left[v] <= 1
+
+    # adding
+
+    def op(self, name: str, *operands: str, **attrs: Attr) -> str:
+        """Add a node (or what the rules make of it); gives its first result.
+
+        Attributes that equal their declared defaults are left out, trailing absent operands too.
+        """
+        while operands and not operands[-1]:
+            operands = operands[:-1]
+        declared = OPS[name].attrs
+        attrs = {k: v for k, v in attrs.items() if k not in declared or v != declared[k].default}
+        types = infer(name, [self._types[v] if v else None for v in operands], attrs)
+        names = tuple(self.fresh(self._at.outputs[0]) for _ in types)
+        self._left.update(v for v in operands if v)
+        return self.emit(Node(name, operands, names, types, attrs, self._at.loc))[0]
+
+    def constant(self, a: Array, near: str = "") -> str:
+        """Add a constant; `near` is the value whose name it takes after."""
+        v = self.fresh(near or self._at.outputs[0])
+        self.constants[v] = a
+        self._types[v] = Type.of(a)
+        return v
+
+    def fresh(self, near: str) -> str:
+        """A name that nothing has, after another."""
+        stem, i = near or "v", 1
+        while f"{stem}.{i}" in self._taken:
+            i += 1
+        self._taken.add(f"{stem}.{i}")
+        return f"{stem}.{i}"
+
+    def emit(self, n: Node) -> tuple[str, ...]:
+        """Add a node whose operands are new values, unless a rule has something better."""
+        for rule in self._rules.get(n.op, ()) if len(n.outputs) == 1 else ():
+            for env in _matches_node(rule.pattern, n, self, {}):
+                v = rule.build(self, **env)
+                if v is not None and self._types[v] == n.types[0]:
+                    return (v,)
+        self._add(n)
+        return n.outputs
+
+    def _add(self, n: Node) -> None:
+        self.nodes[n.outputs[0]] = n
+        for v, t in zip(n.outputs, n.types, strict=True):
+            self._makers[v] = n
+            self._types[v] = t
+
+    # walking
+
+    def visit(self, n: Node) -> None:
+        """Carry over a node of the old graph."""
+        self._at = n
+        new = self.emit(replace(n, inputs=tuple(map(self.now, n.inputs))))
+        self.let(n, new)
+
+    def store(self, n: Node, arrays: Sequence[Array]) -> None:
+        """Constants stand for an old node's results."""
+        for old, a in zip(n.outputs, arrays, strict=False):
+            if old:
+                self.constants[old] = a
+                self._types[old] = Type.of(a)
+
+    def let(self, n: Node, new: Sequence[str]) -> None:
+        """The values `new` stand for an old node's results; keeps the old names if it can."""
+        for old, v in zip(n.outputs, new, strict=True):
+            v = self._rename(v, old) if old != v else v
+            self._now[old] = v
+            if old != v:
+                self._left[v] += self._uses[old] - 1
+
+    def _rename(self, v: str, old: str) -> str:
+        """Give a value that was just made for an old one its name."""
+        n = next(reversed(self.nodes.values()), None)
+        if n is None or n.outputs != (v,) or old in self._types or not v.startswith(f"{old}."):
+            return v
+        del self.nodes[v], self._makers[v], self._types[v]
+        self._add(replace(n, outputs=(old,)))
+        self._left[old] = self._uses[old]
+        return old
+
+    def graph(self) -> Graph:
+        """The new graph, without what its outputs do not need.
+
+        An output that came to be an input or a constant gets an Identity: something must store it.
+        """
+        outputs = {}
+        for name, old in self.old.outputs.items():
+            v = self.now(old)
+            stored = v in self._makers or v == old
+            outputs[name] = v if stored else self._stored(old, v)
+        nodes = tuple(self.nodes.values())
+        return prune(replace(self.old, nodes=nodes, outputs=outputs, constants=self.constants))
+
+    def _stored(self, old: str, v: str) -> str:
+        name = old if old not in self._types else self.fresh(old)
+        self._add(Node("Identity", (v,), (name,), (self._types[v],)))
+        self._now[old] = name
+        return name
+
+
+def rewrite(g: Graph, rules: Sequence[Rule]) -> Graph:
+    """Apply rules everywhere, to the fixed point."""
+    w = Writer(prune(g), rules)
+    for n in w.old.nodes:
+        w.visit(n)
+    return w.graph()
+
+
+def prune(g: Graph) -> Graph:
+    """Drop the nodes and constants that no output needs. Network inputs stay: the signature."""
+    live = set(g.outputs.values())
+    nodes = []
+    for n in reversed(g.nodes):
+        if not live.isdisjoint(n.outputs):
+            nodes.append(n)
+            live.update(n.inputs)
+    constants = {v: a for v, a in g.constants.items() if v in live}
+    return replace(g, nodes=tuple(reversed(nodes)), constants=constants)

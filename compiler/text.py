@@ -1,0 +1,364 @@
+"""Graphs as text: `show` prints, `parse` reads, `parse(show(g)) == g`.
+
+One node a line, its type before the `=`, attributes sorted, floats in their shortest form that
+reads back, names quoted where they are not plain words. Constants of up to 16 elements are part of
+the text; larger ones stand beside it, under the hash of their content:
+
+    graph @net(%x: f32[1,3,8,8]) {
+      const %w: f32[4,3,1,1] = #51c0de0fa1b2c3d4
+      %0: f32[1,4,8,8] = Conv %x, %w {strides=[1,1]} loc("Conv_0")
+      return %0 as %prob
+    }
+
+`save` writes net.ir and net.npz, `load` reads them; `blobs` gives what the .npz holds. The grammar
+is `ir.lark`; the parser builds nodes as it reads, without a tree between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from knapper.isa.errors import IRError
+
+from .ir import DTYPES, NAMES, Array, Attr, Graph, Node, Type
+
+if TYPE_CHECKING:
+    from lark import Lark, Token  # the parser is imported when something is parsed
+
+INLINE = 16  # constants of so many elements are part of the text
+VALUE = re.compile(r'%(?:"(?:\\.|[^"\\])*"|[^,\s]+)|_')
+PLAIN = re.compile(r"[\w.$/-]+", re.ASCII)
+
+
+# --- printing -----------------------------------------------------------------------------------
+
+
+def show(g: Graph) -> str:
+    """The graph as text. Constants of more than 16 elements appear by hash; see `blobs`."""
+    inputs = ", ".join(f"{name(v)}: {t}" for v, t in g.inputs.items())
+    renamed = ((name(v), "" if v == o else f" as {name(o)}") for o, v in g.outputs.items())
+    outputs = ", ".join(map("".join, renamed))
+    return "\n".join([
+        f"graph {name(g.name, '@')}({inputs}) {{",
+        *(f"  const {name(v)}: {Type.of(a)} = {_content(a)}" for v, a in g.constants.items()),
+        *(f"  {show_node(n)}" for n in g.nodes),
+        f"  return {outputs}".rstrip(),
+        "}\n",
+    ])  # fmt: skip
+
+
+def show_node(n: Node) -> str:
+    """One node as a line of text."""
+    results = ", ".join(f"{name(v)}: {t}" for v, t in zip(n.outputs, n.types, strict=True))
+    operands = "".join(f"{', ' if i else ' '}{name(v)}" for i, v in enumerate(n.inputs))
+    loc = f" loc({quoted(n.loc)})" if n.loc else ""
+    group = f" group({quoted(n.group)})" if n.group else ""
+    return f"{results} = {n.op}{operands}{show_attrs(n.attrs, ' ')}{loc}{group}"
+
+
+def show_attrs(attrs: Mapping[str, Attr], before: str = "") -> str:
+    """`{a=1,b=[2,3]}` in the order of names; nothing for no attributes."""
+    items = ",".join(f"{k}={show_value(v)}" for k, v in sorted(attrs.items()))
+    return f"{before}{{{items}}}" if items else ""
+
+
+def show_value(v: Attr) -> str:
+    """An attribute's value.
+
+    >>> show_value((1, 0.5, "same", True, float("inf")))
+    '[1,0.5,"same",true,inf]'
+    """
+    if isinstance(v, bool):
+        return "true" if v else "false"
+    if isinstance(v, int | float):
+        return repr(v)
+    if isinstance(v, str):
+        return quoted(v)
+    return f"[{','.join(map(show_value, v))}]"
+
+
+def name(v: str, sigil: str = "%") -> str:
+    """A value's name with its sigil, quoted where it is not plain; "_" for an absent operand.
+
+    >>> name("conv/Relu"), name("a:0"), name("")
+    ('%conv/Relu', '%"a:0"', '_')
+    """
+    if not v and sigil == "%":
+        return "_"
+    return sigil + (v if PLAIN.fullmatch(v) else quoted(v))
+
+
+def quoted(s: str) -> str:
+    """A string in quotes with JSON's escapes; printable Unicode stays readable."""
+    return json.dumps(s, ensure_ascii=not s.isprintable())
+
+
+def digest(a: Array) -> str:
+    """The content hash of an array: type, shape and bytes.
+
+    >>> digest(np.zeros(3, np.float32))
+    'cbd2c0c14db6e61b'
+    """
+    h = hashlib.sha256(f"{Type.of(a)}".encode())
+    h.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
+    return h.hexdigest()[:16]
+
+
+def blobs(g: Graph) -> dict[str, Array]:
+    """The constants that the graph's text names by hash."""
+    return {digest(a): a for a in g.constants.values() if _inline(a) is None}
+
+
+def _content(a: Array) -> str:
+    return _inline(a) or f"#{digest(a)}"
+
+
+def _inline(a: Array) -> str | None:
+    """The elements as text; None if there are too many, or a NaN has bits that text cannot tell."""
+    if a.size > INLINE:
+        return None
+    items = [_element(x) for x in a.reshape(-1)]
+    if "nan" in items and np.array([*map(float, items)], a.dtype).tobytes() != a.tobytes():
+        return None
+    return items[0] if a.ndim == 0 else f"[{','.join(items)}]"
+
+
+def _element(x: Any) -> str:
+    """An element in its own type's shortest form: 0.1, not 0.10000000149011612."""
+    if not NAMES[x.dtype].startswith(("f", "bf")):
+        return str(x).lower()
+    short = str(x)
+    exact = float(x) == float(x.dtype.type(float(short)))  # text is read as f64, then rounded
+    text = short if exact or x != x else repr(float(x))
+    return text if re.search(r"[.en]", text) else f"{text}.0"
+
+
+# --- parsing ------------------------------------------------------------------------------------
+
+
+def parse(text: str, where: str = "<text>", blobs: Mapping[str, Array] = {}) -> Graph:
+    """Read a graph and verify it.
+
+    Constants named by hash come from `blobs`. Errors: E101 for what cannot be read, with file,
+    line, column and the line itself; E102 for a wrong graph, with the place of each wrong node.
+    """
+    source = _Source(text, where)
+    symbol, inputs, body, outputs = source.read("graph")
+    constants = [(x[0], source.constant(x, blobs)) for x in body if isinstance(x[1], Type)]
+    g = Graph(
+        _plain(symbol),
+        source.unique(inputs),
+        source.unique(outputs),
+        tuple(x[1] for x in body if isinstance(x[1], Node)),
+        source.unique(constants),
+    )
+    return g.verify({_plain(x[0]): source.place(x[0]) for x in body})
+
+
+def parse_passes(text: str) -> list[tuple[str, dict[str, Attr]]]:
+    """Read `fold,squant{bits=4}` as names and options; `pipeline.parse` makes the passes."""
+    found: list[tuple[str, dict[str, Attr]]] = _Source(text, "pipeline").read("pipeline")
+    return found
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A text and its name, for reading it and for saying where something is."""
+
+    text: str
+    where: str
+
+    def read(self, start: str) -> Any:
+        from lark.exceptions import UnexpectedInput
+
+        try:
+            return _parser(start).parse(self.text)
+        except UnexpectedInput as e:
+            token = getattr(e, "token", None)
+            if token is not None and token.type == "$END":
+                raise self.error("the text ends too early", self.text.count("\n") + 1, 1) from None
+            raise self.error("cannot read this", e.line, e.column) from None
+
+    def error(self, message: str, line: int, column: int) -> IRError:
+        shown = [*self.text.split("\n"), ""][line - 1] + "\n" + " " * (column - 1) + "^"
+        return IRError("E101", f"{message}\n{shown}", where=f"{self.where}:{line}:{column}")
+
+    def place(self, token: Token) -> str:
+        return f"{self.where}:{token.line}:{token.column}: "
+
+    def unique(self, pairs: list[tuple[Token, Any]]) -> dict[str, Any]:
+        """Names to things; E101 at the second definition of a name."""
+        found: dict[str, Any] = {}
+        for token, thing in pairs:
+            if _plain(token) in found:
+                raise self.at(token, f"{token} is there twice")
+            found[_plain(token)] = thing
+        return found
+
+    def at(self, token: Token, message: str) -> IRError:
+        assert token.line is not None
+        assert token.column is not None
+        return self.error(message, token.line, token.column)
+
+    def constant(self, read: tuple[Token, Type, Any], blobs: Mapping[str, Array]) -> Array:
+        v, t, content = read
+        if getattr(content, "type", "") != "HASH":
+            return self._inline(v, t, content)
+        a = blobs.get(content[1:])
+        if a is None:
+            raise self.at(v, f"no data for {v}: nothing beside the text has the hash {content}")
+        if Type.of(a) != t:
+            raise self.at(v, f"the data of {v} is {Type.of(a)}, but the text says {t}")
+        return a
+
+    def _inline(self, v: Token, t: Type, content: Any) -> Array:
+        items = content if isinstance(content, tuple) else (content,)
+        if len(items) != t.count:
+            raise self.at(v, f"{v} is {t} and has {len(items)} elements, not {t.count}")
+        try:
+            return np.array(items, DTYPES[t.dtype]).reshape(t.shape)
+        except (ValueError, TypeError, OverflowError):
+            raise self.at(v, f"the elements of {v} are not {t.dtype}") from None
+
+
+@cache
+def _parser(start: str) -> Lark:
+    from lark import Lark
+
+    grammar = Path(__file__).with_name("ir.lark").read_text()
+    return Lark(grammar, parser="lalr", start=start, transformer=_Actions())
+
+
+class _Actions:
+    """What lark calls for a rule (with its children) or a terminal; no tree is built."""
+
+    def graph(self, read: list[Any]) -> list[Any]:
+        return read
+
+    inputs = outputs = body = results = graph
+
+    def pair(self, read: list[Any]) -> tuple[Any, ...]:
+        return tuple(read)
+
+    input = const = result = attr = items = pair
+
+    def output(self, read: list[Any]) -> tuple[Token, str]:
+        value, name = read
+        return name or value, _plain(value)
+
+    def node(self, read: list[Any]) -> tuple[Token, Node]:
+        results, op, operands, attrs, loc, group = read
+        names = tuple(_plain(v) for v, _ in results)
+        types = tuple(t for _, t in results)
+        node = Node(str(op), operands or (), names, types, attrs or {}, loc or "", group or "")
+        return results[0][0], node
+
+    def attrs(self, read: list[Any]) -> dict[str, Attr]:
+        return dict(read)
+
+    def pipeline(self, read: list[Any]) -> list[Any]:
+        return [(str(name), options or {}) for name, options in read]
+
+    def OPERANDS(self, token: Token) -> tuple[str, ...]:
+        return tuple(map(_plain, VALUE.findall(token)))
+
+    def KEY(self, token: Token) -> str:
+        return str(token[:-1].rstrip())
+
+    def TYPE(self, token: Token) -> Type:
+        return _type(str(token))
+
+    def STRING(self, token: Token) -> str:
+        return str(json.loads(token))
+
+    def LOC(self, token: Token) -> str:
+        return str(json.loads(token[token.index('"') : -1]))
+
+    GROUP = LOC
+
+    def INT(self, token: Token) -> int:
+        return int(token)
+
+    def FLOAT(self, token: Token) -> float:
+        return float(token)
+
+    def TRUE(self, token: Token) -> bool:
+        return True
+
+    def FALSE(self, token: Token) -> bool:
+        return False
+
+    def INTS(self, token: Token) -> tuple[int, ...]:
+        return tuple(map(int, token[1:-1].split(",")))
+
+
+@cache
+def _type(text: str) -> Type:
+    dtype, _, sizes = text[:-1].partition("[")
+    return Type(dtype, tuple(map(int, sizes.split(","))) if sizes else ())
+
+
+def _plain(token: str) -> str:
+    """The name behind a sigil; "" for "_"."""
+    return json.loads(token[1:]) if token[1:2] == '"' else token[1:]
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def save(g: Graph, path: Path | str, header: str = "") -> None:
+    """Write a graph's text to `path`, and its larger constants to the .npz of the same stem.
+
+    `header` goes before the text; each of its lines must be a comment.
+
+    Each file appears whole or not at all; the text comes last, so that it never lacks its data.
+    """
+    path = Path(path)
+    if found := blobs(g):
+        packed: dict[str, Any] = dict(map(_packed, found.items()))
+        _replace(path.with_suffix(".npz"), lambda f: np.savez(f, **packed))
+    _replace(path, lambda f: f.write((header + show(g)).encode()))
+
+
+def load(path: Path | str) -> Graph:
+    """Read what `save` wrote."""
+    path = Path(path)
+    beside = path.with_suffix(".npz")
+    if not beside.exists():
+        return parse(path.read_text(), str(path))
+    with np.load(beside, allow_pickle=False) as f:
+        found = dict(_unpacked(k, f[k]) for k in f.files)
+    return parse(path.read_text(), str(path), found)
+
+
+def _packed(item: tuple[str, Array]) -> tuple[str, Array]:
+    """numpy's file format has no bf16: it goes as u16, and the key says so."""
+    key, a = item
+    return (f"{key}.bf16", a.view(np.uint16)) if NAMES[a.dtype] == "bf16" else item
+
+
+def _unpacked(key: str, a: Array) -> tuple[str, Array]:
+    digest, _, dtype = key.partition(".")
+    return digest, a.view(DTYPES[dtype]) if dtype else a
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside its place, then move it there."""
+    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+        try:
+            write(f.file)
+        except BaseException:
+            os.unlink(f.name)
+            raise
+    os.replace(f.name, path)
