@@ -27,6 +27,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, Self
 
+from .core import TABLE
 from .errors import IsaError, raise_all
 
 PROVENANCES = ("published", "silicon", "derived", "recalled", "assumed", "fitted")
@@ -44,6 +45,7 @@ EXTENSIONS = (
     "dual",
     "custom",
 )
+"""The built-in ones; a plugin's instruction may bring another."""
 UNITS = (
     "control", "sreg", "uniform", "alu", "imul", "fma", "fp64", "sfu", "cvt", "lsu_global", "lsu_shared", "lsu_local",
     "tensor", "barrier",
@@ -320,8 +322,9 @@ def _reason(key: str, value: Any) -> str:
 def _extensions_reason(value: Any) -> str:
     if not isinstance(value, list) or "base" not in value:
         return f'expected a list with "base" in it, got {brief(value)}'
-    bad = [e for e in value if e not in EXTENSIONS]
-    return f"expected some of {', '.join(EXTENSIONS)}, got {brief(bad[0])}" if bad else ""
+    legal = dict.fromkeys((*EXTENSIONS, *(i.extension for i in TABLE.values())))
+    bad = [e for e in value if e not in legal]
+    return f"expected some of {', '.join(legal)}, got {brief(bad[0])}" if bad else ""
 
 
 def _number_reason(given: Any, least: int) -> str:
