@@ -1,0 +1,65 @@
+"""Device memory on the host: one array from `BASE` on, weights first, then the arena."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from knapper.isa.program import BASE, Port, Program
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+SECTOR = 32
+"""Bytes of a DRAM sector: the unit that memory moves."""
+LINE = 64
+"""Alignment of host buffers: a cache line, and the widest vector."""
+DTYPES: dict[str, Any] = {
+    "f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64,
+    "i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64,
+    "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64, "bool": np.bool_,
+}  # fmt: skip
+
+
+def aligned(count: int, dtype: Any = np.uint8) -> Array:
+    """Zeros that start at a multiple of `LINE`, with a line to spare behind them."""
+    size = count * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 2 * LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + size].view(dtype)
+
+
+class Memory:
+    """Global memory of a program: `data[address - BASE]`, writable from `BASE + writable` on.
+
+    `written` marks the bytes that hold something (weights, inputs, what kernels stored): reading another is a fault in
+    the checked engines.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.writable = program.arena_address - BASE
+        self.data = aligned(self.writable + program.arena_bytes)
+        self.written = np.zeros(len(self.data), np.bool_)
+        self.data[: len(program.rodata)] = np.frombuffer(program.rodata, np.uint8)
+        self.written[: len(program.rodata)] = True
+
+    def clear(self) -> None:
+        """Forget what an earlier run left in the arena."""
+        self.data[self.writable :] = 0
+        self.written[self.writable :] = False
+
+    def _bytes(self, port: Port) -> slice:
+        start = port.address - BASE
+        return slice(start, start + port.count * np.dtype(DTYPES[port.dtype]).itemsize)
+
+    def put(self, port: Port, value: Array) -> None:
+        """Copy an input of the port's shape and dtype to its place."""
+        where = self._bytes(port)
+        self.data[where] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        self.written[where] = True
+
+    def get(self, port: Port) -> Array:
+        """A copy of an output."""
+        flat: Array = self.data[self._bytes(port)].copy().view(DTYPES[port.dtype])
+        shaped: Array = flat.reshape(port.shape)
+        return shaped

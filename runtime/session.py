@@ -1,0 +1,132 @@
+"""Run a program: inputs in, launches in order, outputs and counts out.
+
+    result = Session(program).run({"x": x})
+    result.outputs["y"], result.stats.to_dict()
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from knapper.isa.errors import UsageError, raise_all
+from knapper.isa.program import Port, Program
+
+from .decode import Decoded, decode
+from .engine import Engine
+from .memory import DTYPES, Array, Memory
+from .reference import ReferenceEngine
+from .stats import KernelFacts, LaunchStats, Stats
+
+EngineName = Literal["fast", "reference"]
+LIMIT = 1 << 32
+"""Instructions a warp may execute in one launch before it counts as hung."""
+Progress = Callable[[int, int, str], None]
+"""(launches done, launches in all, what comes next)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outputs by name, and what it took."""
+
+    outputs: dict[str, Array]
+    stats: Stats
+
+
+class Session:
+    """A loaded program: its memory, and what was compiled to run it, live as long as the session."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.memory = Memory(program)
+        self._engines: dict[tuple[Any, ...], Engine] = {}
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        engine: EngineName = "fast",
+        checked: bool = False,
+        threads: int = 2,
+        limit: int = LIMIT,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Run all launches on the inputs.
+
+        `checked` makes the fast engine look for races, reads of what was never written, and accesses that a launch does not
+        declare; the reference engine always does. `limit` bounds the instructions of one warp in one launch. UsageError names
+        everything that is wrong with the inputs; MachineFault tells where the machine stopped.
+        """
+        raise_all(input_problems(self.program.inputs, inputs))
+        runner = self.engine(engine, checked, threads, limit)
+        self.memory.clear()
+        for port in self.program.inputs:
+            self.memory.put(port, inputs[port.name])
+        counts = []
+        for i, launch in enumerate(self.program.launches):
+            if progress is not None:
+                progress(i, len(self.program.launches), launch.note or launch.kernel)
+            facts = self._facts[launch.kernel]
+            counts.append(LaunchStats(launch, self.program.kernels[launch.kernel], facts, runner.launch(launch)))
+        outputs = {port.name: self.memory.get(port) for port in self.program.outputs}
+        return Result(outputs, Stats(self.target, tuple(counts), self.provenance(inputs, engine, checked)))
+
+    @cached_property
+    def decoded(self) -> Decoded:
+        """All kernels, ready to run; MachineFault E601 for everything that the target cannot execute."""
+        return decode(list(self.program.kernels.values()), tuple(self.program.target.get("extensions", ())))
+
+    @cached_property
+    def _facts(self) -> dict[str, KernelFacts]:
+        return {name: KernelFacts.of(kernel, self.decoded) for name, kernel in self.program.kernels.items()}
+
+    @property
+    def target(self) -> str:
+        return str(self.program.target.get("name", ""))
+
+    def engine(self, name: EngineName, checked: bool, threads: int, limit: int) -> Engine:
+        """An engine for the program, made on first use. IsaError or MachineFault if a kernel may not run."""
+        assert self.decoded is not None  # or it raised
+        key = (name, checked, threads, limit)
+        if key not in self._engines:
+            self._engines[key] = self._make(name, checked, threads, limit)
+        return self._engines[key]
+
+    def _make(self, name: EngineName, checked: bool, threads: int, limit: int) -> Engine:
+        if name == "reference":
+            return ReferenceEngine(self.program, self.memory, limit)
+        from .fast.engine import FastEngine  # llvmlite takes a while to import
+
+        return FastEngine(self.program, self.memory, self.decoded, checked=checked, threads=threads, limit=limit)
+
+    def provenance(self, inputs: Mapping[str, Array], engine: str, checked: bool) -> dict[str, Any]:
+        """What made these numbers: the program's own record, the inputs, the engine."""
+        digests = {n: hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[:16] for n, a in sorted(inputs.items())}
+        return {**self.program.meta, "engine": engine, "checked": checked, "inputs": digests, "numpy": np.__version__}
+
+
+def input_problems(ports: tuple[Port, ...], inputs: Mapping[str, Array]) -> Iterator[UsageError]:
+    """Everything that is wrong with a set of inputs."""
+    names = [p.name for p in ports]
+    expected = f"the network has {', '.join(f'{p.name}: {spell(p)}' for p in ports) or 'no inputs'}"
+    for name in sorted(set(inputs) - set(names)):
+        yield UsageError("E720", f"there is no input {name!r}", hint=expected)
+    for port in ports:
+        if port.name not in inputs:
+            yield UsageError("E720", f"input {port.name!r} is missing", hint=expected)
+            continue
+        value = np.asarray(inputs[port.name])
+        if value.dtype != np.dtype(DTYPES[port.dtype]):
+            hint = f"convert it: x.astype({np.dtype(DTYPES[port.dtype]).name!r})"
+            yield UsageError("E722", f"input {port.name!r}: expected {spell(port)}, got {value.dtype}", hint=hint)
+        if value.shape != port.shape:
+            got = "×".join(map(str, value.shape)) or "a scalar"
+            yield UsageError("E721", f"input {port.name!r}: expected {spell(port)}, got {got}")
+
+
+def spell(port: Port) -> str:
+    """A port's type: `f16[1,3,224,224]`."""
+    return f"{port.dtype}[{','.join(map(str, port.shape))}]"

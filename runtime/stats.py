@@ -1,0 +1,174 @@
+"""What a run did, in numbers: per mnemonic, per launch, per graph node. `to_dict` is `stats.json`.
+
+Everything is derived from the engines' counters, so it is exact, and the same whichever engine ran.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from knapper.isa.core import OPCODE_BITS, TABLE
+from knapper.isa.lanes import LANES
+from knapper.isa.program import Kernel, Launch
+from numpy.typing import NDArray
+
+from .counters import Counts
+from .decode import Decoded
+
+SCHEMA = "knapper.stats/1"
+LEVELS = {
+    "l2_bytes": ("l2_read", "l2_write"),
+    "smem_bytes": ("smem_read", "smem_write"),
+}
+
+
+@dataclass(frozen=True)
+class KernelFacts:
+    """What the counters of any launch of a kernel are multiplied with."""
+
+    opcodes: NDArray[np.int64]
+    """[n]"""
+    macs: NDArray[np.int64]
+    """Multiply-accumulates of each instruction with all lanes active. [n]"""
+    roles: NDArray[np.int64]
+    """The index into a launch's nodes of each instruction. [n]"""
+
+    @staticmethod
+    def of(kernel: Kernel, decoded: Decoded) -> KernelFacts:
+        span = decoded.spans[kernel.name]
+        macs = np.array([v.instr.macs(LANES) if kernel.matrix else 0 for v in decoded.variants], np.int64)
+        opcodes = decoded.records["kind"][span].astype(np.int64)
+        return KernelFacts(opcodes, macs[decoded.variant[span]], np.array(kernel.roles, np.int64))
+
+
+@dataclass(frozen=True)
+class LaunchStats:
+    """One launch."""
+
+    launch: Launch
+    kernel: Kernel
+    facts: KernelFacts
+    counts: Counts
+
+    @property
+    def instructions(self) -> int:
+        """Warp instructions issued."""
+        return int(self.counts.instructions["executed"].sum())
+
+    @cached_property
+    def macs(self) -> NDArray[np.int64]:
+        """Multiply-accumulates executed, by instruction."""
+        return self.counts.instructions["lanes"].astype(np.int64) * self.facts.macs // LANES
+
+    @property
+    def macs_executed(self) -> int:
+        return int(self.macs.sum())
+
+    def mnemonics(self) -> Counter[str]:
+        """Warp instructions by mnemonic."""
+        total = np.bincount(self.facts.opcodes, self.counts.instructions["executed"], 1 << OPCODE_BITS)
+        return Counter({TABLE[op].mnemonic: int(total[op]) for op in np.flatnonzero(total).tolist()})
+
+    def bytes(self, level: str) -> dict[str, int]:
+        """{"read", "write"} of a level of memory."""
+        if level == "dram_bytes":
+            return {"read": self.counts.dram_read, "write": self.counts.dram_write}
+        return {
+            use: int(self.counts.instructions[column].sum()) for use, column in zip(("read", "write"), LEVELS[level], strict=True)
+        }
+
+    def by_node(self) -> Iterator[tuple[str, int, int, int]]:
+        """(node, warp instructions, macs executed, useful macs); the useful ones belong to the node that executes most."""
+        roles, nodes = self.facts.roles, self.launch.nodes
+        if not nodes:
+            return
+        work, macs = (
+            np.bincount(roles, column, len(nodes)) for column in (self.counts.instructions["executed"], self.macs)
+        )
+        best = int(macs.argmax())
+        for i, node in enumerate(nodes):
+            yield node, int(work[i]), int(macs[i]), self.launch.macs if i == best else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.kernel.name,
+            "nodes": list(self.launch.nodes),
+            "mode": self.kernel.mode_entry,
+            "grid": list(self.launch.grid),
+            "block": list(self.kernel.block),
+            "instructions": self.instructions,
+            "macs": self.launch.macs,
+            "macs_executed": self.macs_executed,
+            **{level: self.bytes(level) for level in ("dram_bytes", *LEVELS)},
+        }
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A whole run."""
+
+    target: str
+    launches: tuple[LaunchStats, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def instructions(self) -> Counter[str]:
+        """Warp instructions by mnemonic."""
+        total: Counter[str] = Counter()
+        for launch in self.launches:
+            total += launch.mnemonics()
+        return total
+
+    @property
+    def macs(self) -> int:
+        """Useful multiply-accumulates of convolutions and matrix products."""
+        return sum(s.launch.macs for s in self.launches)
+
+    @property
+    def macs_executed(self) -> int:
+        """Multiply-accumulates that matrix kernels executed, padding included."""
+        return sum(s.macs_executed for s in self.launches)
+
+    @property
+    def mode_switches(self) -> int:
+        """Times the SMs changed mode between launches; they start in `simd`."""
+        modes = ["simd", *(m for s in self.launches for m in (s.kernel.mode_entry, s.kernel.mode_exit))]
+        return sum(a != b for a, b in pairwise(modes))
+
+    def bytes(self, level: str) -> dict[str, int]:
+        """{"read", "write"} of `dram_bytes`, `l2_bytes` or `smem_bytes`."""
+        each = [s.bytes(level) for s in self.launches]
+        return {use: sum(b[use] for b in each) for use in ("read", "write")}
+
+    @property
+    def nodes(self) -> dict[str, dict[str, int]]:
+        """Per graph node: instructions, macs, macs_executed."""
+        table: dict[str, dict[str, int]] = {}
+        for s in self.launches:
+            for node, instructions, executed, useful in s.by_node():
+                row = table.setdefault(node, {"instructions": 0, "macs": 0, "macs_executed": 0})
+                row["instructions"] += instructions
+                row["macs"] += useful
+                row["macs_executed"] += executed
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """`stats.json`."""
+        return {
+            "schema": SCHEMA,
+            "provenance": dict(self.provenance),
+            "target": self.target,
+            "instructions": dict(self.instructions.most_common()),
+            "macs": self.macs,
+            "macs_executed": self.macs_executed,
+            **{level: self.bytes(level) for level in ("dram_bytes", *LEVELS)},
+            "mode_switches": self.mode_switches,
+            "kernels": [s.to_dict() for s in self.launches],
+            "nodes": self.nodes,
+        }
