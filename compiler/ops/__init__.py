@@ -1,0 +1,24 @@
+"""The op set. Importing this package declares every op in `ir.OPS`.
+
+One file a family, one declaration an op. Names and semantics are ONNX's, with three additions: `layout` ("NCHW" channels
+first, "NHWC" channels last, whatever the rank), `out` (the stored type of a matrix product, "" for the operands'), and
+`trans_a`/`trans_b` of MatMul. What ONNX passes as a tensor though it decides a shape (axes, pads, starts, repeats, sizes) is an
+attribute here.
+"""
+
+from __future__ import annotations
+
+from . import (  # noqa: F401  importing is declaring
+    activation,
+    binary,
+    constant,
+    conv,
+    gather,
+    linear,
+    movement,
+    normalisation,
+    pooling,
+    reduction,
+    unary,
+    views,
+)

@@ -1,0 +1,304 @@
+"""Convolutions of 1 to 3 spatial axes, channels first or last.
+
+The reference walks K in the contract's order, one fma a step, the padding being zeros that multiply like any other:
+
+    for tap in taps (row-major):            acc[n, y, x, g, o] = fma(X[n, y·s + i·d - p, x·s + j·d - p, g, c],
+        for c in channels of the group:                              W[i, j, c, g, o], acc)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..ir import Array, Type, op, require
+from .elementwise import Example, Rng, draw
+from .linear import accumulating, product_type, stored
+from .lowering import rank_of, shape_of, te
+from .numeric import accumulate, finish
+from .shapes import channel_axis, image, image_shape, per_axis, window_sizes
+
+Ints = tuple[int, ...]
+
+
+def weight_parts(w: Type | Array, layout: str) -> tuple[Ints, int, int]:
+    """(kernel sizes, channels of a group, output channels) of OI… or …IO weights."""
+    s = tuple(w.shape)
+    return (s[2:], s[1], s[0]) if layout == "NCHW" else (s[:-2], s[-2], s[-1])
+
+
+@op
+def Conv(
+    x: Type,
+    w: Type,
+    b: Type | None = None,
+    *,
+    strides: tuple[int, ...] = (),
+    pads: tuple[int, ...] = (),
+    dilations: tuple[int, ...] = (),
+    group: int = 1,
+    layout: str = "NCHW",
+    out: str = "",
+) -> Type:
+    """Convolution of x[N,C,…] by w[O,C/group,…] plus b[O]; "NHWC": x[N,…,C], w[…,C/group,O].
+
+    `pads` are begins then ends. `out` is the result's dtype, as in MatMul. b may be f32 beside narrower operands.
+    """
+    sizes = image("Conv", x, layout)
+    dtype = product_type("Conv", x, w, out)
+    require(w.rank == x.rank, f"Conv: x is {x} but the weights are {w}: ranks differ")
+    kernel, per_group, o = weight_parts(w, layout)
+    c, n = x.shape[channel_axis(layout, x.rank)], len(sizes)
+    require(group >= 1 and c == per_group * group, f"Conv: {x} has {c} channels, weights {w} with group={group} take {per_group * group}")
+    require(o % group == 0, f"Conv: {o} output channels do not divide into {group} groups")
+    require(b is None or b.shape == (o,), f"Conv: bias is {b}, expected [{o}]")
+    out_sizes = window_sizes(
+        "Conv",
+        sizes,
+        kernel,
+        per_axis("Conv", "strides", strides, 1, n),
+        per_axis("Conv", "pads", pads, 0, 2 * n),
+        per_axis("Conv", "dilations", dilations, 1, n),
+    )
+    return Type(dtype, image_shape(layout, x.shape[0], out_sizes, o))
+
+
+def _walk(out: Sequence[int], kernel: Ints, strides: Ints, dilations: Ints) -> Callable[[Array, Array], Iterator[tuple[Array, Array]]]:
+    """K order over x[N,…,g,C/g] (padded) and w[…,C/g,g,O/g]: operands that broadcast to [N,…,g,O/g]."""
+
+    def pairs(x: Array, w: Array) -> Iterator[tuple[Array, Array]]:
+        for tap in np.ndindex(*kernel):
+            window = tuple(
+                slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, s, n in zip(tap, dilations, strides, out, strict=True)
+            )
+            pixels = x[(slice(None), *window)]
+            for c in range(x.shape[-1]):
+                yield pixels[..., c, None], w[(*tap, c)]
+
+    return pairs
+
+
+def convolve(x: Array, w: Array, strides: Ints, pads: Ints, dilations: Ints, group: int) -> Array:
+    """The accumulator [N,…,O] of x[N,…,C] by w[…,C/group,O]."""
+    n, kernel = x.ndim - 2, w.shape[:-2]
+    strides, dilations, pads = strides or (1,) * n, dilations or (1,) * n, pads or (0,) * 2 * n
+    out = window_sizes("Conv", x.shape[1:-1], kernel, strides, pads, dilations)
+    padded = np.pad(x, [(0, 0), *zip(pads[:n], pads[n:], strict=True), (0, 0)])
+    grouped = padded.reshape(*padded.shape[:-1], group, -1)
+    weights = w.reshape(*w.shape[:-1], group, -1)
+    shape = (x.shape[0], *out, group, w.shape[-1] // group)
+    acc = accumulate(shape, grouped, weights, _walk(out, kernel, strides, dilations))
+    return acc.reshape(*shape[:-2], -1)
+
+
+def to_channels_last(x: Array) -> Array:
+    """[N,C,…] → [N,…,C]."""
+    return np.moveaxis(x, 1, -1)
+
+
+@Conv.reference
+def _(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    strides: Ints = (),
+    pads: Ints = (),
+    dilations: Ints = (),
+    group: int = 1,
+    layout: str = "NCHW",
+    out: str = "",
+) -> Array:
+    first = layout == "NCHW"
+    if first:
+        x, w = to_channels_last(x), np.moveaxis(w, (0, 1), (-1, -2))
+    y = finish(convolve(x, w, strides, pads, dilations, group), b, out, x.dtype)
+    return np.moveaxis(y, -1, 1) if first else y
+
+
+def relax_convolution(R: Any, x: Any, w: Any, layout: str, **attrs: Any) -> Any:
+    """The Relax convolution of the operands' rank."""
+    n = rank_of(x) - 2
+    axes = {1: "W", 2: "HW", 3: "DHW"}[n]
+    data, kernel = (f"NC{axes}", f"OI{axes}") if layout == "NCHW" else (f"N{axes}C", f"{axes}IO")
+    f = {1: R.op.nn.conv1d, 2: R.op.nn.conv2d, 3: R.op.nn.conv3d}[n]
+    return f(x, w, data_layout=data, kernel_layout=kernel, **attrs)
+
+
+@Conv.relax
+def _(
+    R: Any,
+    x: Any,
+    w: Any,
+    b: Any = None,
+    strides: Ints = (),
+    pads: Ints = (),
+    dilations: Ints = (),
+    group: int = 1,
+    layout: str = "NCHW",
+    out: str = "",
+) -> Any:
+    n = rank_of(x) - 2
+    wide_x, wide_w = accumulating(R, x), accumulating(R, w)
+    attrs = {"strides": strides or (1,) * n, "padding": pads or (0,) * 2 * n, "dilation": dilations or (1,) * n}
+    y = relax_convolution(R, wide_x, wide_w, layout, groups=group, **attrs)
+    if b is not None:
+        shape = (-1, *(1,) * n) if layout == "NCHW" else (-1,)
+        y = R.op.add(y, R.op.reshape(accumulating(R, b), shape))
+    return stored(R, y, out, x)
+
+
+@Conv.example
+def _(rng: Rng) -> Iterator[Example]:
+    def xwb(x: Ints, w: Ints, d: str = "f32") -> list[Array | None]:
+        return [draw(rng, x, d), draw(rng, w, d), draw(rng, w[:1] if w[0] > w[-1] else w[-1:], d)]
+
+    yield xwb((2, 3, 7, 6), (4, 3, 3, 3)), {"strides": (2, 1), "pads": (1, 0, 1, 2)}
+    yield xwb((2, 3, 7, 6), (4, 3, 3, 3))[:2], {"dilations": (2, 2), "pads": (2, 2, 2, 2)}
+    yield xwb((1, 6, 5, 5), (9, 2, 3, 3), "f16"), {"group": 3, "out": "f32"}
+    yield xwb((1, 6, 5, 5), (6, 1, 3, 3), "f16"), {"group": 6, "pads": (1, 1, 1, 1)}
+    yield xwb((2, 7, 6, 3), (3, 3, 3, 4)), {"layout": "NHWC", "strides": (2, 2)}
+    yield xwb((1, 5, 5, 6), (3, 3, 1, 6), "f16"), {"layout": "NHWC", "group": 6, "pads": (1, 1, 1, 1)}
+    yield xwb((1, 5, 5, 4), (1, 1, 2, 6)), {"layout": "NHWC", "group": 2}
+    yield xwb((2, 4, 9), (5, 4, 3)), {"strides": (2,), "pads": (1, 1)}
+    yield xwb((2, 9, 4), (3, 4, 5)), {"layout": "NHWC", "pads": (1, 1)}
+    yield xwb((1, 2, 4, 5, 6), (3, 2, 2, 3, 1)), {"pads": (0, 1, 0, 0, 1, 0)}
+    yield xwb((1, 4, 5, 6, 2), (2, 3, 1, 2, 3)), {"layout": "NHWC"}
+    yield xwb((1, 2, 4, 4), (3, 2, 2, 2), "bf16"), {}
+
+
+@op
+def ConvTranspose(
+    x: Type,
+    w: Type,
+    b: Type | None = None,
+    *,
+    strides: tuple[int, ...] = (),
+    pads: tuple[int, ...] = (),
+    dilations: tuple[int, ...] = (),
+    output_padding: tuple[int, ...] = (),
+    group: int = 1,
+) -> Type:
+    """Transposed convolution of x[N,C,…] by w[C,O/group,…] plus b[O].
+
+    Defined as the Conv of x with strides-1 zeros between its elements by the flipped weights: that is its K order.
+    """
+    sizes = image("ConvTranspose", x, "NCHW")
+    dtype, n = product_type("ConvTranspose", x, w, ""), len(sizes)
+    require(w.rank == x.rank, f"ConvTranspose: x is {x} but the weights are {w}: ranks differ")
+    c, o = x.shape[1], w.shape[1] * group
+    require(w.shape[0] == c and c % group == 0, f"ConvTranspose: {x} by {w} with group={group}: channels do not fit")
+    require(b is None or b.shape == (o,), f"ConvTranspose: bias is {b}, expected [{o}]")
+    s, extra = per_axis("ConvTranspose", "strides", strides, 1, n), per_axis("ConvTranspose", "output_padding", output_padding, 0, n)
+    d, p = per_axis("ConvTranspose", "dilations", dilations, 1, n), per_axis("ConvTranspose", "pads", pads, 0, 2 * n)
+    out = [s[i] * (sizes[i] - 1) + extra[i] + d[i] * (w.shape[2 + i] - 1) + 1 - p[i] - p[n + i] for i in range(n)]
+    require(min(out) >= 1, f"ConvTranspose: pads {p} leave nothing of sizes {sizes}")
+    return Type(dtype, (x.shape[0], o, *out))
+
+
+def _transposed_pads(kernel: Sequence[int], pads: Ints, dilations: Ints, output_padding: Ints) -> Ints:
+    """Pads of the equivalent Conv; negative ones crop."""
+    n = len(kernel)
+    reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+    begins = [reach[i] - pads[i] for i in range(n)]
+    return (*begins, *(reach[i] - pads[n + i] + output_padding[i] for i in range(n)))
+
+
+def _spread(x: Array, strides: Ints) -> Array:
+    """x[N,…,C] with strides-1 zeros between neighbours."""
+    sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[1:-1], strides, strict=True)]
+    y = np.zeros((x.shape[0], *sizes, x.shape[-1]), x.dtype)
+    y[(slice(None), *(slice(None, None, s) for s in strides))] = x
+    return y
+
+
+def _crop(x: Array, pads: Ints) -> tuple[Array, Ints]:
+    """Cut what negative pads cut; gives the pads that are left."""
+    n = len(pads) // 2
+    keep = tuple(slice(max(0, -pads[i]), x.shape[1 + i] + min(0, pads[n + i])) for i in range(n))
+    return x[(slice(None), *keep)], tuple(max(0, p) for p in pads)
+
+
+def _flip(w: Array, group: int) -> Array:
+    """w[C,O/g,…] flipped and as […,C/g,O], the output channels of a group together."""
+    c, per_group, *kernel = w.shape
+    flipped = np.flip(w, tuple(range(2, w.ndim))).reshape(group, c // group, per_group, *kernel)
+    return np.moveaxis(flipped, (1, 0, 2), (-3, -2, -1)).reshape(*kernel, c // group, group * per_group)
+
+
+@ConvTranspose.reference
+def _(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    strides: Ints = (),
+    pads: Ints = (),
+    dilations: Ints = (),
+    output_padding: Ints = (),
+    group: int = 1,
+) -> Array:
+    n = x.ndim - 2
+    dilations = dilations or (1,) * n
+    pads = _transposed_pads(w.shape[2:], pads or (0,) * 2 * n, dilations, output_padding or (0,) * n)
+    spread, pads = _crop(_spread(to_channels_last(x), strides or (1,) * n), pads)
+    acc = convolve(spread, _flip(w, group), (), pads, dilations, group)
+    return np.moveaxis(finish(acc, b, "", x.dtype), -1, 1)
+
+
+def _relax_flip(R: Any, w: Any, group: int) -> Any:
+    """w[C,O/g,…] as the flipped [O,C/g,…]."""
+    c, per_group, *kernel = shape_of(w)
+    n = len(kernel)
+    for axis in range(2, 2 + n):
+        w = R.op.flip(w, axis)
+    w = R.op.reshape(w, (group, c // group, per_group, *kernel))
+    w = R.op.permute_dims(w, [0, 2, 1, *range(3, 3 + n)])
+    return R.op.reshape(w, (group * per_group, c // group, *kernel))
+
+
+def _relax_spread(R: Any, x: Any, strides: Ints, pads: Ints) -> Any:
+    """x[N,C,…] with zeros between neighbours, cut where pads are negative."""
+    from tvm import topi
+
+    n = len(strides)
+    y = te(R, lambda t: topi.nn.dilate(t, (1, 1, *strides), 0.0), x) if max(strides) > 1 else x
+    if min(pads) >= 0:
+        return y
+    begin = [max(0, -p) for p in pads[:n]]
+    end = [size + min(0, p) for size, p in zip(shape_of(y)[2:], pads[n:], strict=True)]
+    return R.op.strided_slice(y, list(range(2, 2 + n)), begin, end)
+
+
+@ConvTranspose.relax
+def _(
+    R: Any,
+    x: Any,
+    w: Any,
+    b: Any = None,
+    strides: Ints = (),
+    pads: Ints = (),
+    dilations: Ints = (),
+    output_padding: Ints = (),
+    group: int = 1,
+) -> Any:
+    n = rank_of(x) - 2
+    dilations = dilations or (1,) * n
+    pads = _transposed_pads(shape_of(w)[2:], pads or (0,) * 2 * n, dilations, output_padding or (0,) * n)
+    spread = _relax_spread(R, accumulating(R, x), strides or (1,) * n, pads)
+    weights = _relax_flip(R, accumulating(R, w), group)
+    clipped = tuple(max(0, p) for p in pads)
+    f = {1: R.op.nn.conv1d, 2: R.op.nn.conv2d, 3: R.op.nn.conv3d}[n]
+    y = f(spread, weights, strides=(1,) * n, padding=clipped, dilation=dilations, groups=group)
+    if b is not None:
+        y = R.op.add(y, R.op.reshape(accumulating(R, b), (-1, *(1,) * n)))
+    return stored(R, y, "", x)
+
+
+@ConvTranspose.example
+def _(rng: Rng) -> Iterator[Example]:
+    yield [draw(rng, (1, 3, 4, 5), "f32"), draw(rng, (3, 2, 3, 3), "f32"), draw(rng, (2,), "f32")], {"strides": (2, 2), "pads": (1, 1, 1, 1)}
+    yield [draw(rng, (2, 4, 3, 3), "f16"), draw(rng, (4, 3, 2, 2), "f16")], {"strides": (2, 2), "group": 2}
+    yield [draw(rng, (1, 2, 4, 4), "f32"), draw(rng, (2, 2, 3, 3), "f32")], {"dilations": (2, 1), "strides": (3, 2), "output_padding": (1, 1)}
+    yield [draw(rng, (1, 2, 4, 4), "f32"), draw(rng, (2, 2, 2, 2), "f32")], {"pads": (2, 1, 0, 3)}
+    yield [draw(rng, (2, 3, 6), "f32"), draw(rng, (3, 2, 4), "f32")], {"strides": (2,), "pads": (1, 1)}
