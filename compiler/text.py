@@ -321,6 +321,12 @@ def save(g: Graph, path: Path | str, header: str = "") -> None:
     """Write a graph's text to `path`, and its larger constants to the .npz of the same stem.
 
     `header` goes before the text; each of its lines must be a comment.
+    """
+    save_text(header + show(g), g, path)
+
+
+def save_text(text: str, g: Graph, path: Path | str) -> None:
+    """Write a text that holds `g`'s, such as a plan's, and beside it the constants that it names.
 
     Each file appears whole or not at all; the text comes last, so that it never lacks its data.
     """
@@ -328,18 +334,21 @@ def save(g: Graph, path: Path | str, header: str = "") -> None:
     if found := blobs(g):
         packed: dict[str, Any] = dict(map(_packed, found.items()))
         _replace(path.with_suffix(".npz"), lambda f: np.savez(f, **packed))
-    _replace(path, lambda f: f.write((header + show(g)).encode()))
+    _replace(path, lambda f: f.write(text.encode()))
 
 
 def load(path: Path | str) -> Graph:
     """Read what `save` wrote."""
-    path = Path(path)
-    beside = path.with_suffix(".npz")
+    return parse(Path(path).read_text(), str(path), load_blobs(path))
+
+
+def load_blobs(path: Path | str) -> dict[str, Array]:
+    """The constants beside a text."""
+    beside = Path(path).with_suffix(".npz")
     if not beside.exists():
-        return parse(path.read_text(), str(path))
+        return {}
     with np.load(beside, allow_pickle=False) as f:
-        found = dict(_unpacked(k, f[k]) for k in f.files)
-    return parse(path.read_text(), str(path), found)
+        return dict(_unpacked(k, f[k]) for k in f.files)
 
 
 def _packed(item: tuple[str, Array]) -> tuple[str, Array]:
