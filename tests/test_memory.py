@@ -13,9 +13,14 @@ from knapper.compiler.memory import ALIGN, Buffer, collisions, lower_bound, peak
 def wanted(draw: st.DrawFn, most: int = 40) -> list[Buffer]:
     """Buffers of a network of up to 20 launches."""
     count = draw(st.integers(0, most))
-    spans = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=count, max_size=count))
+    spans = draw(
+        st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=count, max_size=count)
+    )
     sizes = draw(st.lists(st.integers(0, 100_000), min_size=count, max_size=count))
-    return [Buffer(f"b{i}", size, min(s), max(s)) for i, (s, size) in enumerate(zip(spans, sizes, strict=True))]
+    return [
+        Buffer(f"b{i}", size, min(s), max(s))
+        for i, (s, size) in enumerate(zip(spans, sizes, strict=True))
+    ]
 
 
 @given(wanted())
@@ -30,13 +35,17 @@ def test_no_two_buffers_that_meet_overlap(buffers: list[Buffer]) -> None:
 
 @given(wanted())
 def test_the_lower_bound_is_the_worst_launch(buffers: list[Buffer]) -> None:
-    worst = max((sum(b.room for b in buffers if b.first <= t <= b.last) for t in range(21)), default=0)
+    worst = max(
+        (sum(b.room for b in buffers if b.first <= t <= b.last) for t in range(21)), default=0
+    )
     assert lower_bound(buffers) == worst
     assert peak(place(buffers)) >= worst
 
 
 @given(wanted(12), wanted(12))
-def test_placing_around_what_is_fixed_moves_nothing(first: list[Buffer], second: list[Buffer]) -> None:
+def test_placing_around_what_is_fixed_moves_nothing(
+    first: list[Buffer], second: list[Buffer]
+) -> None:
     fixed = place(first)
     others = [Buffer(f"s{b.name}", b.bytes, b.first, b.last) for b in second]
     assert not list(collisions([*fixed, *place(others, fixed)]))
@@ -45,7 +54,9 @@ def test_placing_around_what_is_fixed_moves_nothing(first: list[Buffer], second:
 @given(wanted())
 def test_collisions_finds_exactly_the_pairs_that_do(buffers: list[Buffer]) -> None:
     at_zero = {frozenset((a.name, b.name)) for a, b in collisions(buffers)}
-    meeting = {frozenset((a.name, b.name)) for a in buffers for b in buffers if a != b and a.meets(b)}
+    meeting = {
+        frozenset((a.name, b.name)) for a in buffers for b in buffers if a != b and a.meets(b)
+    }
     assert at_zero == meeting
 
 

@@ -1,0 +1,196 @@
+"""The compiler's way through its levels, with a door at each.
+
+    Graph ─ optimize ─► fused Graph ─ schedule ─► Plan ─ generate ─► Program
+      ▲                     ▲                       ▲
+      └────── from_ir ──────┘                   from_plan              `--from`: a file takes the place of what came before
+
+`dump` is called with the name and value of everything on the way: "00-import", "01-fold", … with graphs, "plan" with the Plan,
+"program" with the Program. `Files` is a dump that writes them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from knapper.isa.machine import Machine
+from knapper.isa.program import Program
+
+from . import ops as _declared  # noqa: F401  the op set
+from . import pipeline as pipelines
+from . import plan_text, text
+from .assemble import assemble
+from .cache import KernelCache, folder
+from .groups import is_view
+from .ir import Graph
+from .lower import lower
+from .passes import Pass
+from .plan import Plan
+from .plugins import sources
+from .schedule import Forced, schedule
+
+Dump = Callable[[str, Graph | Plan | Program], None]
+"""Called with the name and the value of each level on the way."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile, beside the target. Plain defaults give what `knapper compile MODEL` does."""
+
+    pipeline: str | None = None
+    """Passes as text; None: the preset of `precision`."""
+    precision: str = "fp16"
+    forced: Forced = field(default_factory=dict)
+    """What launches must have, by group name pattern: `{"conv*": {"kind": "ffma"}}`."""
+    meta: Mapping[str, str] = field(default_factory=dict)
+    """Provenance that the caller knows, such as the model file's hash under "model"."""
+    cache: Path | None = None
+    """Kernel cache; None: `$KNAPPER_CACHE` or the user's cache folder."""
+    hooks: Sequence[pipelines.Hook] = ()
+
+
+def compile_graph(
+    graph: Graph,
+    machine: Machine,
+    pipeline: str | None = None,
+    precision: str = "fp16",
+    dump: Dump | None = None,
+    *,
+    forced: Forced | None = None,
+    meta: Mapping[str, str] | None = None,
+    cache: Path | None = None,
+    hooks: Sequence[pipelines.Hook] = (),
+) -> Program:
+    """A network for a machine.
+
+    Errors: those of the passes (E3xx), E410 for nodes that no generator serves, all at once, E4xx of the generators.
+    """
+    options = Options(pipeline, precision, forced or {}, meta or {}, cache, hooks)
+    fused = optimize(graph, options, dump)
+    return finish(fused, machine, options, dump, _provenance(options, graph))
+
+
+def optimize(graph: Graph, options: Options = Options(), dump: Dump | None = None) -> Graph:
+    """Level 1: the passes, verified one by one."""
+    hooks = [*options.hooks, *([_Tell(dump)] if dump else [])]
+    return pipelines.run(graph, passes(options), hooks)
+
+
+def finish(
+    graph: Graph,
+    machine: Machine,
+    options: Options = Options(),
+    dump: Dump | None = None,
+    meta: Mapping[str, str] | None = None,
+) -> Program:
+    """Levels 2 and 3, from a fused graph on."""
+    plan = schedule(graph, machine, options.forced)
+    if dump:
+        dump("plan", plan)
+    return generate(plan, options, dump, meta)
+
+
+def generate(
+    plan: Plan,
+    options: Options = Options(),
+    dump: Dump | None = None,
+    meta: Mapping[str, str] | None = None,
+) -> Program:
+    """Level 3: kernels, from the cache where it has them, data and addresses."""
+    cache = KernelCache(options.cache or folder(), sources())
+    known = {"knapper": _version()} | dict(meta or {}) | dict(options.meta)
+    program = assemble(plan, lower(plan, cache), known)
+    if dump:
+        dump("program", program)
+    return program
+
+
+def from_ir(
+    path: Path, machine: Machine, options: Options = Options(), dump: Dump | None = None
+) -> Program:
+    """Compile a `.ir` file.
+
+    A fused graph goes on as it is, unless a pipeline is asked for; another goes through the passes.
+    """
+    graph = text.load(path)
+    if options.pipeline is None and is_fused(graph):
+        return finish(graph, machine, options, dump, {"model": _graph_hash(graph)})
+    fused = optimize(graph, options, dump)
+    return finish(fused, machine, options, dump, _provenance(options, graph))
+
+
+def from_plan(
+    path: Path, machine: Machine, options: Options = Options(), dump: Dump | None = None
+) -> Program:
+    """Compile a `.plan` file; E412 and E413 for what is not legal on the machine, with its line."""
+    plan = plan_text.load(path, machine)
+    return generate(plan, options, dump, {"model": _graph_hash(plan.graph)})
+
+
+@dataclass(frozen=True)
+class Files:
+    """A dump that writes every level to a folder: `00-import.ir`, …, `plan.plan`, `program.s` and `program.elf`."""
+
+    folder: Path
+
+    def __call__(self, name: str, level: Graph | Plan | Program) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(level, Graph):
+            text.save(level, self.folder / f"{name}.ir")
+        elif isinstance(level, Plan):
+            plan_text.save(level, self.folder / f"{name}.plan")
+        else:
+            self._program(self.folder / name, level)
+
+    def _program(self, stem: Path, program: Program) -> None:
+        source, blobs = disassemble(program)
+        stem.with_suffix(".s").write_text(source)
+        for key, data in blobs.items():
+            (stem.parent / key).write_bytes(data)
+        stem.with_suffix(".elf").write_bytes(image.write(program))
+
+
+def is_fused(graph: Graph) -> bool:
+    """Whether every node has its group or is a view, and so needs no pass before it is scheduled."""
+    return any(n.group for n in graph.nodes) and all(n.group or is_view(n) for n in graph.nodes)
+
+
+def passes(options: Options) -> tuple[Pass, ...]:
+    """The passes that the options ask for."""
+    if options.pipeline is None:
+        return pipelines.preset(options.precision)
+    return pipelines.parse(options.pipeline)
+
+
+@dataclass(frozen=True)
+class _Tell:
+    """A pipeline's hook that passes each graph on to a dump."""
+
+    dump: Dump
+
+    def after(self, step: pipelines.Step) -> None:
+        self.dump(f"{step.index:02}-{step.name}", step.after)
+
+    def failed(self, g: Graph, rest: Sequence[Pass]) -> None:
+        self.dump("crash", g)
+
+
+def _provenance(options: Options, model: Graph) -> dict[str, str]:
+    """What the program's note says about where it is from."""
+    pipeline = pipelines.show_passes(passes(options))
+    hashed = options.meta.get("model") or _graph_hash(model)
+    return {"pipeline": pipeline, "precision": options.precision, "model": hashed}
+
+
+def _graph_hash(g: Graph) -> str:
+    return hashlib.sha256(text.show(g).encode()).hexdigest()
+
+
+def _version() -> str:
+    try:
+        return version("knapper")
+    except PackageNotFoundError:
+        return "checkout"

@@ -1,0 +1,102 @@
+"""Choice: which generator serves a group, and with which options, by least predicted cost.
+
+The cost is asked of the generator, which asks the machine's unit table, the one that the emulator's timing uses. Equal groups
+get equal answers, so each is asked once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from knapper.isa.errors import CompileError, raise_all
+from knapper.isa.machine import Machine
+
+from .codegen.generator import Group, Options, generators
+from .groups import groups
+from .ir import Attr, Graph
+from .plan import Plan, Step
+from .structure import Canonical
+from .text import show_attrs
+
+Forced = Mapping[str, Mapping[str, Attr]]
+"""Group name pattern (`conv*`) → what its launches must have: `kind` and options, any part of them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to launch a group."""
+
+    cost: float
+    kind: str
+    options: Options
+
+
+@dataclass
+class Scheduler:
+    """Makes steps of groups, remembering what it decided for equal ones."""
+
+    machine: Machine
+    forced: Forced = field(default_factory=dict)
+    _made: dict[str, Choice] = field(default_factory=dict)
+
+    def step(self, group: Group) -> Step:
+        """The cheapest launch; CompileError E410 if no generator serves the group, E412 if none does as forced."""
+        wanted = self._wanted(group.name)
+        key = f"{Canonical.of(group).text}\n{sorted(wanted.items())}"
+        if key not in self._made:
+            self._made[key] = self._cheapest(group, wanted)
+        choice = self._made[key]
+        return Step(group, choice.kind, choice.options)
+
+    def _wanted(self, name: str) -> dict[str, Attr]:
+        found: dict[str, Attr] = {}
+        for pattern, wish in self.forced.items():
+            if fnmatchcase(name, pattern):
+                found |= wish
+        return found
+
+    def _cheapest(self, group: Group, wanted: dict[str, Attr]) -> Choice:
+        refusals = {kind: g.serves(group, self.machine) for kind, g in generators().items()}
+        serving = [kind for kind, why in refusals.items() if why is None]
+        if not serving:
+            raise unserved(group, refusals)
+        offered = [c for kind in serving for c in self._offers(kind, group)]
+        fit = [c for c in offered if wanted.items() <= {**c.options, "kind": c.kind}.items()]
+        if not fit:
+            legal = "; ".join(f"{c.kind} {show_attrs(c.options)}" for c in offered)
+            problem = f"nothing offers {show_attrs(wanted)}"
+            raise CompileError(
+                "E412", problem, where=f"launch {group.name}", hint=f"legal are {legal}"
+            )
+        return min(fit, key=lambda c: c.cost)
+
+    def _offers(self, kind: str, group: Group) -> Iterator[Choice]:
+        generator = generators()[kind]
+        for options in generator.candidates(group, self.machine):
+            yield Choice(generator.cost(group, options, self.machine), kind, options)
+
+
+def unserved(group: Group, refusals: Mapping[str, str | None]) -> CompileError:
+    """The error for a group that no generator takes: its nodes, and each generator's reason."""
+    nodes = ", ".join(f"{n.op} {n.loc or '%' + n.outputs[0]}" for n in group.nodes)
+    reasons = (
+        "; ".join(f"{kind}: {why}" for kind, why in refusals.items()) or "there are no generators"
+    )
+    return CompileError(
+        "E410", f"no generator serves {nodes} ({reasons})", where=f"group {group.name}"
+    )
+
+
+def schedule(graph: Graph, machine: Machine, forced: Forced | None = None) -> Plan:
+    """A plan for a fused graph; raises every group that cannot be launched at once."""
+    scheduler = Scheduler(machine, forced or {})
+    steps, problems = list[Step](), list[CompileError]()
+    for group in groups(graph):
+        try:
+            steps.append(scheduler.step(group))
+        except CompileError as e:
+            problems.append(e)
+    raise_all(problems)
+    return Plan.build(graph, machine, steps)
