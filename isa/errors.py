@@ -37,6 +37,10 @@ CODES: dict[str, str] = {
     "E430": "Code generation gave an instruction an operand that does not fit its field.",
     "E431": "A label in generated code was placed twice, or never.",
     "E432": "A kernel needs more registers than a thread of the machine has.",
+    "E440": "TVM does not lower a group of nodes to SIMD kernels. The message is TVM's own.",
+    "E441": "A kernel from TVM holds a node, type or intrinsic that the SIMD code generator does not know.",
+    "E442": "The TVM worker process did not start or ended early. The message is the last that it said.",
+    "E443": "A SIMD kernel needs more than the machine or the ISA has: an index beyond 32 bits, shared memory, threads.",
     # 5xx the ISA, assembly, images, machine descriptions
     "E501": "An operand or suffix in assembly is not of the kind that the instruction takes.",
     "E502": "A field value does not fit its bits.",

@@ -1,0 +1,203 @@
+"""The parent's side: groups in, kernels as plain lists out, from the cache or from the one worker.
+
+    prefetch(groups) ─► what is not cached goes to the worker, which starts now and imports tvm while the caller goes on
+    fetch(group)     ─► waits for that group only
+
+Two threads serve the worker's pipes, so that neither side ever waits for the other with a full pipe.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any
+
+from knapper.isa.errors import CompileError
+
+from ..codegen.generator import Group
+from ..ir import Array, Node, Type
+from ..structure import Canonical
+from . import cache
+from .tir import Json
+
+COMMAND = (sys.executable, "-P", "-m", "knapper.compiler.tvm.worker")
+LITERAL = 1
+"""Constants of up to this many elements are written into the code; the kernels of others take an address."""
+
+
+class Worker:
+    """The process, its pipes, and what is on its way."""
+
+    def __init__(self) -> None:
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the worker
+        path = os.pathsep.join(p for p in sys.path if p)
+        self.process = subprocess.Popen(
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=os.environ | {"PYTHONPATH": path}
+        )
+        self.pending: dict[int, Future[Json]] = {}
+        self.outbox: SimpleQueue[str | None] = SimpleQueue()
+        self.lock = threading.Lock()
+        self.asked = 0
+        for serve in (self._write, self._read):
+            threading.Thread(target=serve, daemon=True).start()
+
+    def ask(self, group: Json) -> Future[Json]:
+        """Send a group; the reply comes in the future."""
+        future: Future[Json] = Future()
+        with self.lock:
+            self.asked += 1
+            self.pending[self.asked] = future
+            self.outbox.put(json.dumps({"id": self.asked, "group": group}, separators=(",", ":")))
+        if self.process.poll() is not None:
+            self._fail()
+        return future
+
+    def stop(self) -> None:
+        """End the process."""
+        self.outbox.put(None)
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.log):
+            if pipe is not None:
+                pipe.close()
+
+    def _write(self) -> None:
+        assert self.process.stdin is not None
+        while (line := self.outbox.get()) is not None:
+            try:
+                self.process.stdin.write(line + "\n")
+                self.process.stdin.flush()
+            except (OSError, ValueError):  # it has ended; the reader sees that too and says so
+                return
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        try:
+            for line in self.process.stdout:
+                reply = json.loads(line)
+                if (future := self.pending.pop(reply.get("id", 0), None)) is not None:
+                    future.set_result(reply)
+        except ValueError:  # closed by stop, or half a line of a process that died
+            pass
+        self._fail()
+
+    def _fail(self) -> None:
+        """The process has ended: nobody shall wait for it."""
+        for i in list(self.pending):
+            if (future := self.pending.pop(i, None)) is not None:
+                future.set_exception(CompileError("E442", f"the TVM worker ended: {self._last_words()}", hint="is apache-tvm installed?"))
+
+    def _last_words(self) -> str:
+        try:
+            self.log.seek(0)
+            lines = self.log.read().decode(errors="replace").strip().splitlines()
+        except ValueError:  # closed
+            return "stopped"
+        return lines[-1][:300] if lines else "it said nothing"
+
+
+_state: dict[str, Worker] = {}
+_memory: dict[str, Json] = {}
+_asked: dict[str, Future[Json]] = {}
+
+
+def stop() -> None:
+    """End the worker, if there is one, and forget what is in memory; the disk cache stays."""
+    for worker in list(_state.values()):
+        worker.stop()
+    _state.clear()
+    _memory.clear()
+    _asked.clear()
+
+
+atexit.register(stop)
+
+
+def is_running() -> bool:
+    """Whether there is a worker."""
+    return bool(_state)
+
+
+def prefetch(groups: Iterable[Group]) -> None:
+    """Start work on the groups that are not cached."""
+    for group in groups:
+        name, request = _request(group)
+        if name not in _memory and name not in _asked and not _cached(name):
+            _asked[name] = _worker().ask(request)
+
+
+def fetch(group: Group) -> Json:
+    """`{"kernels": …, "scratch": …, "constants": …}` of a group in canonical names (`structure.Canonical`).
+
+    CompileError E440 if TVM does not lower it, E441 if its TIR has something unknown, E442 if there is no worker.
+    """
+    prefetch([group])
+    name, _ = _request(group)
+    if name in _asked:
+        try:
+            reply = _asked.pop(name).result()
+        except CompileError:
+            _state.clear()
+            raise
+        _check(group, reply)
+        _memory[name] = {k: reply[k] for k in ("kernels", "scratch", "constants")}
+        cache.put(name, _memory[name])
+    return _memory[name]
+
+
+def _cached(name: str) -> bool:
+    found = cache.get(name)
+    if found is not None:
+        _memory[name] = found
+    return found is not None
+
+
+def _worker() -> Worker:
+    if "it" not in _state:
+        _state["it"] = Worker()
+    return _state["it"]
+
+
+def _check(group: Group, reply: Mapping[str, Any]) -> None:
+    if "error" not in reply and "unknown" not in reply:
+        return
+    node = group.nodes[reply["node"]]
+    where = f"group {group.name}: {node.op} {node.loc or '%' + node.outputs[0]}"
+    if "unknown" in reply:
+        raise CompileError("E441", f"TVM made a kernel with something unknown: {reply['unknown']}", where=where)
+    raise CompileError("E440", f"TVM does not lower this: {reply['error']}", where=where)
+
+
+# --- requests
+
+
+def _request(group: Group) -> tuple[str, Json]:
+    """The cache key and what the worker is asked."""
+    g = Canonical.of(group).group
+    literal = {v: base64.b64encode(a.tobytes()).decode() for v, a in g.constants.items() if a.size <= LITERAL}
+    inputs = [_input(v, t, literal) for v, t in g.inputs.items()]
+    request = {"inputs": inputs, "nodes": [_node(n) for n in g.nodes], "outputs": list(g.outputs)}
+    return cache.key(json.dumps(request)), request
+
+
+def _input(name: str, t: Type, literal: Mapping[str, str]) -> Json:
+    data = {"data": literal[name]} if name in literal else {}
+    return {"name": name, "dtype": t.dtype, "shape": t.shape, **data}
+
+
+def _node(n: Node) -> Json:
+    return {"op": n.op, "inputs": n.inputs, "outputs": n.outputs, "attrs": dict(sorted(n.attrs.items()))}
+
+
+def literals(group: Group) -> dict[str, Array]:
+    """The constants that are written into the code."""
+    return {v: a for v, a in group.constants.items() if a.size <= LITERAL}

@@ -1,0 +1,49 @@
+"""The worker process: `python -m knapper.compiler.tvm.worker`. One JSON request a line in, one JSON reply a line out.
+
+    {"id": 3, "group": {"inputs": […], "nodes": […], "outputs": […]}}   →   {"id": 3, "kernels": […], "scratch": {…}}
+                                                                    or   {"id": 3, "error": "…", "node": 0}
+
+It ends when its input does. torch is hidden from tvm, which would otherwise import it: that takes seconds and gives nothing here.
+Everything that tvm prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, TextIO
+
+
+def main() -> None:
+    """Serve until end of input."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.modules["torch"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    from .. import ops  # noqa: F401  declares the ops
+    from . import build
+
+    _say(replies, {"ready": build.tvm.__version__})
+    for line in sys.stdin:
+        _say(replies, _reply(build, json.loads(line)))
+
+
+def _say(replies: TextIO, message: dict[str, Any]) -> None:
+    replies.write(json.dumps(message, separators=(",", ":")) + "\n")
+    replies.flush()
+
+
+def _reply(build: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """One group's kernels, or why there are none. No error of a group ends the worker."""
+    try:
+        return {"id": request["id"], **build.kernels(request["group"])}
+    except build.GroupError as e:
+        return {"id": request["id"], "error": str(e), "node": e.node}
+    except build.UnknownTirError as e:
+        return {"id": request["id"], "unknown": str(e), "node": 0}
+    except (build.tvm.error.InternalError, build.ScheduleError, ValueError, TypeError, AttributeError, RuntimeError) as e:
+        return {"id": request["id"], "error": build.brief(e), "node": 0}
+
+
+if __name__ == "__main__":
+    main()
