@@ -20,6 +20,7 @@ from typing import Any, Protocol, TextIO
 
 from knapper.isa.errors import PassError, UsageError
 
+from . import ops  # noqa: F401  (declares the ops that graphs are made of)
 from .ir import Attr, Graph
 from .passes import PASSES, Pass
 from .text import parse_passes, save, show

@@ -20,11 +20,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 
-from .ir import OPS, Array, Attr, Graph, Node, Type, infer
+from .ir import DTYPES, OPS, Array, Attr, Graph, Node, Type, infer
 
 # --- patterns -----------------------------------------------------------------------------------
 
@@ -53,7 +54,7 @@ class Pattern:
     """A node of this op, with operands and attributes that match."""
 
     op: str
-    operands: tuple[Pattern | Var | float, ...]
+    operands: tuple[Pattern | Var | float | EllipsisType, ...]
     attrs: tuple[tuple[str, Attr | Bound], ...] = ()
 
     def __rshift__(self, build: Callable[..., str | None]) -> Rule:
@@ -69,7 +70,10 @@ class Rule:
 
 
 class _Ops:
-    """`P.Relu(x)`: the pattern of a Relu. A number stands for a constant of that one value."""
+    """`P.Relu(x)`: the pattern of a Relu.
+
+    A number stands for a constant of that one value, `...` for any further operands.
+    """
 
     def __getattr__(self, op: str) -> Callable[..., Pattern]:
         return lambda *operands, **attrs: Pattern(op, operands, tuple(attrs.items()))
@@ -80,7 +84,10 @@ COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "Sum"})
 Bindings = dict[str, Any]
 
 
-def _matches(p: Pattern | Var | float, v: str, w: Writer, env: Bindings) -> Iterator[Bindings]:
+Any_ = Pattern | Var | float | EllipsisType
+
+
+def _matches(p: Any_, v: str, w: Writer, env: Bindings) -> Iterator[Bindings]:
     """Every way in which a value fits a pattern."""
     if isinstance(p, Const) and w.array(v) is None:
         return
@@ -91,12 +98,13 @@ def _matches(p: Pattern | Var | float, v: str, w: Writer, env: Bindings) -> Iter
         n = w.maker(v)
         if n is not None and n.outputs[0] == v:
             yield from _matches_node(p, n, w, env)
-    elif (a := w.array(v)) is not None and a.size == 1 and np.isclose(float(a.item()), p, 1e-6, 0):
-        yield env
+    elif isinstance(p, float) and (a := w.array(v)) is not None and a.size == 1:
+        if np.isclose(float(a.item()), p, 1e-6, 0):
+            yield env
 
 
 def _matches_node(p: Pattern, n: Node, w: Writer, env: Bindings) -> Iterator[Bindings]:
-    if n.op != p.op or len(n.inputs) != len(p.operands):
+    if n.op != p.op:
         return
     for name, want in p.attrs:
         if isinstance(want, Bound):
@@ -109,13 +117,13 @@ def _matches_node(p: Pattern, n: Node, w: Writer, env: Bindings) -> Iterator[Bin
 
 
 def _matches_all(
-    ps: Sequence[Pattern | Var | float], vs: Sequence[str], w: Writer, env: Bindings
+    ps: Sequence[Any_], vs: Sequence[str], w: Writer, env: Bindings
 ) -> Iterator[Bindings]:
-    if not ps:
+    if [*ps] == [...] or not (ps or vs):
         yield env
-        return
-    for found in _matches(ps[0], vs[0], w, env):
-        yield from _matches_all(ps[1:], vs[1:], w, found)
+    elif ps and vs:
+        for found in _matches(ps[0], vs[0], w, env):
+            yield from _matches_all(ps[1:], vs[1:], w, found)
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -125,6 +133,7 @@ class Writer:
     """A graph under construction, from a graph that is walked.
 
     `op`, `constant` and `emit` add to it; `type`, `array`, `maker` and `once` ask what is there.
+    While a rule runs, `root` is the node that matched.
     """
 
     def __init__(self, g: Graph, rules: Sequence[Rule] = ()) -> None:
@@ -138,7 +147,7 @@ class Writer:
         self._left = self._uses.copy()
         self._taken = {*self._types, *(v for n in g.nodes for v in n.outputs)}
         self._rules: dict[str, list[Rule]] = {}
-        self._at = Node("", (), ("",), ())
+        self._at = self.root = Node("", (), ("",), ())
         for r in rules:
             self._rules.setdefault(r.pattern.op, []).append(r)
 
@@ -156,6 +165,10 @@ class Writer:
         """A constant's content; None for anything else."""
         return self.constants.get(v)
 
+    def known(self, v: str) -> Array:
+        """A constant's content."""
+        return self.constants[v]
+
     def maker(self, v: str) -> Node | None:
         """The node that makes a new value; None for inputs and constants."""
         return self._makers.get(v)
@@ -167,18 +180,22 @@ class Writer:
     # adding
 
     def op(self, name: str, *operands: str, **attrs: Attr) -> str:
-        """Add a node (or what the rules make of it); gives its first result.
+        """Add a node (or what the rules make of it) with one result.
 
         Attributes that equal their declared defaults are left out, trailing absent operands too.
         """
+        return self.ops(1, name, *operands, **attrs)[0]
+
+    def ops(self, results: int, name: str, *operands: str, **attrs: Attr) -> tuple[str, ...]:
+        """`op` with several results."""
         while operands and not operands[-1]:
             operands = operands[:-1]
         declared = OPS[name].attrs
         attrs = {k: v for k, v in attrs.items() if k not in declared or v != declared[k].default}
-        types = infer(name, [self._types[v] if v else None for v in operands], attrs)
+        types = infer(name, [self._types[v] if v else None for v in operands], attrs)[:results]
         names = tuple(self.fresh(self._at.outputs[0]) for _ in types)
         self._left.update(v for v in operands if v)
-        return self.emit(Node(name, operands, names, types, attrs, self._at.loc))[0]
+        return self.emit(Node(name, operands, names, types, attrs, self._at.loc))
 
     def constant(self, a: Array, near: str = "") -> str:
         """Add a constant; `near` is the value whose name it takes after."""
@@ -186,6 +203,10 @@ class Writer:
         self.constants[v] = a
         self._types[v] = Type.of(a)
         return v
+
+    def number(self, value: float, dtype: str) -> str:
+        """Add a scalar constant."""
+        return self.constant(np.array(value, DTYPES[dtype]))
 
     def fresh(self, near: str) -> str:
         """A name that nothing has, after another."""
@@ -199,11 +220,17 @@ class Writer:
         """Add a node whose operands are new values, unless a rule has something better."""
         for rule in self._rules.get(n.op, ()) if len(n.outputs) == 1 else ():
             for env in _matches_node(rule.pattern, n, self, {}):
-                v = rule.build(self, **env)
+                v = self._build(rule, n, env)
                 if v is not None and self._types[v] == n.types[0]:
                     return (v,)
         self._add(n)
         return n.outputs
+
+    def _build(self, rule: Rule, n: Node, env: Bindings) -> str | None:
+        outer, self.root = self.root, n
+        v = rule.build(self, **env)
+        self.root = outer
+        return v
 
     def _add(self, n: Node) -> None:
         self.nodes[n.outputs[0]] = n

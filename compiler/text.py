@@ -251,7 +251,7 @@ class _Actions:
     def pair(self, read: list[Any]) -> tuple[Any, ...]:
         return tuple(read)
 
-    input = const = result = attr = items = pair
+    input = const = result = attr = items = step = pair
 
     def output(self, read: list[Any]) -> tuple[Token, str]:
         value, name = read

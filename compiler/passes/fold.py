@@ -16,8 +16,7 @@ from ..ir import DTYPES, Array, Graph, Node, Type, compute
 from ..rewrite import Writer, prune
 from .base import Pass
 
-SHAPE_ONLY = frozenset({"Shape", "Size"})
-RANDOM = frozenset({"RandomNormal", "RandomUniform"})  # no operands, and yet no constants
+SHAPE_ONLY = frozenset({"Shape", "Size", "EyeLike"})  # the content of their operand is not read
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,8 @@ class Fold(Pass):
         return w.graph()
 
     def _folds(self, n: Node, w: Writer) -> bool:
-        if n.op in SHAPE_ONLY:
-            return True
         operands = [w.array(w.now(v)) for v in n.inputs if v]
-        if n.op in RANDOM or any(a is None for a in operands):
+        if n.op not in SHAPE_ONLY and any(a is None for a in operands):
             return False
         made = sum(t.bytes for t in n.types)
         return made <= max(self.limit, sum(a.nbytes for a in operands if a is not None))
