@@ -22,7 +22,12 @@ def Relu(x: Type) -> Type:
     return x
 
 
-unary(Relu, lambda x: np.maximum(x, 0), lambda R, x: R.op.maximum(x, const(R, 0, x)), dtypes="f32 f16 f64 i32")
+unary(
+    Relu,
+    lambda x: np.maximum(x, 0),
+    lambda R, x: R.op.maximum(x, const(R, 0, x)),
+    dtypes="f32 f16 f64 i32",
+)
 
 
 @op
@@ -34,7 +39,9 @@ def LeakyRelu(x: Type, *, alpha: float = 0.01) -> Type:
 unary(
     LeakyRelu,
     lambda x, alpha=0.01: np.where(x < 0, np.float64(np.float32(alpha)) * x, x),
-    lambda R, x, alpha=0.01: R.op.where(R.op.less(x, const(R, 0, x)), R.op.multiply(x, const(R, alpha, x)), x),
+    lambda R, x, alpha=0.01: R.op.where(
+        R.op.less(x, const(R, 0, x)), R.op.multiply(x, const(R, alpha, x)), x
+    ),
     attrs=({}, {"alpha": 0.25}),
 )
 
@@ -43,7 +50,9 @@ unary(
 def PRelu(x: Type, slope: Type) -> Type:
     """x, or slope·x where x is negative; slope broadcasts to x."""
     same_dtype("PRelu", floating("PRelu", x), slope)
-    require(broadcast("PRelu", x, slope) == x.shape, f"PRelu: slope {slope} does not broadcast to {x}")
+    require(
+        broadcast("PRelu", x, slope) == x.shape, f"PRelu: slope {slope} does not broadcast to {x}"
+    )
     return x
 
 
@@ -111,7 +120,9 @@ def _selu(R: Any, x: Any, alpha: float = SELU_ALPHA, gamma: float = SELU_GAMMA) 
 
 unary(
     Selu,
-    lambda x, alpha=SELU_ALPHA, gamma=SELU_GAMMA: gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
+    lambda x, alpha=SELU_ALPHA, gamma=SELU_GAMMA: (
+        gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+    ),
     _selu,
     attrs=({}, {"alpha": 2.0, "gamma": 3.0}),
 )
@@ -227,7 +238,10 @@ unary(
 @op
 def Gelu(x: Type, *, approximate: str = "none") -> Type:
     """x·Φ(x), the normal distribution; approximate="tanh": x/2·(1 + tanh(sqrt(2/pi)·(x + 0.044715·x³)))."""
-    require(approximate in ("none", "tanh"), f"Gelu: approximate is {approximate!r}, expected none or tanh")
+    require(
+        approximate in ("none", "tanh"),
+        f"Gelu: approximate is {approximate!r}, expected none or tanh",
+    )
     return floating("Gelu", x)
 
 
@@ -273,7 +287,9 @@ def Shrink(x: Type, *, bias: float = 0.0, lambd: float = 0.5) -> Type:
 
 
 def _shrink(R: Any, x: Any, bias: float = 0.0, lambd: float = 0.5) -> Any:
-    low = R.op.where(R.op.less(x, const(R, -lambd, x)), R.op.add(x, const(R, bias, x)), const(R, 0, x))
+    low = R.op.where(
+        R.op.less(x, const(R, -lambd, x)), R.op.add(x, const(R, bias, x)), const(R, 0, x)
+    )
     return R.op.where(R.op.greater(x, const(R, lambd, x)), R.op.subtract(x, const(R, bias, x)), low)
 
 

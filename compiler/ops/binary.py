@@ -273,7 +273,9 @@ binary(Equal, np.equal, lambda R, a, b: R.op.equal(a, b), dtypes="i64 i32 bool f
 binary(Less, np.less, lambda R, a, b: R.op.less(a, b), dtypes="f32 i64 i32 f64")
 binary(LessOrEqual, np.less_equal, lambda R, a, b: R.op.less_equal(a, b), dtypes="i64 f32 i32")
 binary(Greater, np.greater, lambda R, a, b: R.op.greater(a, b), dtypes="f32 i64 i32 f64")
-binary(GreaterOrEqual, np.greater_equal, lambda R, a, b: R.op.greater_equal(a, b), dtypes="i64 f32 i32")
+binary(
+    GreaterOrEqual, np.greater_equal, lambda R, a, b: R.op.greater_equal(a, b), dtypes="i64 f32 i32"
+)
 
 
 @op
@@ -306,7 +308,9 @@ binary(BitwiseXor, np.bitwise_xor, lambda R, a, b: R.op.bitwise_xor(a, b), -99, 
 def BitShift(a: Type, b: Type, *, direction: str) -> Type:
     """a shifted by b bits, LEFT or RIGHT; b at or above the width gives 0."""
     of_kind("BitShift", INTEGERS - {"i8", "i16", "i32", "i64"}, a, b)
-    require(direction in ("LEFT", "RIGHT"), f"BitShift: direction {direction!r}, expected LEFT or RIGHT")
+    require(
+        direction in ("LEFT", "RIGHT"), f"BitShift: direction {direction!r}, expected LEFT or RIGHT"
+    )
     return binary_type("BitShift", a, b)
 
 

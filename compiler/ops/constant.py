@@ -1,20 +1,20 @@
-"""Ops whose value follows from types and attributes alone: constant folding computes them always, nothing else ever does.
+"""Ops whose value follows from types and attributes alone, so that constant folding can compute them.
 
-They have no relax facet for that reason. NonZero is of the family because its size must be known: the importer folds it over
-a constant operand and says how many it found.
+Shape and Size have no relax facet: they are always folded. NonZero has none either and is of the family because its size must
+be known: the importer folds it over a constant operand and says how many it found.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from ..ir import DTYPES, Array, Type, op, require
 from .elementwise import Example, Rng, draw
-
-FROM_TYPES = frozenset({"Shape", "Size", "ConstantOfShape", "Range", "EyeLike"})
+from .lowering import TVM_DTYPES, dtype_of, shape_of
 
 
 def _known(name: str, dtype: str) -> None:
@@ -59,7 +59,14 @@ def ConstantOfShape(*, shape: tuple[int, ...], value: float = 0.0, dtype: str = 
     return Type(dtype, tuple(shape))
 
 
-ConstantOfShape.reference(lambda shape, value=0.0, dtype="f32": np.full(shape, value, DTYPES[dtype]))
+ConstantOfShape.reference(
+    lambda shape, value=0.0, dtype="f32": np.full(shape, value, DTYPES[dtype])
+)
+
+
+@ConstantOfShape.relax
+def _(R: Any, shape: tuple[int, ...], value: float = 0.0, dtype: str = "f32") -> Any:
+    return R.op.full(shape, R.const(value, TVM_DTYPES[dtype]), TVM_DTYPES[dtype])
 
 
 @ConstantOfShape.example
@@ -84,6 +91,11 @@ def _(start: float, limit: float, delta: float, dtype: str = "i64") -> Array:
     return (t(start) + np.arange(n).astype(t) * t(delta)).astype(DTYPES[dtype])
 
 
+@Range.relax
+def _(R: Any, start: float, limit: float, delta: float, dtype: str = "i64") -> Any:
+    return R.op.arange(start, limit, delta, TVM_DTYPES[dtype])
+
+
 @Range.example
 def _(rng: Rng) -> Iterator[Example]:
     yield [], {"start": 2, "limit": 11, "delta": 3}
@@ -99,7 +111,16 @@ def EyeLike(x: Type, *, k: int = 0, dtype: str = "") -> Type:
     return Type(dtype or x.dtype, x.shape)
 
 
-EyeLike.reference(lambda x, k=0, dtype="": np.eye(*x.shape, k=k, dtype=DTYPES[dtype] if dtype else x.dtype))
+@EyeLike.reference
+def _(x: Array, k: int = 0, dtype: str = "") -> Array:
+    rows, columns = x.shape
+    return np.eye(rows, columns, k).astype(DTYPES[dtype] if dtype else x.dtype)
+
+
+@EyeLike.relax
+def _(R: Any, x: Any, k: int = 0, dtype: str = "") -> Any:
+    rows, columns = shape_of(x)
+    return R.op.eye(rows, columns, k, TVM_DTYPES[dtype] if dtype else dtype_of(x))
 
 
 @EyeLike.example
@@ -118,7 +139,10 @@ def NonZero(x: Type, *, count: int) -> Type:
 @NonZero.reference
 def _(x: Array, count: int) -> Array:
     found = np.array(np.nonzero(x), np.int64)
-    require(found.shape[1] == count, f"NonZero: {found.shape[1]} elements are not zero, the graph says {count}")
+    require(
+        found.shape[1] == count,
+        f"NonZero: {found.shape[1]} elements are not zero, the graph says {count}",
+    )
     return found
 
 

@@ -51,7 +51,10 @@ def Conv(
     require(w.rank == x.rank, f"Conv: x is {x} but the weights are {w}: ranks differ")
     kernel, per_group, o = weight_parts(w, layout)
     c, n = x.shape[channel_axis(layout, x.rank)], len(sizes)
-    require(group >= 1 and c == per_group * group, f"Conv: {x} has {c} channels, weights {w} with group={group} take {per_group * group}")
+    require(
+        group >= 1 and c == per_group * group,
+        f"Conv: {x} has {c} channels, weights {w} with group={group} take {per_group * group}",
+    )
     require(o % group == 0, f"Conv: {o} output channels do not divide into {group} groups")
     require(b is None or b.shape == (o,), f"Conv: bias is {b}, expected [{o}]")
     out_sizes = window_sizes(
@@ -65,13 +68,16 @@ def Conv(
     return Type(dtype, image_shape(layout, x.shape[0], out_sizes, o))
 
 
-def _walk(out: Sequence[int], kernel: Ints, strides: Ints, dilations: Ints) -> Callable[[Array, Array], Iterator[tuple[Array, Array]]]:
+def _walk(
+    out: Sequence[int], kernel: Ints, strides: Ints, dilations: Ints
+) -> Callable[[Array, Array], Iterator[tuple[Array, Array]]]:
     """K order over x[N,…,g,C/g] (padded) and w[…,C/g,g,O/g]: operands that broadcast to [N,…,g,O/g]."""
 
     def pairs(x: Array, w: Array) -> Iterator[tuple[Array, Array]]:
         for tap in np.ndindex(*kernel):
             window = tuple(
-                slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, s, n in zip(tap, dilations, strides, out, strict=True)
+                slice(t * d, t * d + (n - 1) * s + 1, s)
+                for t, d, s, n in zip(tap, dilations, strides, out, strict=True)
             )
             pixels = x[(slice(None), *window)]
             for c in range(x.shape[-1]):
@@ -141,7 +147,11 @@ def _(
 ) -> Any:
     n = rank_of(x) - 2
     wide_x, wide_w = accumulating(R, x), accumulating(R, w)
-    attrs = {"strides": strides or (1,) * n, "padding": pads or (0,) * 2 * n, "dilation": dilations or (1,) * n}
+    attrs = {
+        "strides": strides or (1,) * n,
+        "padding": pads or (0,) * 2 * n,
+        "dilation": dilations or (1,) * n,
+    }
     y = relax_convolution(R, wide_x, wide_w, layout, groups=group, **attrs)
     if b is not None:
         shape = (-1, *(1,) * n) if layout == "NCHW" else (-1,)
@@ -159,7 +169,10 @@ def _(rng: Rng) -> Iterator[Example]:
     yield xwb((1, 6, 5, 5), (9, 2, 3, 3), "f16"), {"group": 3, "out": "f32"}
     yield xwb((1, 6, 5, 5), (6, 1, 3, 3), "f16"), {"group": 6, "pads": (1, 1, 1, 1)}
     yield xwb((2, 7, 6, 3), (3, 3, 3, 4)), {"layout": "NHWC", "strides": (2, 2)}
-    yield xwb((1, 5, 5, 6), (3, 3, 1, 6), "f16"), {"layout": "NHWC", "group": 6, "pads": (1, 1, 1, 1)}
+    yield (
+        xwb((1, 5, 5, 6), (3, 3, 1, 6), "f16"),
+        {"layout": "NHWC", "group": 6, "pads": (1, 1, 1, 1)},
+    )
     yield xwb((1, 5, 5, 4), (1, 1, 2, 6)), {"layout": "NHWC", "group": 2}
     yield xwb((2, 4, 9), (5, 4, 3)), {"strides": (2,), "pads": (1, 1)}
     yield xwb((2, 9, 4), (3, 4, 5)), {"layout": "NHWC", "pads": (1, 1)}
@@ -188,16 +201,30 @@ def ConvTranspose(
     dtype, n = product_type("ConvTranspose", x, w, ""), len(sizes)
     require(w.rank == x.rank, f"ConvTranspose: x is {x} but the weights are {w}: ranks differ")
     c, o = x.shape[1], w.shape[1] * group
-    require(w.shape[0] == c and c % group == 0, f"ConvTranspose: {x} by {w} with group={group}: channels do not fit")
+    require(
+        w.shape[0] == c and c % group == 0,
+        f"ConvTranspose: {x} by {w} with group={group}: channels do not fit",
+    )
     require(b is None or b.shape == (o,), f"ConvTranspose: bias is {b}, expected [{o}]")
-    s, extra = per_axis("ConvTranspose", "strides", strides, 1, n), per_axis("ConvTranspose", "output_padding", output_padding, 0, n)
-    d, p = per_axis("ConvTranspose", "dilations", dilations, 1, n), per_axis("ConvTranspose", "pads", pads, 0, 2 * n)
-    out = [s[i] * (sizes[i] - 1) + extra[i] + d[i] * (w.shape[2 + i] - 1) + 1 - p[i] - p[n + i] for i in range(n)]
+    s, extra = (
+        per_axis("ConvTranspose", "strides", strides, 1, n),
+        per_axis("ConvTranspose", "output_padding", output_padding, 0, n),
+    )
+    d, p = (
+        per_axis("ConvTranspose", "dilations", dilations, 1, n),
+        per_axis("ConvTranspose", "pads", pads, 0, 2 * n),
+    )
+    out = [
+        s[i] * (sizes[i] - 1) + extra[i] + d[i] * (w.shape[2 + i] - 1) + 1 - p[i] - p[n + i]
+        for i in range(n)
+    ]
     require(min(out) >= 1, f"ConvTranspose: pads {p} leave nothing of sizes {sizes}")
     return Type(dtype, (x.shape[0], o, *out))
 
 
-def _transposed_pads(kernel: Sequence[int], pads: Ints, dilations: Ints, output_padding: Ints) -> Ints:
+def _transposed_pads(
+    kernel: Sequence[int], pads: Ints, dilations: Ints, output_padding: Ints
+) -> Ints:
     """Pads of the equivalent Conv; negative ones crop."""
     n = len(kernel)
     reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
@@ -224,7 +251,9 @@ def _flip(w: Array, group: int) -> Array:
     """w[C,O/g,…] flipped and as […,C/g,O], the output channels of a group together."""
     c, per_group, *kernel = w.shape
     flipped = np.flip(w, tuple(range(2, w.ndim))).reshape(group, c // group, per_group, *kernel)
-    return np.moveaxis(flipped, (1, 0, 2), (-3, -2, -1)).reshape(*kernel, c // group, group * per_group)
+    return np.moveaxis(flipped, (1, 0, 2), (-3, -2, -1)).reshape(
+        *kernel, c // group, group * per_group
+    )
 
 
 @ConvTranspose.reference
@@ -240,7 +269,9 @@ def _(
 ) -> Array:
     n = x.ndim - 2
     dilations = dilations or (1,) * n
-    pads = _transposed_pads(w.shape[2:], pads or (0,) * 2 * n, dilations, output_padding or (0,) * n)
+    pads = _transposed_pads(
+        w.shape[2:], pads or (0,) * 2 * n, dilations, output_padding or (0,) * n
+    )
     spread, pads = _crop(_spread(to_channels_last(x), strides or (1,) * n), pads)
     acc = convolve(spread, _flip(w, group), (), pads, dilations, group)
     return np.moveaxis(finish(acc, b, "", x.dtype), -1, 1)
@@ -284,7 +315,9 @@ def _(
 ) -> Any:
     n = rank_of(x) - 2
     dilations = dilations or (1,) * n
-    pads = _transposed_pads(shape_of(w)[2:], pads or (0,) * 2 * n, dilations, output_padding or (0,) * n)
+    pads = _transposed_pads(
+        shape_of(w)[2:], pads or (0,) * 2 * n, dilations, output_padding or (0,) * n
+    )
     spread = _relax_spread(R, accumulating(R, x), strides or (1,) * n, pads)
     weights = _relax_flip(R, accumulating(R, w), group)
     clipped = tuple(max(0, p) for p in pads)
@@ -297,8 +330,20 @@ def _(
 
 @ConvTranspose.example
 def _(rng: Rng) -> Iterator[Example]:
-    yield [draw(rng, (1, 3, 4, 5), "f32"), draw(rng, (3, 2, 3, 3), "f32"), draw(rng, (2,), "f32")], {"strides": (2, 2), "pads": (1, 1, 1, 1)}
-    yield [draw(rng, (2, 4, 3, 3), "f16"), draw(rng, (4, 3, 2, 2), "f16")], {"strides": (2, 2), "group": 2}
-    yield [draw(rng, (1, 2, 4, 4), "f32"), draw(rng, (2, 2, 3, 3), "f32")], {"dilations": (2, 1), "strides": (3, 2), "output_padding": (1, 1)}
+    yield (
+        [draw(rng, (1, 3, 4, 5), "f32"), draw(rng, (3, 2, 3, 3), "f32"), draw(rng, (2,), "f32")],
+        {"strides": (2, 2), "pads": (1, 1, 1, 1)},
+    )
+    yield (
+        [draw(rng, (2, 4, 3, 3), "f16"), draw(rng, (4, 3, 2, 2), "f16")],
+        {"strides": (2, 2), "group": 2},
+    )
+    yield (
+        [draw(rng, (1, 2, 4, 4), "f32"), draw(rng, (2, 2, 3, 3), "f32")],
+        {"dilations": (2, 1), "strides": (3, 2), "output_padding": (1, 1)},
+    )
     yield [draw(rng, (1, 2, 4, 4), "f32"), draw(rng, (2, 2, 2, 2), "f32")], {"pads": (2, 1, 0, 3)}
-    yield [draw(rng, (2, 3, 6), "f32"), draw(rng, (3, 2, 4), "f32")], {"strides": (2,), "pads": (1, 1)}
+    yield (
+        [draw(rng, (2, 3, 6), "f32"), draw(rng, (3, 2, 4), "f32")],
+        {"strides": (2,), "pads": (1, 1)},
+    )

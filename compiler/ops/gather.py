@@ -65,16 +65,18 @@ def GatherElements(x: Type, indices: Type, *, axis: int = 0) -> Type:
     """out[i][j] = x[indices[i][j]][j] for axis 0, and likewise for others."""
     of_kind("GatherElements", INDICES, indices)
     a = axis_of("GatherElements", axis, x.rank)
-    fits = indices.rank == x.rank and all(m <= n or i == a for i, (m, n) in enumerate(zip(indices.shape, x.shape, strict=True)))
+    fits = indices.rank == x.rank and all(
+        m <= n or i == a for i, (m, n) in enumerate(zip(indices.shape, x.shape, strict=True))
+    )
     require(fits, f"GatherElements: indices {indices} do not fit {x}")
     return Type(x.dtype, indices.shape)
 
 
 @GatherElements.reference
 def _(x: Array, indices: Array, axis: int = 0) -> Array:
-    where = list(np.indices(indices.shape, sparse=True))
+    where: list[Any] = list(np.indices(indices.shape, sparse=True))
     where[axis] = indices
-    return x[tuple(where)]
+    return np.asarray(x[tuple(where)])
 
 
 @GatherElements.relax
@@ -92,10 +94,17 @@ def _(rng: Rng) -> Iterator[Example]:
 def _nd(name: str, x: Type, indices: Type, batch_dims: int) -> int:
     """Length of an index tuple."""
     of_kind(name, {"i64"}, indices)
-    fits = indices.rank > batch_dims and x.rank > batch_dims and x.shape[:batch_dims] == indices.shape[:batch_dims]
+    fits = (
+        indices.rank > batch_dims
+        and x.rank > batch_dims
+        and x.shape[:batch_dims] == indices.shape[:batch_dims]
+    )
     require(fits, f"{name}: {x} and indices {indices} do not share {batch_dims} batch axes")
     n = indices.shape[-1]
-    require(1 <= n <= x.rank - batch_dims, f"{name}: index tuples of {n} for {x} with {batch_dims} batch axes")
+    require(
+        1 <= n <= x.rank - batch_dims,
+        f"{name}: index tuples of {n} for {x} with {batch_dims} batch axes",
+    )
     return n
 
 
@@ -119,7 +128,8 @@ def _relax_tuples(R: Any, indices: Any, sizes: tuple[int, ...]) -> Any:
     """Index tuples with the negative ones counted from the start, a column at a time."""
     last = rank_of(indices) - 1
     columns = [
-        _from_start(R, emit(R, R.op.strided_slice(indices, [last], [i], [i + 1])), n) for i, n in enumerate(sizes)
+        _from_start(R, emit(R, R.op.strided_slice(indices, [last], [i], [i + 1])), n)
+        for i, n in enumerate(sizes)
     ]
     return columns[0] if len(columns) == 1 else emit(R, R.op.concat(columns, last))
 
@@ -140,7 +150,10 @@ def _(rng: Rng) -> Iterator[Example]:
 
 def _scatter_check(name: str, x: Type, updates: Type, reduction: str) -> None:
     same_dtype(name, x, updates)
-    require(reduction in REDUCTIONS, f"{name}: reduction {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
+    require(
+        reduction in REDUCTIONS,
+        f"{name}: reduction {reduction!r}, expected one of {', '.join(REDUCTIONS)}",
+    )
 
 
 def _combine(y: Array, where: tuple[Any, ...], new: Array, reduction: str) -> None:
@@ -149,7 +162,9 @@ def _combine(y: Array, where: tuple[Any, ...], new: Array, reduction: str) -> No
 
 
 @op
-def ScatterElements(x: Type, indices: Type, updates: Type, *, axis: int = 0, reduction: str = "none") -> Type:
+def ScatterElements(
+    x: Type, indices: Type, updates: Type, *, axis: int = 0, reduction: str = "none"
+) -> Type:
     """x with y[indices[i][j]][j] = updates[i][j] for axis 0, likewise for others; or combined with what is there."""
     of_kind("ScatterElements", INDICES, indices)
     axis_of("ScatterElements", axis, x.rank)
@@ -180,8 +195,14 @@ def _(R: Any, x: Any, indices: Any, updates: Any, axis: int = 0, reduction: str 
 def _(rng: Rng) -> Iterator[Example]:
     unique = np.array([[1, 0, -1], [0, -1, 1]], np.int64)
     yield [draw(rng, (4, 3), "f32"), unique, draw(rng, (2, 3), "f32")], {}
-    yield [draw(rng, (4, 3), "f32"), _index(rng, (4, 3), 3), draw(rng, (4, 3), "f32")], {"axis": 1, "reduction": "add"}
-    yield [draw(rng, (4, 3), "f32"), _index(rng, (4, 2), 3), draw(rng, (4, 2), "f32")], {"axis": -1, "reduction": "max"}
+    yield (
+        [draw(rng, (4, 3), "f32"), _index(rng, (4, 3), 3), draw(rng, (4, 3), "f32")],
+        {"axis": 1, "reduction": "add"},
+    )
+    yield (
+        [draw(rng, (4, 3), "f32"), _index(rng, (4, 2), 3), draw(rng, (4, 2), "f32")],
+        {"axis": -1, "reduction": "max"},
+    )
 
 
 @op
@@ -190,7 +211,10 @@ def ScatterND(x: Type, indices: Type, updates: Type, *, reduction: str = "none")
     n = _nd("ScatterND", x, indices, 0)
     _scatter_check("ScatterND", x, updates, reduction)
     want = (*indices.shape[:-1], *x.shape[n:])
-    require(updates.shape == want, f"ScatterND: updates is {updates}, expected [{','.join(map(str, want))}]")
+    require(
+        updates.shape == want,
+        f"ScatterND: updates is {updates}, expected [{','.join(map(str, want))}]",
+    )
     return x
 
 
@@ -211,8 +235,14 @@ def _(R: Any, x: Any, indices: Any, updates: Any, reduction: str = "none") -> An
 @ScatterND.example
 def _(rng: Rng) -> Iterator[Example]:
     yield [draw(rng, (4, 5), "f32"), np.array([[1], [-1]], np.int64), draw(rng, (2, 5), "f32")], {}
-    yield [draw(rng, (4, 5), "f32"), _index(rng, (6, 2), 4), draw(rng, (6,), "f32")], {"reduction": "add"}
-    yield [draw(rng, (4, 5), "f32"), np.array([[0, 1], [2, 3]], np.int64), draw(rng, (2,), "f32")], {"reduction": "mul"}
+    yield (
+        [draw(rng, (4, 5), "f32"), _index(rng, (6, 2), 4), draw(rng, (6,), "f32")],
+        {"reduction": "add"},
+    )
+    yield (
+        [draw(rng, (4, 5), "f32"), np.array([[0, 1], [2, 3]], np.int64), draw(rng, (2,), "f32")],
+        {"reduction": "mul"},
+    )
 
 
 @op
@@ -227,15 +257,19 @@ def OneHot(indices: Type, values: Type, *, depth: int, axis: int = -1) -> Type:
 @OneHot.reference
 def _(indices: Array, values: Array, depth: int, axis: int = -1) -> Array:
     column = np.expand_dims(np.where(indices < 0, indices + depth, indices), axis)
-    ruler = np.arange(depth).reshape([-1 if i == axis % column.ndim else 1 for i in range(column.ndim)])
-    return np.where(column == ruler, values[1], values[0])
+    ruler = np.arange(depth).reshape(
+        [-1 if i == axis % column.ndim else 1 for i in range(column.ndim)]
+    )
+    return np.asarray(np.where(column == ruler, values[1], values[0]))
 
 
 @OneHot.relax
 def _(R: Any, indices: Any, values: Any, depth: int, axis: int = -1) -> Any:
     n = rank_of(indices) + 1
     column = R.op.expand_dims(_from_start(R, indices, depth), axis % n)
-    ruler = R.op.reshape(R.op.arange(0, depth, 1, dtype_of(indices)), [-1 if i == axis % n else 1 for i in range(n)])
+    ruler = R.op.reshape(
+        R.op.arange(0, depth, 1, dtype_of(indices)), [-1 if i == axis % n else 1 for i in range(n)]
+    )
     off, on = (R.op.strided_slice(values, [0], [i], [i + 1]) for i in (0, 1))
     shape = [1] * n
     return R.op.where(R.op.equal(column, ruler), R.op.reshape(on, shape), R.op.reshape(off, shape))

@@ -61,7 +61,9 @@ def wide(f: Callable[..., Any]) -> Callable[..., Any]:
         if stored not in ("float16", "bfloat16"):
             return f(R, *operands, **attrs)
         y = f(R, *(_up(R, x) for x in operands), **attrs)
-        return [R.op.astype(v, stored) for v in y] if isinstance(y, list) else R.op.astype(y, stored)
+        return (
+            [R.op.astype(v, stored) for v in y] if isinstance(y, list) else R.op.astype(y, stored)
+        )
 
     return facet
 

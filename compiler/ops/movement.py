@@ -18,7 +18,10 @@ Ints = tuple[int, ...]
 @op
 def Transpose(x: Type, *, perm: tuple[int, ...] = ()) -> Type:
     """Axis i of the result is axis perm[i] of x; without perm the axes are reversed."""
-    require(not perm or sorted(perm) == list(range(x.rank)), f"Transpose: perm {perm} is no permutation of the axes of {x}")
+    require(
+        not perm or sorted(perm) == list(range(x.rank)),
+        f"Transpose: perm {perm} is no permutation of the axes of {x}",
+    )
     return Type(x.dtype, tuple(x.shape[i] for i in perm) if perm else x.shape[::-1])
 
 
@@ -58,7 +61,10 @@ def _(rng: Rng) -> Iterator[Example]:
 def Split(x: Type, *, split: tuple[int, ...], axis: int = 0) -> tuple[Type, ...]:
     """The operand cut along an axis into parts of these sizes."""
     a = axis_of("Split", axis, x.rank)
-    require(sum(split) == x.shape[a] and min(split) >= 0, f"Split: sizes {split} do not add up to axis {a} of {x}")
+    require(
+        sum(split) == x.shape[a] and min(split) >= 0,
+        f"Split: sizes {split} do not add up to axis {a} of {x}",
+    )
     return tuple(Type(x.dtype, (*x.shape[:a], n, *x.shape[a + 1 :])) for n in split)
 
 
@@ -71,7 +77,9 @@ def _(x: Array, split: Ints, axis: int = 0) -> tuple[Array, ...]:
 def _(R: Any, x: Any, split: Ints, axis: int = 0) -> Any:
     ends = [int(n) for n in np.cumsum(split)]
     a = axis % rank_of(x)
-    return [R.op.strided_slice(x, [a], [end - n], [end]) for n, end in zip(split, ends, strict=True)]
+    return [
+        R.op.strided_slice(x, [a], [end - n], [end]) for n, end in zip(split, ends, strict=True)
+    ]
 
 
 @Split.example
@@ -81,11 +89,15 @@ def _(rng: Rng) -> Iterator[Example]:
     yield [draw(rng, (4, 6), "f16")], {"split": (3, 3), "axis": -1}
 
 
-def slices(name: str, x: Type, starts: Ints, ends: Ints, axes: Ints, steps: Ints) -> list[tuple[int, int, int]]:
+def slices(
+    name: str, x: Type, starts: Ints, ends: Ints, axes: Ints, steps: Ints
+) -> list[tuple[int, int, int]]:
     """(start, count, step) for every axis of x, clamped as ONNX clamps."""
     axes, steps = axes or tuple(range(len(starts))), steps or (1,) * len(starts)
     same = len(starts) == len(ends) == len(axes) == len(steps)
-    require(same, f"{name}: starts {starts}, ends {ends}, axes {axes}, steps {steps} differ in length")
+    require(
+        same, f"{name}: starts {starts}, ends {ends}, axes {axes}, steps {steps} differ in length"
+    )
     require(0 not in steps, f"{name}: a step is 0")
     axes_of(name, axes, x.rank)
     found = [(0, n, 1) for n in x.shape]
@@ -121,7 +133,9 @@ def Slice(
 
 @Slice.reference
 def _(x: Array, starts: Ints, ends: Ints, axes: Ints = (), steps: Ints = ()) -> Array:
-    return np.ascontiguousarray(x[_slice_objects(slices("Slice", Type.of(x), starts, ends, axes, steps))])
+    return np.ascontiguousarray(
+        x[_slice_objects(slices("Slice", Type.of(x), starts, ends, axes, steps))]
+    )
 
 
 @Slice.relax
@@ -130,7 +144,9 @@ def _(R: Any, x: Any, starts: Ints, ends: Ints, axes: Ints = (), steps: Ints = (
     parts = slices("Slice", Type("f32", shape_of(x)), starts, ends, axes, steps)
     first = [start if step > 0 else start + (n - 1) * step for start, n, step in parts]
     last = [max(start, start + (n - 1) * step) + 1 for start, n, step in parts]
-    y = R.op.strided_slice(x, list(range(len(parts))), first, last, [abs(step) for _, _, step in parts])
+    y = R.op.strided_slice(
+        x, list(range(len(parts))), first, last, [abs(step) for _, _, step in parts]
+    )
     for axis, (_, _, step) in enumerate(parts):
         if step < 0:
             y = R.op.flip(emit(R, y), axis)
@@ -139,7 +155,7 @@ def _(R: Any, x: Any, starts: Ints, ends: Ints, axes: Ints = (), steps: Ints = (
 
 @Slice.example
 def _(rng: Rng) -> Iterator[Example]:
-    x = [draw(rng, (5, 6, 7), "f32")]
+    x: list[Array | None] = [draw(rng, (5, 6, 7), "f32")]
     yield x, {"starts": (1, 0), "ends": (4, 5), "steps": (1, 2)}
     yield x, {"starts": (-3,), "ends": (2**63 - 1,), "axes": (1,)}
     yield x, {"starts": (-1, 5), "ends": (-(2**63), 1), "axes": (0, 2), "steps": (-1, -2)}
@@ -153,8 +169,14 @@ def Expand(x: Type, *, shape: tuple[int, ...]) -> Type:
     return Type(x.dtype, broadcast("Expand", x, Type(x.dtype, tuple(shape))))
 
 
-Expand.reference(lambda x, shape: np.ascontiguousarray(np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape)))))
-Expand.relax(lambda R, x, shape: R.op.broadcast_to(x, np.broadcast_shapes(shape_of(x), tuple(shape))))
+Expand.reference(
+    lambda x, shape: np.ascontiguousarray(
+        np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape)))
+    )
+)
+Expand.relax(
+    lambda R, x, shape: R.op.broadcast_to(x, np.broadcast_shapes(shape_of(x), tuple(shape)))
+)
 
 
 @Expand.example
@@ -187,7 +209,10 @@ PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "wrap
 def _pad_widths(name: str, x: Type, pads: Ints, axes: Ints) -> list[tuple[int, int]]:
     """(before, after) for every axis; negative widths crop."""
     axes = axes or tuple(range(x.rank))
-    require(len(pads) == 2 * len(axes), f"{name}: pads {pads} for axes {axes} of {x}: expected {2 * len(axes)} values")
+    require(
+        len(pads) == 2 * len(axes),
+        f"{name}: pads {pads} for axes {axes} of {x}: expected {2 * len(axes)} values",
+    )
     axes_of(name, axes, x.rank)
     widths = [(0, 0)] * x.rank
     for i, axis in enumerate(axes):
@@ -196,14 +221,23 @@ def _pad_widths(name: str, x: Type, pads: Ints, axes: Ints) -> list[tuple[int, i
 
 
 @op
-def Pad(x: Type, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0, axes: tuple[int, ...] = ()) -> Type:
+def Pad(
+    x: Type,
+    *,
+    pads: tuple[int, ...],
+    mode: str = "constant",
+    value: float = 0.0,
+    axes: tuple[int, ...] = (),
+) -> Type:
     """x with elements put before and behind along axes (begins then ends): a constant, or x mirrored, held, or continued."""
     require(mode in PAD_MODES, f"Pad: mode {mode!r}, expected one of {', '.join(PAD_MODES)}")
     widths = _pad_widths("Pad", x, pads, axes)
     shape = tuple(n + a + b for n, (a, b) in zip(x.shape, widths, strict=True))
     require(min(shape, default=0) >= 0, f"Pad: pads {pads} cut more than {x} has")
     room = zip(x.shape, widths, strict=True)
-    fits = mode in ("constant", "edge") or all(max(a, b) < n + (mode == "wrap") for n, (a, b) in room)
+    fits = mode in ("constant", "edge") or all(
+        max(a, b) < n + (mode == "wrap") for n, (a, b) in room
+    )
     require(fits, f"Pad: mode {mode} cannot take {pads} out of {x}")
     return Type(x.dtype, shape)
 
@@ -211,20 +245,24 @@ def Pad(x: Type, *, pads: tuple[int, ...], mode: str = "constant", value: float 
 @Pad.reference
 def _(x: Array, pads: Ints, mode: str = "constant", value: float = 0.0, axes: Ints = ()) -> Array:
     widths = _pad_widths("Pad", Type.of(x), pads, axes)
-    kept = x[tuple(slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, widths, strict=True))]
+    kept = x[
+        tuple(slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, widths, strict=True))
+    ]
     grown = [(max(0, a), max(0, b)) for a, b in widths]
     if mode == "constant":
         return np.pad(kept, grown, constant_values=x.dtype.type(value))
-    return np.pad(kept, grown, mode=mode)  # type: ignore[call-overload]  # one of PAD_MODES
+    return np.asarray(np.pad(kept, grown, mode=mode))  # type: ignore[call-overload]  # one of PAD_MODES
 
 
 def _source_indices(n: int, before: int, after: int, mode: str) -> Array:
     """For each place along a padded axis of size n the index it copies."""
-    return np.pad(np.arange(n), (before, after), mode=mode)  # type: ignore[call-overload]  # one of PAD_MODES
+    return np.asarray(np.pad(np.arange(n), (before, after), mode=mode))  # type: ignore[call-overload]  # one of PAD_MODES
 
 
 @Pad.relax
-def _(R: Any, x: Any, pads: Ints, mode: str = "constant", value: float = 0.0, axes: Ints = ()) -> Any:
+def _(
+    R: Any, x: Any, pads: Ints, mode: str = "constant", value: float = 0.0, axes: Ints = ()
+) -> Any:
     shape = shape_of(x)
     widths = _pad_widths("Pad", Type("f32", shape), pads, axes)
     if any(min(w) < 0 for w in widths):
@@ -244,7 +282,10 @@ def _relax_copy_pad(R: Any, x: Any, axis: int, before: int, after: int, mode: st
     """Join x with the runs of itself that pad it: a mirrored or continued run is one slice, a held one a broadcast."""
     n = shape_of(x)[axis]
     source = _source_indices(n, before, after, mode)
-    parts = [x if part is None else _relax_run(R, x, axis, part) for part in (source[:before], None, source[before + n :])]
+    parts = [
+        x if part is None else _relax_run(R, x, axis, part)
+        for part in (source[:before], None, source[before + n :])
+    ]
     return emit(R, R.op.concat([p for p in parts if p is not None], axis))
 
 
@@ -254,7 +295,9 @@ def _relax_run(R: Any, x: Any, axis: int, source: Array) -> Any:
         return None
     y = emit(R, R.op.strided_slice(x, [axis], [int(source.min())], [int(source.max()) + 1]))
     if len(set(source.tolist())) < len(source):
-        return R.op.broadcast_to(y, [len(source) if i == axis else n for i, n in enumerate(shape_of(y))])
+        return R.op.broadcast_to(
+            y, [len(source) if i == axis else n for i, n in enumerate(shape_of(y))]
+        )
     return y if source[0] <= source[-1] else R.op.flip(y, axis)
 
 
@@ -288,7 +331,10 @@ def DepthToSpace(x: Type, *, blocksize: int, mode: str = "DCR", layout: str = "N
     """Channels to blocks of pixels; channels are (row, column, depth) in mode DCR, (depth, row, column) in CRD."""
     n, c, h, w = _blocks("DepthToSpace", x, blocksize, layout)
     require(mode in ("DCR", "CRD"), f"DepthToSpace: mode {mode!r}, expected DCR or CRD")
-    require(c % blocksize**2 == 0, f"DepthToSpace: {c} channels do not divide into {blocksize}x{blocksize} blocks")
+    require(
+        c % blocksize**2 == 0,
+        f"DepthToSpace: {c} channels do not divide into {blocksize}x{blocksize} blocks",
+    )
     return _block_type(x, layout, n, c // blocksize**2, h * blocksize, w * blocksize)
 
 
@@ -296,7 +342,10 @@ def DepthToSpace(x: Type, *, blocksize: int, mode: str = "DCR", layout: str = "N
 def SpaceToDepth(x: Type, *, blocksize: int, layout: str = "NCHW") -> Type:
     """Blocks of pixels to channels (row, column, depth)."""
     n, c, h, w = _blocks("SpaceToDepth", x, blocksize, layout)
-    require(h % blocksize == 0 and w % blocksize == 0, f"SpaceToDepth: {x} does not divide into {blocksize}x{blocksize} blocks")
+    require(
+        h % blocksize == 0 and w % blocksize == 0,
+        f"SpaceToDepth: {x} does not divide into {blocksize}x{blocksize} blocks",
+    )
     return _block_type(x, layout, n, c * blocksize**2, h // blocksize, w // blocksize)
 
 
@@ -305,10 +354,18 @@ def _depth_to_space(shape: Ints, b: int, mode: str, layout: str) -> tuple[Ints, 
     n, *rest = shape
     if layout == "NCHW":
         c, h, w = rest
-        split, perm = ((n, b, b, c // b**2, h, w), (0, 3, 4, 1, 5, 2)) if mode == "DCR" else ((n, c // b**2, b, b, h, w), (0, 1, 4, 2, 5, 3))
+        split, perm = (
+            ((n, b, b, c // b**2, h, w), (0, 3, 4, 1, 5, 2))
+            if mode == "DCR"
+            else ((n, c // b**2, b, b, h, w), (0, 1, 4, 2, 5, 3))
+        )
         return split, perm, (n, c // b**2, h * b, w * b)
     h, w, c = rest
-    split, perm = ((n, h, w, b, b, c // b**2), (0, 1, 3, 2, 4, 5)) if mode == "DCR" else ((n, h, w, c // b**2, b, b), (0, 1, 4, 2, 5, 3))
+    split, perm = (
+        ((n, h, w, b, b, c // b**2), (0, 1, 3, 2, 4, 5))
+        if mode == "DCR"
+        else ((n, h, w, c // b**2, b, b), (0, 1, 4, 2, 5, 3))
+    )
     return split, perm, (n, h * b, w * b, c // b**2)
 
 
@@ -329,10 +386,24 @@ def _relax_apply(R: Any, x: Any, split: Ints, perm: Ints, final: Ints) -> Any:
     return R.op.reshape(R.op.permute_dims(R.op.reshape(x, split), list(perm)), final)
 
 
-DepthToSpace.reference(lambda x, blocksize, mode="DCR", layout="NCHW": _apply(x, *_depth_to_space(x.shape, blocksize, mode, layout)))
-DepthToSpace.relax(lambda R, x, blocksize, mode="DCR", layout="NCHW": _relax_apply(R, x, *_depth_to_space(shape_of(x), blocksize, mode, layout)))
-SpaceToDepth.reference(lambda x, blocksize, layout="NCHW": _apply(x, *_space_to_depth(x.shape, blocksize, layout)))
-SpaceToDepth.relax(lambda R, x, blocksize, layout="NCHW": _relax_apply(R, x, *_space_to_depth(shape_of(x), blocksize, layout)))
+DepthToSpace.reference(
+    lambda x, blocksize, mode="DCR", layout="NCHW": _apply(
+        x, *_depth_to_space(x.shape, blocksize, mode, layout)
+    )
+)
+DepthToSpace.relax(
+    lambda R, x, blocksize, mode="DCR", layout="NCHW": _relax_apply(
+        R, x, *_depth_to_space(shape_of(x), blocksize, mode, layout)
+    )
+)
+SpaceToDepth.reference(
+    lambda x, blocksize, layout="NCHW": _apply(x, *_space_to_depth(x.shape, blocksize, layout))
+)
+SpaceToDepth.relax(
+    lambda R, x, blocksize, layout="NCHW": _relax_apply(
+        R, x, *_space_to_depth(shape_of(x), blocksize, layout)
+    )
+)
 
 
 @DepthToSpace.example
@@ -376,7 +447,10 @@ def _(rng: Rng) -> Iterator[Example]:
 @op
 def ReverseSequence(x: Type, lengths: Type, *, batch_axis: int = 1, time_axis: int = 0) -> Type:
     """The first lengths[b] steps of each batch element reversed in time."""
-    require({batch_axis, time_axis} == {0, 1} and x.rank >= 2, f"ReverseSequence: batch and time must be axes 0 and 1 of {x}")
+    require(
+        {batch_axis, time_axis} == {0, 1} and x.rank >= 2,
+        f"ReverseSequence: batch and time must be axes 0 and 1 of {x}",
+    )
     fits = lengths == Type("i64", (x.shape[batch_axis],))
     require(fits, f"ReverseSequence: lengths is {lengths}, expected i64[{x.shape[batch_axis]}]")
     return x
@@ -398,4 +472,7 @@ def _(R: Any, x: Any, lengths: Any, batch_axis: int = 1, time_axis: int = 0) -> 
 @ReverseSequence.example
 def _(rng: Rng) -> Iterator[Example]:
     yield [draw(rng, (4, 3, 2), "f32"), np.array([4, 1, 2], np.int64)], {}
-    yield [draw(rng, (3, 4), "f32"), np.array([2, 4, 3], np.int64)], {"batch_axis": 0, "time_axis": 1}
+    yield (
+        [draw(rng, (3, 4), "f32"), np.array([2, 4, 3], np.int64)],
+        {"batch_axis": 0, "time_axis": 1},
+    )

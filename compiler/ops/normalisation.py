@@ -34,7 +34,14 @@ def _relax_channelwise(R: Any, v: Any, axis: int, rank: int) -> Any:
 
 @op
 def BatchNormalization(
-    x: Type, scale: Type, bias: Type, mean: Type, var: Type, *, epsilon: float = 1e-5, layout: str = "NCHW"
+    x: Type,
+    scale: Type,
+    bias: Type,
+    mean: Type,
+    var: Type,
+    *,
+    epsilon: float = 1e-5,
+    layout: str = "NCHW",
 ) -> Type:
     """(x - mean) / sqrt(var + epsilon) · scale + bias, a channel at a time (inference)."""
     floating("BatchNormalization", x)
@@ -46,9 +53,17 @@ def BatchNormalization(
 @BatchNormalization.reference
 @rounded
 def _(
-    x: Array, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float = 1e-5, layout: str = "NCHW"
+    x: Array,
+    scale: Array,
+    bias: Array,
+    mean: Array,
+    var: Array,
+    epsilon: float = 1e-5,
+    layout: str = "NCHW",
 ) -> Array:
-    s, b, m, v = (_channelwise(t, channel_axis(layout, x.ndim), x.ndim) for t in (scale, bias, mean, var))
+    s, b, m, v = (
+        _channelwise(t, channel_axis(layout, x.ndim), x.ndim) for t in (scale, bias, mean, var)
+    )
     return np.asarray((x - m) / np.sqrt(v + epsilon) * s + b)
 
 
@@ -63,9 +78,16 @@ def _(R: Any, x: Any, *vectors: Any, epsilon: float = 1e-5, layout: str = "NCHW"
 
 @BatchNormalization.example
 def _(rng: Rng) -> Iterator[Example]:
-    for shape, dtype, layout in (((2, 3, 4, 5), "f32", "NCHW"), ((2, 4, 5, 3), "f16", "NHWC"), ((4, 3), "f32", "NCHW")):
+    for shape, dtype, layout in (
+        ((2, 3, 4, 5), "f32", "NCHW"),
+        ((2, 4, 5, 3), "f16", "NHWC"),
+        ((4, 3), "f32", "NCHW"),
+    ):
         vectors = [draw(rng, (3,), dtype) for _ in range(3)]
-        yield [draw(rng, shape, dtype), *vectors, draw(rng, (3,), dtype, 0.2, 2)], {"layout": layout, "epsilon": 1e-3}
+        yield (
+            [draw(rng, shape, dtype), *vectors, draw(rng, (3,), dtype, 0.2, 2)],
+            {"layout": layout, "epsilon": 1e-3},
+        )
 
 
 @op
@@ -84,8 +106,13 @@ def LayerNormalization(
 
 def _trailing(name: str, x: Type, t: Type, axis: int) -> None:
     tail = x.shape[axis:]
-    fits = t.rank <= len(tail) and all(n in (1, m) for n, m in zip(t.shape[::-1], tail[::-1], strict=False))
-    require(fits, f"{name}: {t} does not broadcast to [{','.join(map(str, tail))}], the normalised axes of {x}")
+    fits = t.rank <= len(tail) and all(
+        n in (1, m) for n, m in zip(t.shape[::-1], tail[::-1], strict=False)
+    )
+    require(
+        fits,
+        f"{name}: {t} does not broadcast to [{','.join(map(str, tail))}], the normalised axes of {x}",
+    )
 
 
 @LayerNormalization.reference
@@ -94,8 +121,13 @@ def _(
 ) -> tuple[Array, Array, Array]:
     axes = tuple(range(axis % x.ndim, x.ndim))
     wide = x.astype(np.float64)
-    mean, deviation = wide.mean(axes, keepdims=True), np.sqrt(wide.var(axes, keepdims=True) + epsilon)
-    y = (wide - mean) / deviation * scale.astype(np.float64) + (0 if bias is None else bias.astype(np.float64))
+    mean, deviation = (
+        wide.mean(axes, keepdims=True),
+        np.sqrt(wide.var(axes, keepdims=True) + epsilon),
+    )
+    y = (wide - mean) / deviation * scale.astype(np.float64) + (
+        0 if bias is None else bias.astype(np.float64)
+    )
     stat = np.float64 if x.dtype == np.float64 else np.float32
     with np.errstate(all="ignore"):
         return y.astype(stat).astype(x.dtype), mean.astype(stat), (1 / deviation).astype(stat)
@@ -112,7 +144,10 @@ def _relax_moments(R: Any, x: Any, axes: Sequence[int], epsilon: float) -> tuple
 @LayerNormalization.relax
 def _(R: Any, x: Any, scale: Any, bias: Any = None, axis: int = -1, epsilon: float = 1e-5) -> Any:
     stored = str(x.ty.dtype)
-    up = [v if v is None or stored in ("float32", "float64") else emit(R, R.op.astype(v, "float32")) for v in (x, scale, bias)]
+    up = [
+        v if v is None or stored in ("float32", "float64") else emit(R, R.op.astype(v, "float32"))
+        for v in (x, scale, bias)
+    ]
     n = rank_of(x)
     centred, mean, inverse = _relax_moments(R, up[0], range(axis % n, n), epsilon)
     y = R.op.multiply(R.op.multiply(centred, inverse), up[1])
@@ -124,7 +159,10 @@ def _(R: Any, x: Any, scale: Any, bias: Any = None, axis: int = -1, epsilon: flo
 def _(rng: Rng) -> Iterator[Example]:
     yield [draw(rng, (2, 3, 16), "f32"), draw(rng, (16,), "f32"), draw(rng, (16,), "f32")], {}
     yield [draw(rng, (2, 3, 4), "f16"), draw(rng, (4,), "f16")], {"epsilon": 1e-3}
-    yield [draw(rng, (2, 3, 4), "f32"), draw(rng, (3, 4), "f32"), draw(rng, (3, 4), "f32")], {"axis": 1}
+    yield (
+        [draw(rng, (2, 3, 4), "f32"), draw(rng, (3, 4), "f32"), draw(rng, (3, 4), "f32")],
+        {"axis": 1},
+    )
 
 
 @op
@@ -147,7 +185,9 @@ def _(x: Array, scale: Array, axis: int = -1, epsilon: float = 1e-5) -> Array:
 def _(R: Any, x: Any, scale: Any, axis: int = -1, epsilon: float = 1e-5) -> Any:
     axes = list(range(axis % rank_of(x), rank_of(x)))
     square = R.op.mean(R.op.multiply(x, x), axes, keepdims=True)
-    return R.op.multiply(R.op.multiply(x, R.op.rsqrt(R.op.add(square, const(R, epsilon, x)))), scale)
+    return R.op.multiply(
+        R.op.multiply(x, R.op.rsqrt(R.op.add(square, const(R, epsilon, x)))), scale
+    )
 
 
 @RMSNormalization.example
@@ -157,7 +197,9 @@ def _(rng: Rng) -> Iterator[Example]:
 
 
 @op
-def InstanceNormalization(x: Type, scale: Type, bias: Type, *, epsilon: float = 1e-5, layout: str = "NCHW") -> Type:
+def InstanceNormalization(
+    x: Type, scale: Type, bias: Type, *, epsilon: float = 1e-5, layout: str = "NCHW"
+) -> Type:
     """Every channel of every image normalised over its spatial axes, · scale + bias."""
     floating("InstanceNormalization", x)
     image("InstanceNormalization", x, layout)
@@ -186,19 +228,31 @@ def _(R: Any, x: Any, scale: Any, bias: Any, epsilon: float = 1e-5, layout: str 
 @InstanceNormalization.example
 def _(rng: Rng) -> Iterator[Example]:
     yield [draw(rng, (2, 3, 4, 5), "f32"), draw(rng, (3,), "f32"), draw(rng, (3,), "f32")], {}
-    yield [draw(rng, (2, 4, 5, 3), "f16"), draw(rng, (3,), "f16"), draw(rng, (3,), "f16")], {"layout": "NHWC", "epsilon": 1e-2}
+    yield (
+        [draw(rng, (2, 4, 5, 3), "f16"), draw(rng, (3,), "f16"), draw(rng, (3,), "f16")],
+        {"layout": "NHWC", "epsilon": 1e-2},
+    )
     yield [draw(rng, (2, 3, 9), "f32"), draw(rng, (3,), "f32"), draw(rng, (3,), "f32")], {}
 
 
 @op
 def GroupNormalization(
-    x: Type, scale: Type, bias: Type, *, num_groups: int, epsilon: float = 1e-5, layout: str = "NCHW"
+    x: Type,
+    scale: Type,
+    bias: Type,
+    *,
+    num_groups: int,
+    epsilon: float = 1e-5,
+    layout: str = "NCHW",
 ) -> Type:
     """Groups of channels of every image normalised together, then · scale + bias a channel (opset 21)."""
     floating("GroupNormalization", x)
     image("GroupNormalization", x, layout)
     c = x.shape[channel_axis(layout, x.rank)]
-    require(num_groups >= 1 and c % num_groups == 0, f"GroupNormalization: {c} channels do not divide into {num_groups} groups")
+    require(
+        num_groups >= 1 and c % num_groups == 0,
+        f"GroupNormalization: {c} channels do not divide into {num_groups} groups",
+    )
     _vectors("GroupNormalization", c, scale, bias)
     return x
 
@@ -213,31 +267,54 @@ def _grouped(shape: Sequence[int], groups: int, layout: str) -> tuple[list[int],
 @GroupNormalization.reference
 @rounded
 def _(
-    x: Array, scale: Array, bias: Array, num_groups: int, epsilon: float = 1e-5, layout: str = "NCHW"
+    x: Array,
+    scale: Array,
+    bias: Array,
+    num_groups: int,
+    epsilon: float = 1e-5,
+    layout: str = "NCHW",
 ) -> Array:
     split, axes = _grouped(x.shape, num_groups, layout)
     g, c = x.reshape(split), channel_axis(layout, x.ndim)
-    y = (g - g.mean(tuple(axes), keepdims=True)) / np.sqrt(g.var(tuple(axes), keepdims=True) + epsilon)
-    return np.asarray(y.reshape(x.shape) * _channelwise(scale, c, x.ndim) + _channelwise(bias, c, x.ndim))
+    y = (g - g.mean(tuple(axes), keepdims=True)) / np.sqrt(
+        g.var(tuple(axes), keepdims=True) + epsilon
+    )
+    return np.asarray(
+        y.reshape(x.shape) * _channelwise(scale, c, x.ndim) + _channelwise(bias, c, x.ndim)
+    )
 
 
 @GroupNormalization.relax
 @wide
 def _(
-    R: Any, x: Any, scale: Any, bias: Any, num_groups: int, epsilon: float = 1e-5, layout: str = "NCHW"
+    R: Any,
+    x: Any,
+    scale: Any,
+    bias: Any,
+    num_groups: int,
+    epsilon: float = 1e-5,
+    layout: str = "NCHW",
 ) -> Any:
     n, shape = rank_of(x), shape_of(x)
     c = channel_axis(layout, n)
     split, axes = _grouped(shape, num_groups, layout)
     centred, _, inverse = _relax_moments(R, emit(R, R.op.reshape(x, split)), axes, epsilon)
     y = R.op.reshape(R.op.multiply(centred, inverse), shape)
-    return R.op.add(R.op.multiply(y, _relax_channelwise(R, scale, c, n)), _relax_channelwise(R, bias, c, n))
+    return R.op.add(
+        R.op.multiply(y, _relax_channelwise(R, scale, c, n)), _relax_channelwise(R, bias, c, n)
+    )
 
 
 @GroupNormalization.example
 def _(rng: Rng) -> Iterator[Example]:
-    yield [draw(rng, (2, 6, 4, 5), "f32"), draw(rng, (6,), "f32"), draw(rng, (6,), "f32")], {"num_groups": 2}
-    yield [draw(rng, (2, 5, 6), "f16"), draw(rng, (6,), "f16"), draw(rng, (6,), "f16")], {"num_groups": 3, "layout": "NHWC"}
+    yield (
+        [draw(rng, (2, 6, 4, 5), "f32"), draw(rng, (6,), "f32"), draw(rng, (6,), "f32")],
+        {"num_groups": 2},
+    )
+    yield (
+        [draw(rng, (2, 5, 6), "f16"), draw(rng, (6,), "f16"), draw(rng, (6,), "f16")],
+        {"num_groups": 3, "layout": "NHWC"},
+    )
 
 
 @op
@@ -273,7 +350,15 @@ def _(rng: Rng) -> Iterator[Example]:
 
 
 @op
-def LRN(x: Type, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, layout: str = "NCHW") -> Type:
+def LRN(
+    x: Type,
+    *,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    bias: float = 1.0,
+    layout: str = "NCHW",
+) -> Type:
     """x / (bias + alpha/size · Σ x² over `size` neighbouring channels)^beta."""
     image("LRN", floating("LRN", x), layout, range(2, 6))
     require(size >= 1, f"LRN: size is {size}, expected at least 1")
@@ -283,11 +368,18 @@ def LRN(x: Type, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: fl
 @LRN.reference
 @rounded
 def _(
-    x: Array, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, layout: str = "NCHW"
+    x: Array,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    bias: float = 1.0,
+    layout: str = "NCHW",
 ) -> Array:
     c = channel_axis(layout, x.ndim)
     before = (size - 1) // 2
-    padded = np.pad(np.moveaxis(x * x, c, -1), [*[(0, 0)] * (x.ndim - 1), (before, size - 1 - before)])
+    padded = np.pad(
+        np.moveaxis(x * x, c, -1), [*[(0, 0)] * (x.ndim - 1), (before, size - 1 - before)]
+    )
     total = sum(padded[..., i : i + x.shape[c]] for i in range(size))
     return np.asarray(x / (bias + alpha / size * np.moveaxis(np.asarray(total), -1, c)) ** beta)
 
@@ -295,7 +387,13 @@ def _(
 @LRN.relax
 @wide
 def _(
-    R: Any, x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, layout: str = "NCHW"
+    R: Any,
+    x: Any,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    bias: float = 1.0,
+    layout: str = "NCHW",
 ) -> Any:
     n, before = rank_of(x), (size - 1) // 2
     c = channel_axis(layout, n)

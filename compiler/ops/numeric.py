@@ -70,7 +70,7 @@ def _stored(result: Any, dtype: np.dtype[Any]) -> Array:
 def _round_to_odd(s: Array, e: Array) -> Array:
     """The neighbour of s + e whose last bit is odd, s = fl(s + e) in f64; e = 0 or NaN leaves s."""
     bits = s.view(np.int64)
-    inexact = (e != 0) & (e == e) & ((bits & 1) == 0)  # noqa: PLR0124  e == e is false for NaN
+    inexact = (e != 0) & (e == e) & ((bits & 1) == 0)
     outward = np.signbit(e) == np.signbit(s)
     odd: Array = (bits + np.where(inexact, np.where(outward, 1, -1), 0)).view(np.float64)
     return odd
@@ -146,7 +146,7 @@ def _moderate(x: Array) -> Array:
 
 
 def _multiply_add(a: Array, b: Array, c: Array) -> Array:
-    return c + a * b
+    return np.asarray(c + a * b)
 
 
 def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -174,7 +174,9 @@ def _product_is_exact(a: Array, b: Array) -> bool:
     return low >= 2.0**-126 and high < 2.0**127
 
 
-def accumulate(shape: tuple[int, ...], a: Array, b: Array, pairs: Callable[[Array, Array], Iterable[Any]]) -> Array:
+def accumulate(
+    shape: tuple[int, ...], a: Array, b: Array, pairs: Callable[[Array, Array], Iterable[Any]]
+) -> Array:
     """The fma chain: `pairs(a, b)` yields the k-th operands in k order, broadcastable to `shape`; gives the accumulator."""
     kind = accumulator(a.dtype)
     step = _multiply_add
@@ -204,5 +206,7 @@ def round_to_odd_f32(a: Array) -> Array:
     bits = near.view(np.int32)
     inexact = (error != 0) & np.isfinite(error) & ((bits & 1) == 0)
     outward = np.signbit(error) == np.signbit(near)
-    odd: Array = (bits + np.where(inexact, np.where(outward, 1, -1), 0).astype(np.int32)).view(np.float32)
+    odd: Array = (bits + np.where(inexact, np.where(outward, 1, -1), 0).astype(np.int32)).view(
+        np.float32
+    )
     return odd

@@ -33,31 +33,50 @@ class Window:
     """A pooling window over sizes [spatial], every attribute spelled out."""
 
     def __init__(
-        self, name: str, sizes: Sequence[int], kernel: Ints, strides: Ints, pads: Ints, dilations: Ints, ceil_mode: int
+        self,
+        name: str,
+        sizes: Sequence[int],
+        kernel: Ints,
+        strides: Ints,
+        pads: Ints,
+        dilations: Ints,
+        ceil_mode: int,
     ) -> None:
         n = len(sizes)
-        require(len(kernel) == n, f"{name}: kernel_shape {tuple(kernel)} has {len(kernel)} values, expected {n}")
+        require(
+            len(kernel) == n,
+            f"{name}: kernel_shape {tuple(kernel)} has {len(kernel)} values, expected {n}",
+        )
         self.sizes, self.kernel = tuple(sizes), kernel
         self.strides = per_axis(name, "strides", strides, 1, n)
         self.pads = per_axis(name, "pads", pads, 0, 2 * n)
         self.dilations = per_axis(name, "dilations", dilations, 1, n)
-        self.out = window_sizes(name, sizes, kernel, self.strides, self.pads, self.dilations, bool(ceil_mode))
+        self.out = window_sizes(
+            name, sizes, kernel, self.strides, self.pads, self.dilations, bool(ceil_mode)
+        )
 
     @property
     def all_pads(self) -> Ints:
         """Pads, the ends grown to what the last window of ceil_mode reaches."""
         n = len(self.sizes)
-        reach = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(self.out, self.strides, self.dilations, self.kernel, strict=True)]
+        reach = [
+            (o - 1) * s + d * (k - 1) + 1
+            for o, s, d, k in zip(self.out, self.strides, self.dilations, self.kernel, strict=True)
+        ]
         ends = [max(self.pads[n + i], reach[i] - self.sizes[i] - self.pads[i]) for i in range(n)]
         return (*self.pads[:n], *ends)
 
     def taps(self, x: Array, fill: Any, pads: Ints | None = None) -> Iterator[Array]:
         """For each tap the strided view [N,…out,C] of x[N,…,C], padded with `fill`."""
         n, pads = len(self.sizes), pads or self.all_pads
-        padded = np.pad(x, [(0, 0), *zip(pads[:n], pads[n:], strict=True), (0, 0)], constant_values=fill)
+        padded = np.pad(
+            x, [(0, 0), *zip(pads[:n], pads[n:], strict=True), (0, 0)], constant_values=fill
+        )
         for tap in np.ndindex(*self.kernel):
             starts = [t * d for t, d in zip(tap, self.dilations, strict=True)]
-            ends = [a + (o - 1) * s + 1 for a, o, s in zip(starts, self.out, self.strides, strict=True)]
+            ends = [
+                a + (o - 1) * s + 1 for a, o, s in zip(starts, self.out, self.strides, strict=True)
+            ]
             yield padded[(slice(None), *map(slice, starts, ends, self.strides))]
 
     def counts(self, include_pad: bool) -> Array:
@@ -65,23 +84,31 @@ class Window:
         n = len(self.sizes)
         inside = np.ones((1, *self.sizes, 1))
         if include_pad:
-            inside = np.pad(inside, [(0, 0), *zip(self.pads[:n], self.pads[n:], strict=True), (0, 0)], constant_values=1)
+            inside = np.pad(
+                inside,
+                [(0, 0), *zip(self.pads[:n], self.pads[n:], strict=True), (0, 0)],
+                constant_values=1,
+            )
             rest = [a - b for a, b in zip(self.all_pads[n:], self.pads[n:], strict=True)]
-            return np.sum(list(self.taps(inside, 0, (*(0,) * n, *rest))), axis=0)
-        return np.sum(list(self.taps(inside, 0)), axis=0)
+            return np.asarray(sum(self.taps(inside, 0, (*(0,) * n, *rest))))
+        return np.asarray(sum(self.taps(inside, 0)))
 
 
-def _window(name: str, shape: Sequence[int], layout: str, kernel_shape: Ints, attrs: dict[str, Any]) -> Window:
+def _window(
+    name: str, shape: Sequence[int], layout: str, kernel_shape: Ints, attrs: dict[str, Any]
+) -> Window:
     """The window of attributes as declared, over an image tensor's shape."""
     sizes = [shape[i] for i in spatial_axes(layout, len(shape))]
-    given = (attrs.get(k, ()) for k in ("strides", "pads", "dilations"))
-    return Window(name, sizes, kernel_shape, *given, attrs.get("ceil_mode", 0))
+    strides, pads, dilations = (attrs.get(k, ()) for k in ("strides", "pads", "dilations"))
+    return Window(name, sizes, kernel_shape, strides, pads, dilations, attrs.get("ceil_mode", 0))
 
 
 def _pooled(name: str, x: Type, layout: str, kernel_shape: Ints, **attrs: Any) -> Type:
     image(name, x, layout)
     w = _window(name, x.shape, layout, kernel_shape, attrs)
-    return Type(x.dtype, image_shape(layout, x.shape[0], w.out, x.shape[channel_axis(layout, x.rank)]))
+    return Type(
+        x.dtype, image_shape(layout, x.shape[0], w.out, x.shape[channel_axis(layout, x.rank)])
+    )
 
 
 def _last(x: Array, layout: str) -> Array:
@@ -107,7 +134,16 @@ def MaxPool(
     """Greatest element of each window, and where it is: its flat index in [N,C,…] order, the first of equals."""
     of_kind("MaxPool", NUMBERS, x)
     require(storage_order == 0, "MaxPool: storage_order=1 (column-major indices) is not supported")
-    y = _pooled("MaxPool", x, layout, kernel_shape, strides=strides, pads=pads, dilations=dilations, ceil_mode=ceil_mode)
+    y = _pooled(
+        "MaxPool",
+        x,
+        layout,
+        kernel_shape,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        ceil_mode=ceil_mode,
+    )
     return y, Type("i64", y.shape)
 
 
@@ -118,7 +154,13 @@ def lowest(dtype: str) -> float:
 
 def _flat_indices(shape: Sequence[int]) -> Array:
     """Flat [N,C,…] indices laid out as x[N,…,C]."""
-    return np.moveaxis(np.arange(math.prod((shape[0], shape[-1], *shape[1:-1]))).reshape(shape[0], shape[-1], *shape[1:-1]), 1, -1)
+    return np.moveaxis(
+        np.arange(math.prod((shape[0], shape[-1], *shape[1:-1]))).reshape(
+            shape[0], shape[-1], *shape[1:-1]
+        ),
+        1,
+        -1,
+    )
 
 
 @MaxPool.reference
@@ -143,19 +185,32 @@ def _relax_pool(R: Any, kind: str, x: Any, w: Window, layout: str, **attrs: Any)
     """max_pool or avg_pool of the operand's rank, ceil_mode spelled out as padding."""
     n = len(w.sizes)
     f = getattr(R.op.nn, f"{kind}_pool{n}d")
-    return f(x, w.kernel, w.strides, w.all_pads, w.dilations, layout=_axes_letters(n, layout), **attrs)
+    return f(
+        x, w.kernel, w.strides, w.all_pads, w.dilations, layout=_axes_letters(n, layout), **attrs
+    )
 
 
 @MaxPool.relax
 def _(R: Any, x: Any, kernel_shape: Ints, layout: str = "NCHW", **attrs: Any) -> Any:
-    return _relax_pool(R, "max", x, _window("MaxPool", shape_of(x), layout, kernel_shape, attrs), layout)
+    return _relax_pool(
+        R, "max", x, _window("MaxPool", shape_of(x), layout, kernel_shape, attrs), layout
+    )
 
 
 @MaxPool.example
 def _(rng: Rng) -> Iterator[Example]:
-    yield [draw(rng, (2, 3, 8, 7), "f32")], {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}
-    yield [draw(rng, (2, 3, 8, 7), "f16")], {"kernel_shape": (2, 3), "strides": (2, 2), "ceil_mode": 1}
-    yield [draw(rng, (2, 8, 7, 3), "f32")], {"kernel_shape": (3, 2), "pads": (1, 0, 1, 1), "layout": "NHWC"}
+    yield (
+        [draw(rng, (2, 3, 8, 7), "f32")],
+        {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+    )
+    yield (
+        [draw(rng, (2, 3, 8, 7), "f16")],
+        {"kernel_shape": (2, 3), "strides": (2, 2), "ceil_mode": 1},
+    )
+    yield (
+        [draw(rng, (2, 8, 7, 3), "f32")],
+        {"kernel_shape": (3, 2), "pads": (1, 0, 1, 1), "layout": "NHWC"},
+    )
     yield [draw(rng, (1, 2, 9, 9), "f32")], {"kernel_shape": (3, 3), "dilations": (2, 2)}
     yield [draw(rng, (2, 3, 9), "f32")], {"kernel_shape": (2,), "strides": (2,)}
     yield [draw(rng, (1, 2, 4, 5, 6), "f32")], {"kernel_shape": (2, 2, 2), "strides": (2, 2, 2)}
@@ -176,12 +231,23 @@ def AveragePool(
 ) -> Type:
     """Mean of each window, over the elements inside the image, or with count_include_pad over the padding too."""
     of_kind("AveragePool", FLOATS, x)
-    return _pooled("AveragePool", x, layout, kernel_shape, strides=strides, pads=pads, dilations=dilations, ceil_mode=ceil_mode)
+    return _pooled(
+        "AveragePool",
+        x,
+        layout,
+        kernel_shape,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        ceil_mode=ceil_mode,
+    )
 
 
 @AveragePool.reference
 @rounded
-def _(x: Array, kernel_shape: Ints, layout: str = "NCHW", count_include_pad: int = 0, **attrs: Any) -> Array:
+def _(
+    x: Array, kernel_shape: Ints, layout: str = "NCHW", count_include_pad: int = 0, **attrs: Any
+) -> Array:
     w = _window("AveragePool", x.shape, layout, kernel_shape, attrs)
     total = sum(w.taps(_last(x, layout), 0))
     return _unlast(total / w.counts(bool(count_include_pad)), layout)
@@ -189,7 +255,14 @@ def _(x: Array, kernel_shape: Ints, layout: str = "NCHW", count_include_pad: int
 
 @AveragePool.relax
 @wide
-def _(R: Any, x: Any, kernel_shape: Ints, layout: str = "NCHW", count_include_pad: int = 0, **attrs: Any) -> Any:
+def _(
+    R: Any,
+    x: Any,
+    kernel_shape: Ints,
+    layout: str = "NCHW",
+    count_include_pad: int = 0,
+    **attrs: Any,
+) -> Any:
     w = _window("AveragePool", shape_of(x), layout, kernel_shape, attrs)
     counts, size = w.counts(bool(count_include_pad)), math.prod(kernel_shape)
     y = _relax_pool(R, "avg", x, w, layout, count_include_pad=True)
@@ -203,12 +276,33 @@ def _(R: Any, x: Any, kernel_shape: Ints, layout: str = "NCHW", count_include_pa
 
 @AveragePool.example
 def _(rng: Rng) -> Iterator[Example]:
-    yield [draw(rng, (2, 3, 8, 7), "f32")], {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}
-    yield [draw(rng, (2, 3, 8, 7), "f32")], {"kernel_shape": (3, 2), "pads": (1, 0, 1, 1), "count_include_pad": 1}
+    yield (
+        [draw(rng, (2, 3, 8, 7), "f32")],
+        {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+    )
+    yield (
+        [draw(rng, (2, 3, 8, 7), "f32")],
+        {"kernel_shape": (3, 2), "pads": (1, 0, 1, 1), "count_include_pad": 1},
+    )
     yield [draw(rng, (2, 3, 8, 7), "f16")], {"kernel_shape": (2, 2), "strides": (2, 2)}
-    yield [draw(rng, (2, 3, 8, 7), "f32")], {"kernel_shape": (3, 3), "strides": (2, 2), "ceil_mode": 1}
-    yield [draw(rng, (1, 1, 6, 6), "f32")], {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "ceil_mode": 1, "count_include_pad": 1}
-    yield [draw(rng, (2, 8, 7, 3), "f32")], {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1), "layout": "NHWC"}
+    yield (
+        [draw(rng, (2, 3, 8, 7), "f32")],
+        {"kernel_shape": (3, 3), "strides": (2, 2), "ceil_mode": 1},
+    )
+    yield (
+        [draw(rng, (1, 1, 6, 6), "f32")],
+        {
+            "kernel_shape": (3, 3),
+            "strides": (2, 2),
+            "pads": (1, 1, 1, 1),
+            "ceil_mode": 1,
+            "count_include_pad": 1,
+        },
+    )
+    yield (
+        [draw(rng, (2, 8, 7, 3), "f32")],
+        {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1), "layout": "NHWC"},
+    )
     yield [draw(rng, (2, 3, 9), "f32")], {"kernel_shape": (3,), "strides": (2,), "pads": (1, 1)}
     yield [draw(rng, (1, 2, 4, 5, 6), "f32")], {"kernel_shape": (2, 2, 3)}
 
@@ -228,7 +322,16 @@ def LpPool(
     """(Σ |x|^p)^(1/p) of each window."""
     of_kind("LpPool", FLOATS, x)
     require(p >= 1, f"LpPool: p is {p}, expected at least 1")
-    return _pooled("LpPool", x, layout, kernel_shape, strides=strides, pads=pads, dilations=dilations, ceil_mode=ceil_mode)
+    return _pooled(
+        "LpPool",
+        x,
+        layout,
+        kernel_shape,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        ceil_mode=ceil_mode,
+    )
 
 
 @LpPool.reference
@@ -262,7 +365,10 @@ def _(R: Any, x: Any, kernel_shape: Ints, p: int = 2, layout: str = "NCHW", **at
 
 @LpPool.example
 def _(rng: Rng) -> Iterator[Example]:
-    yield [draw(rng, (2, 3, 6, 5), "f32")], {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}
+    yield (
+        [draw(rng, (2, 3, 6, 5), "f32")],
+        {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+    )
     yield [draw(rng, (2, 3, 6, 5), "f32")], {"kernel_shape": (2, 2), "p": 1}
     yield [draw(rng, (2, 3, 6), "f16")], {"kernel_shape": (2,), "p": 3}
 
@@ -283,7 +389,10 @@ def GlobalMaxPool(x: Type, *, layout: str = "NCHW") -> Type:
 
 def _global(name: str, x: Type, layout: str) -> Type:
     sizes = image(name, x, layout)
-    return Type(x.dtype, image_shape(layout, x.shape[0], (1,) * len(sizes), x.shape[channel_axis(layout, x.rank)]))
+    return Type(
+        x.dtype,
+        image_shape(layout, x.shape[0], (1,) * len(sizes), x.shape[channel_axis(layout, x.rank)]),
+    )
 
 
 def _all_spatial(x: Array, layout: str) -> Ints:
@@ -297,7 +406,9 @@ def _global_examples(rng: Rng) -> Iterator[Example]:
     yield [draw(rng, (2, 2, 3, 4, 3), "f32")], {"layout": "NHWC"}
 
 
-GlobalAveragePool.reference(rounded(lambda x, layout="NCHW": x.mean(_all_spatial(x, layout), keepdims=True)))
+GlobalAveragePool.reference(
+    rounded(lambda x, layout="NCHW": x.mean(_all_spatial(x, layout), keepdims=True))
+)
 GlobalMaxPool.reference(lambda x, layout="NCHW": x.max(_all_spatial(x, layout), keepdims=True))
 GlobalAveragePool.example(_global_examples)
 GlobalMaxPool.example(_global_examples)

@@ -31,7 +31,13 @@ def _reduced(name: str, x: Type, axes: Ints, keepdims: int, noop: int) -> Type:
     return Type(x.dtype, tuple(kept))
 
 
-def _facets(o: Op, f: Callable[..., Array], lowering: Callable[..., Any], low: float = -3, dtypes: str = "f32 f16 f64 i32") -> None:
+def _facets(
+    o: Op,
+    f: Callable[..., Array],
+    lowering: Callable[..., Any],
+    low: float = -3,
+    dtypes: str = "f32 f16 f64 i32",
+) -> None:
     """`f(x, axes, keepdims)` in float64 or the integer type; `lowering(R, x, axes, keepdims)` in Relax."""
 
     @o.reference
@@ -47,71 +53,96 @@ def _facets(o: Op, f: Callable[..., Array], lowering: Callable[..., Any], low: f
 
     @o.example
     def _(rng: Rng) -> Iterator[Example]:
-        choices = [{"axes": (1,)}, {"axes": (-1, 0), "keepdims": 0}, {}, {"axes": (2,), "keepdims": 0}]
+        choices: list[dict[str, Any]] = [
+            {"axes": (1,)},
+            {"axes": (-1, 0), "keepdims": 0},
+            {},
+            {"axes": (2,), "keepdims": 0},
+        ]
         for d, attrs in zip(dtypes.split(), choices, strict=False):
             yield [draw(rng, (2, 3, 5), d, low, 3)], attrs
 
 
 @op
-def ReduceSum(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceSum(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """Sum over axes, all if none are named."""
     return _reduced("ReduceSum", x, axes, keepdims, noop_with_empty_axes)
 
 
 @op
-def ReduceMean(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceMean(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """Mean over axes, all if none are named."""
     of_kind("ReduceMean", FLOATS, x)
     return _reduced("ReduceMean", x, axes, keepdims, noop_with_empty_axes)
 
 
 @op
-def ReduceMax(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceMax(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """Greatest element over axes, all if none are named."""
     return _reduced("ReduceMax", x, axes, keepdims, noop_with_empty_axes)
 
 
 @op
-def ReduceMin(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceMin(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """Least element over axes, all if none are named."""
     return _reduced("ReduceMin", x, axes, keepdims, noop_with_empty_axes)
 
 
 @op
-def ReduceProd(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceProd(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """Product over axes, all if none are named."""
     return _reduced("ReduceProd", x, axes, keepdims, noop_with_empty_axes)
 
 
 @op
-def ReduceL1(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceL1(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """Σ |x| over axes, all if none are named."""
     return _reduced("ReduceL1", x, axes, keepdims, noop_with_empty_axes)
 
 
 @op
-def ReduceL2(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceL2(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """sqrt(Σ x²) over axes, all if none are named."""
     of_kind("ReduceL2", FLOATS, x)
     return _reduced("ReduceL2", x, axes, keepdims, noop_with_empty_axes)
 
 
 @op
-def ReduceLogSum(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceLogSum(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """ln(Σ x) over axes, all if none are named."""
     of_kind("ReduceLogSum", FLOATS, x)
     return _reduced("ReduceLogSum", x, axes, keepdims, noop_with_empty_axes)
 
 
 @op
-def ReduceLogSumExp(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceLogSumExp(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """ln(Σ e^x) over axes, all if none are named."""
     of_kind("ReduceLogSumExp", FLOATS, x)
     return _reduced("ReduceLogSumExp", x, axes, keepdims, noop_with_empty_axes)
 
 
 @op
-def ReduceSumSquare(x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Type:
+def ReduceSumSquare(
+    x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Type:
     """Σ x² over axes, all if none are named."""
     return _reduced("ReduceSumSquare", x, axes, keepdims, noop_with_empty_axes)
 
@@ -120,9 +151,15 @@ def _sum(x: Array, axes: Ints, keepdims: bool) -> Array:
     return np.asarray(x.sum(axes, x.dtype, keepdims=keepdims))
 
 
+def _product(x: Array, axes: Ints, keepdims: bool) -> Array:
+    return np.asarray(x.prod(axes, x.dtype, keepdims=keepdims))
+
+
 def _log_sum_exp(x: Array, axes: Ints, keepdims: bool) -> Array:
     top = x.max(axes, keepdims=True)
-    return np.asarray(np.log(_sum(np.exp(x - top), axes, keepdims)) + top.reshape(_sum(x, axes, keepdims).shape))
+    return np.asarray(
+        np.log(_sum(np.exp(x - top), axes, keepdims)) + top.reshape(_sum(x, axes, keepdims).shape)
+    )
 
 
 def _relax_log_sum_exp(R: Any, x: Any, axes: list[int], keepdims: bool) -> Any:
@@ -132,16 +169,52 @@ def _relax_log_sum_exp(R: Any, x: Any, axes: list[int], keepdims: bool) -> Any:
     return y if keepdims else R.op.squeeze(y, axes)
 
 
-_facets(ReduceSum, _sum, lambda R, x, axes, keep: R.op.sum(x, axes, keep))
-_facets(ReduceMean, lambda x, axes, keep: np.asarray(x.mean(axes, keepdims=keep)), lambda R, x, axes, keep: R.op.mean(x, axes, keep), dtypes="f32 f16 f64")
-_facets(ReduceMax, lambda x, axes, keep: np.asarray(x.max(axes, keepdims=keep)), lambda R, x, axes, keep: R.op.max(x, axes, keep))
-_facets(ReduceMin, lambda x, axes, keep: np.asarray(x.min(axes, keepdims=keep)), lambda R, x, axes, keep: R.op.min(x, axes, keep))
-_facets(ReduceProd, lambda x, axes, keep: np.asarray(x.prod(axes, x.dtype, keepdims=keep)), lambda R, x, axes, keep: R.op.prod(x, axes, keep), dtypes="f32 f16 f32 i32")
-_facets(ReduceL1, lambda x, axes, keep: _sum(np.abs(x), axes, keep), lambda R, x, axes, keep: R.op.sum(R.op.abs(x), axes, keep))
-_facets(ReduceL2, lambda x, axes, keep: np.sqrt(_sum(x * x, axes, keep)), lambda R, x, axes, keep: R.op.sqrt(R.op.sum(R.op.multiply(x, x), axes, keep)), dtypes="f32 f16 f32")
-_facets(ReduceLogSum, lambda x, axes, keep: np.log(_sum(x, axes, keep)), lambda R, x, axes, keep: R.op.log(R.op.sum(x, axes, keep)), low=0.1, dtypes="f32 f16 f32")
+def _in_numpy(f: Callable[..., Any]) -> Callable[..., Array]:
+    return lambda x, axes, keep: np.asarray(f(x, axis=axes, keepdims=keep))
+
+
+def _relax_sum(before: Callable[..., Any], after: Callable[..., Any]) -> Callable[..., Any]:
+    """after(R, Σ before(R, x))."""
+    return lambda R, x, axes, keep: after(R, R.op.sum(before(R, x), axes, keep))
+
+
+def _itself(R: Any, x: Any) -> Any:
+    return x
+
+
+def _square(R: Any, x: Any) -> Any:
+    return R.op.multiply(x, x)
+
+
+_facets(ReduceSum, _sum, _relax_sum(_itself, _itself))
+_facets(ReduceMean, _in_numpy(np.mean), lambda R, *a: R.op.mean(*a), dtypes="f32 f16 f64")
+_facets(ReduceMax, _in_numpy(np.max), lambda R, *a: R.op.max(*a))
+_facets(ReduceMin, _in_numpy(np.min), lambda R, *a: R.op.min(*a))
+_facets(ReduceProd, _product, lambda R, *a: R.op.prod(*a), dtypes="f32 f16 f32 i32")
+_facets(
+    ReduceL1,
+    lambda x, axes, keep: _sum(np.abs(x), axes, keep),
+    _relax_sum(lambda R, x: R.op.abs(x), _itself),
+)
+_facets(
+    ReduceL2,
+    lambda x, axes, keep: np.sqrt(_sum(x * x, axes, keep)),
+    _relax_sum(_square, lambda R, y: R.op.sqrt(y)),
+    dtypes="f32 f16 f32",
+)
+_facets(
+    ReduceLogSum,
+    lambda x, axes, keep: np.log(_sum(x, axes, keep)),
+    _relax_sum(_itself, lambda R, y: R.op.log(y)),
+    low=0.1,
+    dtypes="f32 f16 f32",
+)
 _facets(ReduceLogSumExp, _log_sum_exp, _relax_log_sum_exp, dtypes="f32 f16 f64")
-_facets(ReduceSumSquare, lambda x, axes, keep: _sum(x * x, axes, keep), lambda R, x, axes, keep: R.op.sum(R.op.multiply(x, x), axes, keep))
+_facets(
+    ReduceSumSquare,
+    lambda x, axes, keep: _sum(x * x, axes, keep),
+    _relax_sum(_square, _itself),
+)
 
 
 def _arg_type(name: str, x: Type, axis: int, keepdims: int) -> Type:
@@ -165,7 +238,9 @@ def _arg_facets(o: Op, f: Callable[..., Array], name: str) -> None:
     @o.reference
     def _(x: Array, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:
         if select_last_index:
-            return np.asarray(x.shape[axis] - 1 - f(np.flip(x, axis), axis=axis, keepdims=bool(keepdims)))
+            return np.asarray(
+                x.shape[axis] - 1 - f(np.flip(x, axis), axis=axis, keepdims=bool(keepdims))
+            )
         return f(x, axis=axis, keepdims=bool(keepdims))
 
     @o.relax
@@ -225,7 +300,9 @@ def _(rng: Rng) -> Iterator[Example]:
 
 
 @op
-def TopK(x: Type, *, k: int, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Type, Type]:
+def TopK(
+    x: Type, *, k: int, axis: int = -1, largest: int = 1, sorted: int = 1
+) -> tuple[Type, Type]:
     """The k greatest (or least) elements along an axis in order, and their indices; of equals the lower index first."""
     of_kind("TopK", NUMBERS, x)
     a = axis_of("TopK", axis, x.rank)

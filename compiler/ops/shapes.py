@@ -26,7 +26,11 @@ def same_dtype(name: str, *operands: Type | None) -> str:
     """Require one dtype for all operands; gives it."""
     present = [t for t in operands if t is not None]
     text = ", ".join(map(str, present))
-    require(len({t.dtype for t in present}) == 1, f"{name}: operands differ in dtype: {text}", "insert a Cast")
+    require(
+        len({t.dtype for t in present}) == 1,
+        f"{name}: operands differ in dtype: {text}",
+        "insert a Cast",
+    )
     return present[0].dtype
 
 
@@ -79,7 +83,10 @@ def image_shape(layout: str, n: int, spatial: Sequence[int], c: int) -> tuple[in
 
 def per_axis(name: str, what: str, values: Sequence[int], default: int, n: int) -> tuple[int, ...]:
     """An attribute with one value for each of n axes; () means the default for all."""
-    require(len(values) in (0, n), f"{name}: {what} {tuple(values)} has {len(values)} values, expected {n}")
+    require(
+        len(values) in (0, n),
+        f"{name}: {what} {tuple(values)} has {len(values)} values, expected {n}",
+    )
     return tuple(values) if values else (default,) * n
 
 
@@ -97,12 +104,18 @@ def window_sizes(
     With `ceil_mode` a last partial window counts unless it would start in the padding behind the image.
     """
     n = len(sizes)
-    require(min([*kernel, *strides, *dilations]) >= 1, f"{name}: kernel, strides and dilations must be at least 1")
+    require(
+        min([*kernel, *strides, *dilations]) >= 1,
+        f"{name}: kernel, strides and dilations must be at least 1",
+    )
     require(min(pads) >= 0, f"{name}: negative pads {tuple(pads)}", "slice the operand")
     out = []
     for i in range(n):
         room = sizes[i] + pads[i] + pads[n + i] - (dilations[i] * (kernel[i] - 1) + 1)
-        require(room >= 0, f"{name}: window {tuple(kernel)} does not fit into sizes {tuple(sizes)} with pads {tuple(pads)}")
+        require(
+            room >= 0,
+            f"{name}: window {tuple(kernel)} does not fit into sizes {tuple(sizes)} with pads {tuple(pads)}",
+        )
         steps = -(-room // strides[i]) if ceil_mode else room // strides[i]
         if ceil_mode and steps * strides[i] >= sizes[i] + pads[i]:
             steps -= 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import Array, Type, op, require
+from ..ir import Type, op, require
 from .elementwise import Example, Rng, draw
 from .lowering import shape_of
 from .shapes import axes_of
@@ -20,14 +20,23 @@ VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dr
 def reshaped(name: str, x: Type, shape: Ints, allowzero: int = 0) -> Ints:
     """ONNX's target shape: 0 copies a size (unless allowzero), one -1 takes what is left."""
     if not allowzero:
-        require(all(n != 0 or i < x.rank for i, n in enumerate(shape)), f"{name}: 0 in {shape} has no size of {x} to copy")
+        require(
+            all(n != 0 or i < x.rank for i, n in enumerate(shape)),
+            f"{name}: 0 in {shape} has no size of {x} to copy",
+        )
         shape = tuple(x.shape[i] if n == 0 else n for i, n in enumerate(shape))
     require(shape.count(-1) <= 1, f"{name}: more than one -1 in {shape}")
     known = math.prod(n for n in shape if n != -1)
     if -1 in shape:
-        require(known > 0 and x.count % known == 0, f"{name}: {x} has {x.count} elements, which do not fit {shape}")
+        require(
+            known > 0 and x.count % known == 0,
+            f"{name}: {x} has {x.count} elements, which do not fit {shape}",
+        )
         shape = tuple(x.count // known if n == -1 else n for n in shape)
-    require(math.prod(shape) == x.count, f"{name}: {x} has {x.count} elements, {shape} has {math.prod(shape)}")
+    require(
+        math.prod(shape) == x.count,
+        f"{name}: {x} has {x.count} elements, {shape} has {math.prod(shape)}",
+    )
     return shape
 
 
@@ -37,7 +46,11 @@ def Reshape(x: Type, *, shape: tuple[int, ...], allowzero: int = 0) -> Type:
     return Type(x.dtype, reshaped("Reshape", x, tuple(shape), allowzero))
 
 
-Reshape.reference(lambda x, shape, allowzero=0: x.reshape(reshaped("Reshape", Type.of(x), tuple(shape), allowzero)))
+Reshape.reference(
+    lambda x, shape, allowzero=0: x.reshape(
+        reshaped("Reshape", Type.of(x), tuple(shape), allowzero)
+    )
+)
 
 
 @Reshape.relax
@@ -79,7 +92,9 @@ def _(rng: Rng) -> Iterator[Example]:
 def Squeeze(x: Type, *, axes: tuple[int, ...] = ()) -> Type:
     """Drop axes of size 1: those named, or all."""
     found = axes_of("Squeeze", axes, x.rank)
-    require(all(x.shape[a] == 1 for a in found), f"Squeeze: axes {axes} of {x} are not all of size 1")
+    require(
+        all(x.shape[a] == 1 for a in found), f"Squeeze: axes {axes} of {x} are not all of size 1"
+    )
     return Type(x.dtype, _squeezed(x.shape, axes))
 
 

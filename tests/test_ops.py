@@ -1,0 +1,217 @@
+"""Every op, on every one of its examples: inference against reference, reference against onnxruntime, lowering against reference.
+
+f16 and bf16 operands are widened to f32 for onnxruntime and its result rounded once: that is what our references promise.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx.reference
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knapper.compiler import ops  # noqa: F401  declares the ops
+from knapper.compiler.ir import DTYPES, NAMES, OPS, IRError, Type, infer
+from knapper.compiler.ops import numeric, table
+
+HERE = Path(__file__).parent
+CASES = [(name, i) for name in sorted(OPS) for i in range(len(table.examples(OPS[name])))]
+ROUNDING = {"f16": 2**-10, "bf16": 2**-7, "f32": 2e-6, "f64": 1e-13}
+"""Relative tolerance: one unit in the last place for what is rounded once; a few for f32, whose kernels differ."""
+LOOSER = {
+    "AveragePool": 1e-6,
+    "CumSum": 1e-6,
+    "Gelu": 1e-6,
+    "InstanceNormalization": 1e-5,
+    "GroupNormalization": 1e-5,
+    "LayerNormalization": 1e-5,
+    "LogSoftmax": 1e-6,
+    "Mish": 1e-6,
+    "ReduceLogSumExp": 1e-6,
+    "ReduceSum": 1e-6,
+    "Selu": 1e-6,
+}
+"""Absolute tolerance of f32 results that come out of a cancellation."""
+
+
+def case(name: str, i: int) -> tuple[list[Any], dict[str, Any]]:
+    return table.examples(OPS[name])[i]
+
+
+def reference(name: str, operands: list[Any], attrs: dict[str, Any]) -> tuple[Any, ...]:
+    y = OPS[name].facets["reference"](*operands, **attrs)
+    return y if isinstance(y, tuple) else (y,)
+
+
+def assert_close(name: str, got: Any, want: Any) -> None:
+    """Equal for integers and booleans; within the stated tolerance for floats."""
+    assert got.shape == want.shape
+    dtype = NAMES[got.dtype]
+    if dtype not in ROUNDING:
+        np.testing.assert_array_equal(got, want)
+    else:
+        loose = LOOSER.get(name, 1e-7) * (1e-6 if dtype == "f64" else 1)
+        a, b = got.astype(np.float64), want.astype(np.float64)
+        np.testing.assert_allclose(a, b, ROUNDING[dtype], loose)
+
+
+# --- the declarations
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_op_is_documented_and_has_its_facets(name: str) -> None:
+    o = OPS[name]
+    assert o.infer.__doc__, "no docstring"
+    assert {"reference", "example"} <= set(o.facets)
+    assert o.name[0].isupper()
+
+
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_reference_gives_what_inference_says(name: str, i: int) -> None:
+    operands, attrs = case(name, i)
+    want = infer(name, [None if a is None else Type.of(a) for a in operands], attrs)
+    assert tuple(map(Type.of, reference(name, operands, attrs))) == want
+
+
+def test_importing_the_ops_is_light() -> None:
+    code = "import sys, numpy, ml_dtypes; before = set(sys.modules); import knapper.compiler.ops; print(*sys.modules.keys() - before)"
+    loaded = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(HERE.parent / ".ns")}, capture_output=True, text=True, check=True).stdout
+    heavy = {"onnx", "tvm", "torch", "scipy", "onnxruntime"}
+    assert not heavy & {m.partition(".")[0] for m in loaded.split()}
+
+
+# --- onnxruntime as the oracle
+
+NOT_IN_ONNXRUNTIME: set[str] = set()
+"""Cases that onnxruntime has no kernel for; the onnx reference evaluator stands in."""
+
+
+def as_operands(*names: str) -> Any:
+    """ONNX passes these attributes as int64 operands after the others; an absent one is left out."""
+
+    def convert(operands: list[Any], attrs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        rest = {k: v for k, v in attrs.items() if k not in names}
+        return [*operands, *(np.array(attrs[n], np.int64) if n in attrs else None for n in names)], rest
+
+    return convert
+
+
+def clip(operands: list[Any], attrs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    bounds = [np.array(attrs[n], operands[0].dtype) if n in attrs else None for n in ("min", "max")]
+    return [*operands, *bounds], {}
+
+
+def pad(operands: list[Any], attrs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    value = np.array(attrs.get("value", 0), operands[0].dtype)
+    axes = np.array(attrs["axes"], np.int64) if "axes" in attrs else None
+    return [*operands, np.array(attrs["pads"], np.int64), value, axes], {"mode": attrs.get("mode", "constant")}
+
+
+def matmul(operands: list[Any], attrs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    a, b = (x.swapaxes(-1, -2) if attrs.get(t) else x for x, t in zip(operands, ("trans_a", "trans_b"), strict=True))
+    return [a, b], {}
+
+
+def onehot(operands: list[Any], attrs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    return [operands[0], np.array(attrs["depth"]), operands[1]], {"axis": attrs.get("axis", -1)}
+
+
+def filled(operands: list[Any], attrs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    value = np.array([attrs.get("value", 0)], DTYPES[attrs.get("dtype", "f32")])
+    return [np.array(attrs["shape"], np.int64)], {"value": onnx.numpy_helper.from_array(value)}
+
+
+def counted(operands: list[Any], attrs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    return [np.array(attrs[k], DTYPES[attrs.get("dtype", "i64")]) for k in ("start", "limit", "delta")], {}
+
+
+def onnx_dtype(key: str) -> Any:
+    def convert(operands: list[Any], attrs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        to = {key: onnx.helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[attrs[key]]))} if attrs.get(key) else {}
+        return operands, {k: v for k, v in attrs.items() if k != key} | to
+
+    return convert
+
+
+REDUCTIONS = [name for name in OPS if name.startswith("Reduce")]
+CONVERT: dict[str, Any] = {
+    "Reshape": as_operands("shape"),
+    "Squeeze": as_operands("axes"),
+    "Unsqueeze": as_operands("axes"),
+    "Expand": as_operands("shape"),
+    "Tile": as_operands("repeats"),
+    "Slice": as_operands("starts", "ends", "axes", "steps"),
+    "Split": as_operands("split"),
+    "CumSum": as_operands("axis"),
+    "Trilu": as_operands("k"),
+    "TopK": lambda x, attrs: as_operands("k")(x, attrs | {"k": (attrs["k"],)}),
+    "NonZero": lambda x, attrs: (x, {}),
+    **{name: as_operands("axes") for name in REDUCTIONS},
+    "Clip": clip,
+    "Pad": pad,
+    "MatMul": matmul,
+    "OneHot": onehot,
+    "ConstantOfShape": filled,
+    "Range": counted,
+    "EyeLike": onnx_dtype("dtype"),
+    "Cast": onnx_dtype("to"),
+}
+
+
+def channels_first(name: str, operands: list[Any]) -> list[Any]:
+    """NHWC operands as ONNX has them."""
+    x, *rest = operands
+    if name == "Conv":
+        rest[0] = np.moveaxis(rest[0], (-1, -2), (0, 1))
+    return [np.moveaxis(x, -1, 1), *rest]
+
+
+def widened(a: Any) -> Any:
+    return a.astype(np.float32) if a is not None and a.dtype in (np.float16, ml_dtypes.bfloat16) else a
+
+
+def model(name: str, operands: list[Any], attrs: dict[str, Any], results: int) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A network of one node, its operands as inputs."""
+    names = [f"x{i}" if a is not None else "" for i, a in enumerate(operands)]
+    outputs = [f"y{i}" for i in range(results)]
+    node = onnx.helper.make_node(name, names, outputs, **attrs)
+    feeds = {n: a for n, a in zip(names, operands, strict=True) if n}
+    inputs = [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()]
+    graph = onnx.helper.make_graph([node], name, inputs, [onnx.helper.make_empty_tensor_value_info(n) for n in outputs])
+    opset = [onnx.helper.make_opsetid("", 24)]
+    return onnx.helper.make_model(graph, opset_imports=opset, ir_version=11), feeds
+
+
+def oracle(name: str, i: int, operands: list[Any], attrs: dict[str, Any], results: int) -> list[Any]:
+    nhwc = attrs.get("layout") == "NHWC"
+    attrs = {k: v for k, v in attrs.items() if k not in ("layout", "out")}
+    operands = channels_first(name, operands) if nhwc else operands
+    operands, attrs = CONVERT.get(name, lambda x, a: (x, a))([widened(a) for a in operands], attrs)
+    integers = name == "MatMul" and operands[0].dtype.itemsize == 1
+    proto, feeds = model("MatMulInteger" if integers else name, operands, attrs, results)
+    if f"{name}[{i}]" in NOT_IN_ONNXRUNTIME:
+        found = onnx.reference.ReferenceEvaluator(proto).run(None, feeds)
+    else:
+        found = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
+    return [np.moveaxis(y, 1, -1) if nhwc else y for y in found]
+
+
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_reference_agrees_with_onnxruntime(name: str, i: int) -> None:
+    operands, attrs = case(name, i)
+    got = reference(name, operands, attrs)
+    want = oracle(name, i, operands, attrs, len(got))
+    for g, w in zip(got, want, strict=True):
+        with np.errstate(over="ignore"):
+            assert_close(name, g, np.asarray(w).astype(g.dtype))
