@@ -5,7 +5,8 @@ BASE ─ constants, in order of first use ─┬─ the plan's buffers ─ scrat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -39,7 +40,9 @@ class Rodata:
         key = content_hash(a)
         if key not in self.at:
             self.at[key] = self.end
-            self.objects.append(Object(name, self.end, a.nbytes))
+            self.objects.append(
+                Object(_unused(name, [o.name for o in self.objects]), self.end, a.nbytes)
+            )
             self.chunks.append(a)
             self.end += max(aligned(a.nbytes), ALIGN)
         return self.at[key]
@@ -64,12 +67,16 @@ class Kernels:
         """The name under which a kernel goes: its own, or with a number if another kernel has it."""
         key = replace(kernel, name="")
         if key not in self.name_of:
-            name, n = kernel.name, 2
-            while name in self.by_name:
-                name, n = f"{kernel.name}_{n}", n + 1
+            name = _unused(kernel.name, self.by_name)
             self.by_name[name] = replace(kernel, name=name)
             self.name_of[key] = name
         return self.name_of[key]
+
+
+def _unused(name: str, taken: Container[str]) -> str:
+    """The name, with a number if others have it."""
+    numbered = (f"{name}_{n}" for n in itertools.count(2))
+    return next(x for x in itertools.chain([name], numbered) if x not in taken)
 
 
 @dataclass(frozen=True)
