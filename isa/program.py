@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
+from . import instructions  # noqa: F401  # fills the table that decoding needs
 from .core import Instr
+from .errors import IsaError
 
 BASE = 0x1000_0000
 ALIGN = 256
 """Buffers and rodata objects start at multiples of this."""
+
+decode = lru_cache(1 << 16)(Instr.decode)
+"""Kernels share most of their instructions: each is decoded once."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,15 @@ class Kernel:
     @cached_property
     def code(self) -> tuple[Instr, ...]:
         """The decoded instructions; IsaError for a word that is none."""
-        return tuple(
-            Instr.decode(int.from_bytes(self.words[i : i + 16], "little")) for i in range(0, len(self.words), 16)
-        )
+        return tuple(self._decode(i) for i in range(len(self.words) // 16))
+
+    def _decode(self, i: int) -> Instr:
+        try:
+            return decode(int.from_bytes(self.words[16 * i : 16 * i + 16], "little"))
+        except IsaError as e:
+            raise IsaError(
+                e.code, e.message, where=f"kernel {self.name}: instruction {i}"
+            ) from None
 
     @staticmethod
     def encode(code: Iterable[Instr]) -> bytes:
@@ -127,7 +138,8 @@ class Program:
     launches: tuple[Launch, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    rodata: bytes = b""
+    rodata: bytes | memoryview = b""
+    """A reader gives a view of the file: nothing is copied."""
     objects: tuple[Object, ...] = ()
     arena_bytes: int = 0
     meta: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,129 @@
+"""Random instructions, kernels and programs, from the same declarations as everything else: what property tests and fuzzers draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+from . import instructions  # fills the table
+from .base.uniform import Uniform
+from .core import TABLE, Bits, Instr, Label, Modifier, Reg, Src, UReg
+from .errors import IsaError
+from .machine import Machine
+from .program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
+
+
+def instruction(rng: Random, classes: Iterable[type[Instr]] = (), labels: int = 1 << 24) -> Instr:
+    """Any legal instruction of the classes (default: of all). Label fields are below `labels`."""
+    cls = rng.choice(list(classes) or list(TABLE.values()))
+    while True:
+        i = _draw(rng, cls, labels)
+        try:
+            i.check()
+        except IsaError:  # a rule that spans fields, such as CVT's rounding: draw again
+            continue
+        return i
+
+
+def _draw(rng: Random, cls: type[Instr], labels: int) -> Instr:
+    """Suffixes first: they decide how many registers an operand takes, and so where it may begin."""
+    fields = {
+        n: rng.choice(b.only or list(kind))
+        for n, (kind, b) in cls.layout.items()
+        if issubclass(kind, Modifier)
+    }
+    so_far = SimpleNamespace(**fields)
+    for name, (kind, b) in cls.layout.items():
+        if name not in fields:
+            fields[name] = _operand(
+                rng, kind, b, _words(b, so_far), labels, issubclass(cls, Uniform)
+            )
+    return cls(**fields)
+
+
+def _words(b: Bits, i: Any) -> int:
+    return b.words if isinstance(b.words, int) else b.words(i)
+
+
+def _operand(rng: Random, kind: Any, b: Bits, words: int, labels: int, uniform: bool) -> Any:
+    if b.only:
+        return rng.choice(b.only)
+    if kind is Src:
+        return _source(rng, words, uniform)
+    if kind in (Reg, UReg):
+        return _register(rng, kind, words)
+    if kind is Label:
+        return Label(rng.randrange(labels))
+    if uniform and b.lo == 10:  # a uniform instruction's guard
+        return kind(7)
+    low, high = kind.bounds(b.width)
+    return kind(rng.choice((low, high, rng.randint(low, high))))
+
+
+def _source(rng: Random, words: int, uniform: bool) -> Src:
+    kind = rng.choice((UReg, int) if uniform else (Reg, UReg, int))
+    return Src.of(rng.getrandbits(32) if kind is int else _register(rng, kind, words))
+
+
+def _register(rng: Random, kind: Any, words: int) -> Any:
+    zero = min(kind.special)
+    if rng.random() < 0.1:
+        return kind(zero)
+    align = min(words, 4)
+    return kind(rng.randrange(0, zero - words + 1, align))
+
+
+def kernel(rng: Random, name: str, length: int, nodes: int = 1) -> Kernel:
+    """A kernel of random instructions that verifies; running it would end in a fault soon."""
+    code = [instruction(rng, labels=length) for _ in range(length - 1)]
+    return Kernel(
+        name=name,
+        words=Kernel.encode([*code, instructions.EXIT()]),
+        roles=tuple(sorted(rng.randrange(nodes) for _ in range(length))),
+        block=(rng.choice((1, 32, 100)), rng.choice((1, 2)), 1),
+        registers=255,
+        shared_bytes=16 * rng.randrange(1024),
+        local_bytes=4 * rng.randrange(64),
+        matrix=rng.random() < 0.5,
+    )
+
+
+def program(rng: Random, kernels: int = 3, length: int = 50, weights: int = 4096) -> Program:
+    """A program that verifies: random kernels, launched in turn, over random weights with a gap between two objects."""
+    gap, machine = bytes(ALIGN), Machine.load("volta-8tc").to_dict()
+    rodata = rng.randbytes(weights) + gap + rng.randbytes(weights // 2)
+    arena = Program(machine, {}, (), (), (), rodata).arena_address
+    code = {name: kernel(rng, name, length, 2) for name in (f"conv_{i}" for i in range(kernels))}
+    operands = (Operand("w", BASE, weights, "r"), Operand("a", arena, 256, "rw"))
+    launches = [
+        Launch(
+            name,
+            (1 + i, 2, 1),
+            (BASE, arena, 2**64 - 1),
+            (f"/layer{i}/Conv", "Relu"),
+            operands,
+            1000 * i,
+            f"tile={i}",
+        )
+        for i, name in enumerate(code)
+    ]
+    return Program(
+        target=machine,
+        kernels=code,
+        launches=(*launches, *launches[:1]),
+        inputs=(Port("x", "f32", (1, 3, 8, 8), arena),),
+        outputs=(Port("probabilités", "f16", (1, 10), arena + 1024), Port("w", "u8", (16,), BASE)),
+        rodata=rodata,
+        objects=(
+            Object("conv.weight", BASE, weights),
+            Object("conv.bias", BASE + weights + ALIGN, weights // 2),
+        ),
+        arena_bytes=4096,
+        meta={
+            "pipeline": "fold,layout{inside=nhwc}",
+            "model": 'a "quoted" \\ name',
+            "knapper": "0.1.0",
+        },
+    )

@@ -1,0 +1,178 @@
+"""What a program must satisfy, whoever made it: a compiler, an assembler, or a stranger's file.
+
+`problems` looks at everything but the instructions, in time that does not grow with the code: image reader and writer call it.
+`code_problems` decodes a kernel: assembler and engines call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import prod
+
+from .core import Instr, Label, Reg
+from .errors import IsaError, KnapperError, raise_all
+from .instructions import BRA, EXIT
+from .machine import Machine
+from .program import BASE, Kernel, Launch, Object, Port, Program
+
+MODES = ("simd",)
+THREADS = 1024
+"""A block's threads, at most."""
+GRID = (2**31 - 1, 65535, 65535)
+PARAMS = 1 << 12
+"""Parameter words of a launch, at most."""
+MEMORY = 1 << 40
+"""Bytes of device memory, at most."""
+RANK = 64
+
+DTYPES = {
+    **dict.fromkeys(("i8", "u8", "bool"), 1),
+    **dict.fromkeys(("f16", "bf16", "i16", "u16"), 2),
+    **dict.fromkeys(("f32", "i32", "u32"), 4),
+    **dict.fromkeys(("f64", "i64", "u64"), 8),
+}
+"""Bytes of an element of a port."""
+
+
+def verify(program: Program, where: str = "") -> None:
+    """Raise every problem of a program, its instructions included."""
+    found: list[KnapperError] = list(problems(program, where))
+    if not found:
+        machine = Machine.from_dict(program.target)
+        found += (p for k in program.kernels.values() for p in code_problems(k, machine, where))
+    raise_all(found)
+
+
+def problems(program: Program, where: str = "") -> Iterator[KnapperError]:
+    """What is wrong with target, kernels' resources, launches, ports and objects."""
+    try:
+        machine = Machine.from_dict(program.target, where)
+    except KnapperError as e:
+        yield e
+        return
+    for text in _program(program, machine):
+        yield IsaError("E522", text, where=where)
+
+
+def _program(p: Program, machine: Machine) -> Iterator[str]:
+    if not 0 <= p.arena_bytes <= MEMORY:
+        yield f"arena: {p.arena_bytes} bytes, expected 0 to {MEMORY}"
+    for name, kernel in p.kernels.items():
+        yield from (f"kernel {name}: {text}" for text in _kernel(name, kernel, machine))
+    for i, launch in enumerate(p.launches):
+        yield from (f"launch {i} of {launch.kernel}: {text}" for text in _launch(p, launch))
+    for o in p.objects:
+        yield from _object(p, o)
+    yield from _twice("object", (o.name for o in p.objects))
+    for kind, ports, start in (("input", p.inputs, p.arena_address), ("output", p.outputs, BASE)):
+        yield from (
+            f"{kind} {port.name}: {text}" for port in ports for text in _port(p, port, start)
+        )
+        yield from _twice(kind, (port.name for port in ports))
+
+
+def _kernel(name: str, k: Kernel, machine: Machine) -> Iterator[str]:
+    if name != k.name or not name:
+        yield f"is listed under the name {name!r}"
+    if not k.words or len(k.words) % 16:
+        yield f"{len(k.words)} bytes of code, expected a positive multiple of 16"
+    if len(k.roles) * 16 != len(k.words):
+        yield f"{len(k.roles)} roles for {len(k.words) // 16} instructions"
+    if min(k.block) < 1 or prod(k.block) > THREADS:
+        yield f"a block of {k.block} threads, expected 1 to {THREADS}"
+    elif 32 * k.registers * k.warps > machine.registers_per_sm:
+        yield f"{k.warps} warps of {k.registers} registers exceed the SM's {machine.registers_per_sm}"
+    for what, n, most in (
+        ("registers", k.registers, machine.registers_per_thread),
+        ("bytes of shared memory", k.shared_bytes, machine.shared_bytes_per_block),
+        ("bytes of local memory", k.local_bytes, 1 << 24),
+    ):
+        if not 0 <= n <= most:
+            yield f"{n} {what}, expected 0 to {most}"
+    if not {k.mode_entry, k.mode_exit} <= {*MODES}:
+        yield f"modes {k.mode_entry!r} and {k.mode_exit!r}, expected {', '.join(MODES)}"
+
+
+def _launch(p: Program, launch: Launch) -> Iterator[str]:
+    kernel = p.kernels.get(launch.kernel)
+    if kernel is None:
+        yield f"there is no kernel {launch.kernel!r}"
+    elif (
+        max(kernel.roles, default=0) >= max(len(launch.nodes), 1)
+        or min(kernel.roles, default=0) < 0
+    ):
+        yield f"its kernel works for node {max(kernel.roles)}, but the launch has {len(launch.nodes)}"
+    if not all(1 <= g <= most for g, most in zip(launch.grid, GRID, strict=True)):
+        yield f"a grid of {launch.grid} blocks, expected 1 to {GRID}"
+    if len(launch.params) > PARAMS or not all(0 <= x < 1 << 64 for x in launch.params):
+        yield f"parameters: expected up to {PARAMS} unsigned 64-bit words"
+    if launch.macs < 0:
+        yield f"{launch.macs} multiply-accumulates"
+    for o in launch.operands:
+        if o.use not in ("r", "w", "rw"):
+            yield f"operand {o.value}: use {o.use!r}, expected r, w or rw"
+        yield from _range(
+            p, f"operand {o.value}", o.address, o.bytes, BASE if o.use == "r" else p.arena_address
+        )
+
+
+def _object(p: Program, o: Object) -> Iterator[str]:
+    if o.bytes < 0 or not BASE <= o.address <= o.address + o.bytes <= BASE + len(p.rodata):
+        yield f"object {o.name}: {o.bytes} bytes at {o.address:#x} are not inside the {len(p.rodata)} bytes of rodata"
+
+
+def _port(p: Program, port: Port, start: int) -> Iterator[str]:
+    if port.dtype not in DTYPES:
+        yield f"dtype {port.dtype!r}, expected one of {', '.join(DTYPES)}"
+    elif len(port.shape) > RANK or not all(0 <= d <= MEMORY for d in port.shape):
+        yield f"a shape of {len(port.shape)} sizes, expected up to {RANK}, none negative"
+    else:
+        yield from _range(p, "its data", port.address, port.count * DTYPES[port.dtype], start)
+
+
+def _range(p: Program, what: str, address: int, size: int, start: int) -> Iterator[str]:
+    end = p.arena_address + p.arena_bytes
+    if size < 0 or not start <= address <= address + size <= end:
+        yield f"{what}: {size} bytes at {address:#x} are not inside [{start:#x}, {end:#x})"
+
+
+def _twice(what: str, names: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            yield f"{what} {name}: there are two of that name"
+        seen.add(name)
+
+
+# --- the instructions of a kernel -----------------------------------------------------------------------------------------
+
+
+def code_problems(kernel: Kernel, machine: Machine, where: str = "") -> Iterator[KnapperError]:
+    """What is wrong with a kernel's instructions: none at all, not on this machine, beyond its registers, jumping out of it."""
+    try:
+        code = kernel.code
+    except IsaError as e:
+        yield IsaError(e.code, e.message, where=f"{where}: {e.where}" if where else e.where)
+        return
+    for i, instr in enumerate(code):
+        for text in _instruction(instr, kernel, machine, len(code)):
+            yield IsaError(
+                "E522", f"kernel {kernel.name}: instruction {i}: {instr}: {text}", where=where
+            )
+    if not isinstance(code[-1], (EXIT, BRA)) or code[-1].guard != 7:
+        yield IsaError(
+            "E522", f"kernel {kernel.name}: it runs past its end: {code[-1]}", where=where
+        )
+
+
+def _instruction(i: Instr, kernel: Kernel, machine: Machine, length: int) -> Iterator[str]:
+    if i.extension not in machine.extensions:
+        yield f"{machine.name} has no extension {i.extension!r}"
+    if kernel.mode_entry not in i.modes:
+        yield f"not legal in mode {kernel.mode_entry}"
+    for a in i.accesses():
+        if isinstance(a.first, Reg) and a.first + a.words > kernel.registers:
+            yield f"{a.field} reaches R{a.first + a.words - 1}, but the kernel has {kernel.registers} registers"
+    for name, (kind, _) in i.layout.items():
+        if kind is Label and getattr(i, name) >= length:
+            yield f"{name} {getattr(i, name)} is outside the kernel's {length} instructions"
