@@ -20,7 +20,7 @@ CODES: dict[str, str] = {
     "E205": "An input has no static shape. knapper compiles static shapes: bind open dimensions with --shape NAME=1,3,224,224.",
     "E206": "A node's operands or attributes do not fit its operator: shapes that do not match, a wrong count, an impossible value.",
     "E207": "External data of a model is missing, too short, or outside the model's folder.",
-    "E208": "The model's opset is older than 7 or newer than the installed `onnx` package.",
+    "E208": "The model's opset is newer than the installed `onnx` package knows.",
     "E209": "The model file is inconsistent: a value used before it is defined, or twice; data that does not fill its tensor.",
     # 3xx passes and pipelines
     "E301": "There is no pass of that name, or it is not in this pipeline. The hint lists those that are.",

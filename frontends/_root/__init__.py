@@ -1,1 +1,29 @@
-"""knapper: compile a network to a modeled accelerator, run it instruction by instruction, look inside."""
+"""knapper: compile a network to a modeled accelerator, run it instruction by instruction, look inside.
+
+image = knapper.compile("model.onnx", target="volta-8tc", precision="fp16")
+image.save("model.elf")
+result = knapper.load("model.elf").run({"input": x})
+result.outputs["output"], result.stats.to_dict()
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from knapper.frontends.api import Image, compile, load
+    from knapper.isa.errors import KnapperError
+
+__version__ = "0.1.0"
+__all__ = ["Image", "KnapperError", "__version__", "compile", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are asked for: `import knapper` costs nothing."""
+    if name in ("Image", "compile", "load"):
+        from knapper.frontends import api
+
+        return getattr(api, name)
+    if name == "KnapperError":
+        from knapper.isa.errors import KnapperError
+
+        return KnapperError
+    raise AttributeError(f"module 'knapper' has no attribute {name!r}")

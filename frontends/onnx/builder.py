@@ -9,16 +9,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from knapper.compiler.ir import DTYPES, OPS, Array, Attr, Graph, Node, Type, infer
-from knapper.isa.errors import FrontendError
 from onnx import GraphProto, TensorProto
 from onnx.defs import OpSchema
+
+from knapper.compiler.ir import DTYPES, OPS, Array, Attr, Graph, Node, Type, infer
+from knapper.isa.errors import FrontendError
 
 from .schemas import defaults
 from .tensors import DTYPE_OF, Value
 
 FOLD_LIMIT = 1 << 16
 """Elements up to which a constant is computed here: shapes and indices are below, weights are the fold pass's."""
+OPS_HINT = "`knapper ops` lists those that are"
 NODE_LIMIT = 1_000_000
 """Nodes at which a model is taken for hostile (nested functions grow exponentially)."""
 
@@ -80,8 +82,8 @@ class Builder:
     locs: set[str] = field(default_factory=set)
 
     def fresh(self, hint: str) -> str:
-        """A value name that is not taken yet: the hint in letters, digits, `_` and `.`, numbered if it must be."""
-        stem = re.sub(r"[^A-Za-z0-9_.]+", "_", hint).strip("_") or "v"
+        """A value name that is not taken yet: the hint, as a plain word of graph text, numbered if it must be."""
+        stem = re.sub(r"[^A-Za-z0-9_./-]+", "_", hint) or "v"
         return self._unique(stem, self.taken)
 
     def location(self, hint: str) -> str:
@@ -161,9 +163,7 @@ class Builder:
             for i, (o, _) in enumerate(zip(outputs, types, strict=False))
         )
         self.types |= zip(names, types, strict=True)
-        self.nodes.append(
-            Node(op, operands, names, types, dict(attrs), self.location(loc or names[0]))
-        )
+        self.nodes.append(Node(op, operands, names, types, dict(attrs), loc or names[0]))
         return list(names)
 
     def _foldable(self, op: str, operands: tuple[str, ...], types: tuple[Type, ...]) -> bool:
@@ -202,7 +202,7 @@ def bind(b: Builder, call: Call) -> list[str]:
     that the op takes as an operand becomes a constant. Attributes that say what the op does anyway are left out.
     """
     if call.op not in OPS:
-        raise FrontendError("E203", f"{call.op} is supported only where its operands are constant")
+        raise FrontendError("E203", f"operator {call.op} is not supported", hint=OPS_HINT)
     op = OPS[call.op]
     names = {n.lower(): n for n in op.attrs}
     positional = [n.lower() for n, p in op.parameters.items() if p.kind is not p.KEYWORD_ONLY]
@@ -254,6 +254,7 @@ def plain(value: Value, parameter: inspect.Parameter) -> Attr:
 
 ANYTHING = object()
 SAYS_NOTHING: dict[str, Any] = {
+    "broadcast": ANYTHING,  # before opset 7; without its `axis` it means what numpy means
     "consumed_inputs": ANYTHING,  # a hint to opset-1 executors
     "is_test": ANYTHING,
     "momentum": ANYTHING,  # only training updates the running statistics

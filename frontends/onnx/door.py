@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from knapper.compiler.ir import DTYPES, OPS, Array, Graph, Type
-from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError, raise_all
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
+from knapper.compiler import ops as _declared  # noqa: F401  the op set
+from knapper.compiler.ir import DTYPES, OPS, Array, Graph, Type
+from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError, raise_all
+
 from . import inline
-from .builder import Builder, Call, bind
+from .builder import OPS_HINT, Builder, Call, bind
 from .file import Model, open_model
 from .forms import COMPLETE, FORMS
 from .schemas import NEWEST, formals, schema
 from .tensors import Value, array_of, attribute, dtype_of
 
-OLDEST = 7
-"""Opset 7 brought numpy's broadcasting; before it the same node could mean other things."""
 DEPTH_LIMIT = 32
 """Functions inside functions; a real model has three or so."""
 
@@ -111,14 +111,10 @@ class Door:
     # --- what a graph begins and ends with ---
 
     def _opset(self, scope: Scope) -> None:
-        opset = scope.opsets.get("", OLDEST)
-        if not OLDEST <= opset <= NEWEST:
-            hint = (
-                "onnx.version_converter can raise it"
-                if opset < OLDEST
-                else "a newer `onnx` package may know it"
-            )
-            raise self._problem("E208", f"opset {opset} is not between {OLDEST} and {NEWEST}", hint)
+        opset = scope.opsets.get("", NEWEST)
+        if not 1 <= opset <= NEWEST:
+            hint = "a newer `onnx` package may know it"
+            raise self._problem("E208", f"opset {opset} is not between 1 and {NEWEST}", hint)
 
     def _initializers(self, proto: GraphProto, scope: Scope) -> None:
         for s in proto.sparse_initializer:
@@ -223,7 +219,7 @@ class Door:
             dict(zip(names, operands, strict=False)),
             self._attributes(p, scope),
             tuple(p.output),
-            scope.loc or scope.path + (p.name or p.output[0]),
+            scope.loc or self.builder.location(scope.path + (p.name or p.output[0])),
             version,
             declared,
         )
@@ -259,7 +255,7 @@ class Door:
         raise FrontendError(
             "E203",
             f"operator {p.op_type} is not supported",
-            hint=f"`knapper ops` lists those that are{guess}",
+            hint=f"{OPS_HINT}{guess}",
         )
 
     def operand(self, scope: Scope, name: str) -> str:
@@ -299,15 +295,19 @@ class Door:
         """Import a function's body in place of its call."""
         if scope.depth >= DEPTH_LIMIT:
             raise FrontendError("E209", f"functions are nested more than {DEPTH_LIMIT} deep")
-        name = scope.path + (p.name or p.output[0])
-        opsets = {_domain(o.domain): o.version for o in f.opset_import} or scope.opsets
-        given = {a.name: a for a in (*f.attribute_proto, *self._resolved(p, scope).attribute)}
+        name = scope.loc or self.builder.location(scope.path + (p.name or p.output[0]))
+        opsets = {**scope.opsets, **{_domain(o.domain): o.version for o in f.opset_import}}
+        declared = schema(p.op_type, scope.version(_domain(p.domain)), _domain(p.domain))
+        defaults = inline.defaults(declared)
+        given = {
+            a.name: a for a in (*defaults, *f.attribute_proto, *self._resolved(p, scope).attribute)
+        }
         inner = Scope(
             opsets,
             dict(zip(f.input, operands, strict=False)),
             given,
             path=f"{name}/" if local else scope.path,
-            loc=scope.loc if local else scope.loc or name,
+            loc=scope.loc if local else name,
             depth=scope.depth + 1,
         )
         inner.values |= dict.fromkeys(f.input[len(operands) :], "")

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from knapper.isa.errors import FrontendError
 from onnx import ModelProto
+
+from knapper.isa.errors import FrontendError
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 """Field numbers in ModelProto, GraphProto and TensorProto (onnx.proto)."""

@@ -13,7 +13,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from knapper.compiler.ir import DTYPES, OPS
+
+from knapper.compiler.ir import DTYPES
 from knapper.isa.errors import FrontendError
 
 from .builder import Builder, Call
@@ -113,11 +114,9 @@ def _number(b: Builder, call: Call, formal: str) -> Any:
 
 
 @form("NonZero", needs_op=False)
-def _(b: Builder, call: Call) -> list[str] | Call:
-    value = b.known.get(call.operand(0))
-    if value is None:
-        return call
-    found = np.stack(np.nonzero(np.atleast_1d(value)))
+def _(b: Builder, call: Call) -> list[str]:
+    value = b.decided(call, "X")
+    found = np.stack(np.nonzero(np.atleast_1d(0 if value is None else value)))
     return [b.constant(found.astype(np.int64), only(call))]
 
 
@@ -202,9 +201,9 @@ def _(b: Builder, call: Call) -> Call | list[str]:
     if prod(shape[axis + 1 :]) == 1:
         return call.now(axis=axis)
     rows = (prod(shape[:axis]), prod(shape[axis:]))
-    (flat,) = b.emit("Reshape", [call.operand(0)], {"shape": rows}, loc=f"{call.loc}.flat")
+    (flat,) = b.emit("Reshape", [call.operand(0)], {"shape": rows}, loc=call.loc)
     (result,) = b.emit(call.op, [flat], {"axis": 1}, loc=call.loc)
-    return b.emit("Reshape", [result], {"shape": shape}, call.outputs, f"{call.loc}.shape")
+    return b.emit("Reshape", [result], {"shape": shape}, call.outputs, call.loc)
 
 
 # --- shapes -------------------------------------------------------------------------------------------------------------
@@ -220,7 +219,7 @@ def _(b: Builder, call: Call) -> Call:
         new[new.index(-1)] = prod(old) // known
     if any(n < 0 for n in new) or prod(new) != prod(old):
         raise FrontendError("E206", f"cannot reshape {b.type(call.operand(0))} to {new}")
-    return call.now(drop=["allowzero"], shape=tuple(new))
+    return call.now(shape=tuple(new), allowzero=int(0 in new))
 
 
 @form("Split")
@@ -238,7 +237,7 @@ def _(b: Builder, call: Call) -> Call:
 
 @form("Pad")
 def _(b: Builder, call: Call) -> Call:
-    """The newest form: pads for every axis, begins before ends; the value is an operand."""
+    """Pads for every axis, begins before ends."""
     rank = len(b.shape(call.operand(0)))
     pads = b.ints(call, "pads") or ()
     axes = b.ints(call, "axes") or tuple(range(rank))
@@ -249,9 +248,23 @@ def _(b: Builder, call: Call) -> Call:
     full = [0] * (2 * rank)
     for i, a in enumerate(axes):
         full[a % rank], full[rank + a % rank] = pads[i], pads[len(axes) + i]
-    if "value" in call.attrs:
-        call = call.now(drop=["value"], constant_value=call.attrs["value"])
+    value = b.decided(call, "constant_value")
+    if value is not None:
+        call = call.now(drop=["constant_value"], value=value)
     return call.now(drop=["axes"], pads=tuple(full))
+
+
+@form("Clip")
+def _(b: Builder, call: Call) -> Call | list[str]:
+    """Bounds that are computed make it Max and Min."""
+    bounds = [call.inputs.get(n, "") for n in ("min", "max")]
+    if all(v in b.known for v in bounds if v):
+        return call
+    value = call.operand(0)
+    for op, bound in zip(("Max", "Min"), bounds, strict=True):
+        if bound:
+            (value,) = b.emit(op, [value, bound], {}, call.outputs, call.loc)
+    return [value]
 
 
 @form("Upsample", needs_op=False)
@@ -376,14 +389,3 @@ def _shared(lost: list[int], *, more_first: bool) -> tuple[int, ...]:
 @form("Scatter", needs_op=False)
 def _(b: Builder, call: Call) -> Call:
     return call.now("ScatterElements")
-
-
-@form("Mean", needs_op=False)
-def _(b: Builder, call: Call) -> Call | list[str]:
-    """Sum, divided by how many there are."""
-    if "Mean" in OPS:
-        return call
-    operands = list(call.inputs.values())
-    (total,) = b.emit("Sum", operands, {}, loc=f"{call.loc}.sum")
-    count = b.constant(np.asarray(len(operands), DTYPES[b.type(total).dtype]), "count")
-    return b.emit("Div", [total, count], {}, call.outputs, call.loc)

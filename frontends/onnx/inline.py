@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto, helper
+
 from knapper.compiler.ir import Type
 from knapper.isa.errors import FrontendError
-from onnx import FunctionProto, NodeProto, TypeProto, helper
 
 from .tensors import DTYPE_OF
 
@@ -34,6 +35,11 @@ def body(s: Schema, version: int, node: NodeProto, types: Sequence[Type | None])
     if not written:
         raise FrontendError("E203", f"operator {node.op_type} is not supported with these operands")
     return _parsed(written)
+
+
+def defaults(s: Schema) -> list[AttributeProto]:
+    """The attributes that a body may refer to though the call leaves them out."""
+    return [a.default_value for a in s.attributes.values() if a.default_value.type] if s else []
 
 
 def _newest(s: Schema, version: int) -> FunctionProto:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import AttributeProto, GraphProto, TensorProto, numpy_helper
+
 from knapper.compiler.ir import DTYPES, Array
 from knapper.isa.errors import FrontendError
-from onnx import AttributeProto, GraphProto, TensorProto, numpy_helper
 
 DTYPE_OF: dict[int, str] = {
     TensorProto.FLOAT16: "f16", TensorProto.BFLOAT16: "bf16", TensorProto.FLOAT: "f32", TensorProto.DOUBLE: "f64",

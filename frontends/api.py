@@ -1,0 +1,89 @@
+"""The Python door: compile a model, save it, load it, run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from knapper.isa import image as elf
+from knapper.isa.program import Program
+
+from . import files
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from knapper.compiler.ir import Array
+    from knapper.runtime.session import Result, Session
+
+
+class Image:
+    """A compiled network: what `knapper compile` writes and `knapper run` runs."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def save(self, path: str | Path) -> None:
+        """Write the ELF file."""
+        files.write(path, elf.write(self.program))
+
+    @cached_property
+    def session(self) -> Session:
+        """The emulator with this program loaded."""
+        from knapper.runtime.session import Session
+
+        return Session(self.program)
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        engine: Literal["fast", "reference"] = "fast",
+        checked: bool = False,
+    ) -> Result:
+        """Execute on the emulator: `result.outputs` by name, `result.stats` with every counter.
+
+        Args:
+            inputs: an array for each network input, of its exact shape and dtype.
+            engine: "fast", or "reference" (the specification, in plain Python).
+            checked: also detect races and reads of memory that was never written.
+
+        Raises UsageError E701 or E702 for inputs that do not fit, MachineFault if the program does something illegal.
+        """
+        return self.session.run(inputs, engine=engine, checked=checked)
+
+
+def compile(
+    model: str | Path | ModelProto,
+    target: str | Path = "volta-8tc",
+    precision: str = "fp16",
+    pipeline: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    consts: Mapping[str, Any] | None = None,
+) -> Image:
+    """Compile an ONNX model for a target.
+
+    Args:
+        model: a path or a loaded ModelProto.
+        target: the name of a built-in target, or the path of a .toml file.
+        precision: how float32 tensors are stored: fp16, bf16 or fp32. Inputs and outputs keep the model's types.
+        pipeline: passes as text, in place of the preset of `precision`.
+        shapes: input name → shape, for symbolic dimensions or another batch size.
+        consts: input name → value, for inputs that decide shapes.
+
+    Raises KnapperError with everything that is wrong, one line each.
+    """
+    from knapper.compiler.driver import compile_graph
+    from knapper.isa.machine import Machine
+
+    from .onnx import read
+
+    machine = Machine.load(str(target))
+    return Image(compile_graph(read(model, shapes, consts), machine, pipeline, precision))
+
+
+def load(path: str | Path) -> Image:
+    """Read a compiled image; IsaError names what is wrong with a damaged one."""
+    return Image(elf.read(files.read(path), str(path)))

@@ -1,0 +1,88 @@
+"""What a user feeds to a network, from files or made up. The session checks that it fits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from knapper.compiler.ir import DTYPES, Array
+from knapper.isa.errors import UsageError
+from knapper.isa.program import Port
+
+from . import files
+
+
+def gather(ports: Sequence[Port], options: Iterable[str]) -> dict[str, Array]:
+    """Arrays from `--input` options: `NAME=FILE.npy`, `FILE.npz`, `random:SEED`; later ones win."""
+    found: dict[str, Array] = {}
+    for option in options:
+        found |= _given(ports, option)
+    return found
+
+
+def show(p: Port) -> str:
+    """A port's type, as in `f32[1,3,224,224]`."""
+    return f"{p.dtype}[{','.join(map(str, p.shape))}]"
+
+
+def _given(ports: Sequence[Port], option: str) -> dict[str, Array]:
+    name, equals, source = option.partition("=")
+    if option.startswith("random:"):
+        return randoms(ports, _seed(option))
+    if equals and source.startswith("random:"):
+        return {name: randoms(ports, _seed(source)).get(name, np.zeros(0))}
+    if equals:
+        return {name: _numpy(source, single=True)}
+    loaded = _numpy(option, single=False)
+    if not isinstance(loaded, dict):
+        raise UsageError(
+            "E704", f"--input {option}: which input is it for?", hint=f"--input NAME={option}"
+        )
+    return loaded
+
+
+def _seed(text: str) -> int:
+    number = text.removeprefix("random:")
+    if not number.isdigit():
+        raise UsageError("E704", f"{text!r} is no seed", hint="random:0")
+    return int(number)
+
+
+def _numpy(path: str, *, single: bool) -> Any:
+    """The content of an .npy (an array) or .npz file (a dict); nothing is unpickled."""
+    data = io.BytesIO(files.read(path))
+    try:
+        loaded = np.load(data, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        arrays = {n: loaded[n] for n in loaded.files}
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as e:
+        raise UsageError("E702", f"is no .npy or .npz file: {e}", where=path) from None
+    if not single:
+        return arrays
+    if len(arrays) != 1:
+        raise UsageError("E702", f"has {len(arrays)} arrays, one is wanted", where=path)
+    return next(iter(arrays.values()))
+
+
+def randoms(ports: Sequence[Port], seed: int) -> dict[str, Array]:
+    """Reproducible values: floats are standard normal, 8-bit integers use their range, wider ones are 0 or 1.
+
+    0 and 1 are legal as token, mask, index and count, whatever the network takes the integer for.
+    """
+    rng = np.random.default_rng(seed)
+    return {p.name: _random(rng, p) for p in ports}
+
+
+def _random(rng: np.random.Generator, p: Port) -> Array:
+    dtype = np.dtype(DTYPES[p.dtype])
+    if p.dtype in ("i8", "u8"):
+        info = np.iinfo(dtype)
+        return rng.integers(info.min, info.max + 1, p.shape).astype(dtype)
+    if dtype.kind in "iub":
+        return rng.integers(0, 2, p.shape).astype(dtype)
+    return rng.standard_normal(p.shape, np.float32).astype(dtype)
