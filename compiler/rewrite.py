@@ -18,7 +18,7 @@ value of another type never takes a node's place.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Any
@@ -147,7 +147,7 @@ class Writer:
         self._left = self._uses.copy()
         self._taken = {*self._types, *(v for n in g.nodes for v in n.outputs)}
         self._rules: dict[str, list[Rule]] = {}
-        self._at = self.root = Node("", (), ("",), ())
+        self.at = self.root = Node("", (), ("",), ())
         for r in rules:
             self._rules.setdefault(r.pattern.op, []).append(r)
 
@@ -193,13 +193,13 @@ class Writer:
         declared = OPS[name].attrs
         attrs = {k: v for k, v in attrs.items() if k not in declared or v != declared[k].default}
         types = infer(name, [self._types[v] if v else None for v in operands], attrs)[:results]
-        names = tuple(self.fresh(self._at.outputs[0]) for _ in types)
+        names = tuple(self.fresh(self.at.outputs[0]) for _ in types)
         self._left.update(v for v in operands if v)
-        return self.emit(Node(name, operands, names, types, attrs, self._at.loc))
+        return self.emit(Node(name, operands, names, types, attrs, self.at.loc))
 
     def constant(self, a: Array, near: str = "") -> str:
         """Add a constant; `near` is the value whose name it takes after."""
-        v = self.fresh(near or self._at.outputs[0])
+        v = self.fresh(near or self.at.outputs[0])
         self.constants[v] = a
         self._types[v] = Type.of(a)
         return v
@@ -242,7 +242,7 @@ class Writer:
 
     def visit(self, n: Node) -> None:
         """Carry over a node of the old graph."""
-        self._at = n
+        self.at = n
         new = self.emit(replace(n, inputs=tuple(map(self.now, n.inputs))))
         self.let(n, new)
 
@@ -255,40 +255,40 @@ class Writer:
 
     def let(self, n: Node, new: Sequence[str]) -> None:
         """The values `new` stand for an old node's results; keeps the old names if it can."""
-        for old, v in zip(n.outputs, new, strict=True):
-            v = self._rename(v, old) if old != v else v
+        for old, v in zip(n.outputs, self.named(new, n.outputs), strict=True):
             self._now[old] = v
             if old != v:
                 self._left[v] += self._uses[old] - 1
 
-    def _rename(self, v: str, old: str) -> str:
-        """Give a value that was just made for an old one its name."""
+    def named(self, new: Sequence[str], old: Sequence[str]) -> tuple[str, ...]:
+        """Give the results of the node that was just made the names of those they stand for."""
         n = next(reversed(self.nodes.values()), None)
-        if n is None or n.outputs != (v,) or old in self._types or not v.startswith(f"{old}."):
-            return v
-        del self.nodes[v], self._makers[v], self._types[v]
-        self._add(replace(n, outputs=(old,)))
-        self._left[old] = self._uses[old]
-        return old
+        fresh = n is not None and n.outputs == tuple(new) and n.loc == self.at.loc
+        if n is None or not fresh or not self._types.keys().isdisjoint(old):
+            return tuple(new)
+        del self.nodes[n.outputs[0]]
+        for v in new:
+            del self._makers[v], self._types[v]
+        self._add(replace(n, outputs=tuple(old)))
+        self._left.update({v: self._uses[v] - self._left[v] for v in old})
+        return tuple(old)
 
-    def graph(self) -> Graph:
+    def graph(self, outputs: Mapping[str, str] | None = None) -> Graph:
         """The new graph, without what its outputs do not need.
 
         An output that came to be an input or a constant gets an Identity: something must store it.
         """
-        outputs = {}
-        for name, old in self.old.outputs.items():
-            v = self.now(old)
-            stored = v in self._makers or v == old
-            outputs[name] = v if stored else self._stored(old, v)
+        outputs = outputs or {name: self.now(v) for name, v in self.old.outputs.items()}
+        stored = {name: self._stored(name, v) for name, v in outputs.items()}
         nodes = tuple(self.nodes.values())
-        return prune(replace(self.old, nodes=nodes, outputs=outputs, constants=self.constants))
+        return prune(replace(self.old, nodes=nodes, outputs=stored, constants=self.constants))
 
-    def _stored(self, old: str, v: str) -> str:
-        name = old if old not in self._types else self.fresh(old)
-        self._add(Node("Identity", (v,), (name,), (self._types[v],)))
-        self._now[old] = name
-        return name
+    def _stored(self, name: str, v: str) -> str:
+        if v in self._makers or self.old.outputs[name] == v:
+            return v
+        copy = self.fresh(v)
+        self._add(Node("Identity", (v,), (copy,), (self._types[v],)))
+        return copy
 
 
 def rewrite(g: Graph, rules: Sequence[Rule]) -> Graph:

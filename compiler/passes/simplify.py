@@ -9,7 +9,6 @@ What has several spellings gets one, so that later passes know fewer ops:
     Gemm                                           → MatMul, Mul, Add
     Sub by a constant, Div by a power of two       → Add, Mul
     Sum of float32                                 → Adds
-    Conv over one axis                             → Conv over an image of one row
 """
 
 from __future__ import annotations
@@ -66,7 +65,6 @@ NOTHING = [
     *(P.__getattr__(name)(x) >> same for name in ("Concat", "Sum", "Mean", "Max", "Min")),
     P.Split(x) >> same,
     P.Expand(x) >> same,
-    P.Reshape(x) >> same,
     P.Tile(x) >> same,
     P.Cast(x) >> same,
     P.Slice(x, steps=a) >> if_forward,
@@ -107,13 +105,16 @@ def view_of_constant(w: Writer, c: str, **_: object) -> str:
     return w.constant(w.known(c).reshape(w.root.types[0].shape))
 
 
+VIEWS = [
+    P.Reshape(x) >> same,
+    P.Reshape(c) >> view_of_constant,
+    P.Reshape(P.Reshape(x)) >> view,
+    P.Transpose(x, perm=a) >> transpose,
+]
 ONCE = [
     P.Relu(P.Relu(x)) >> (lambda w, x: w.op("Relu", x)),  # max(max(x, 0), 0) = max(x, 0)
     P.Cast(P.Cast(x, to=a), to=b) >> cast_cast,
     P.Transpose(P.Transpose(x, perm=a), perm=b) >> transpose_transpose,
-    P.Transpose(x, perm=a) >> transpose,
-    P.Reshape(c) >> view_of_constant,
-    P.Reshape(P.Reshape(x)) >> view,
     P.Squeeze(x) >> view,
     P.Unsqueeze(x) >> view,
     P.Flatten(x) >> view,
@@ -215,24 +216,6 @@ def sum_of_many(w: Writer, **_: object) -> str | None:
     return reduce(lambda a, b: w.op("Add", a, b), xs) if exact else None
 
 
-def conv_of_a_line(w: Writer, x: str, **_: object) -> str | None:
-    """[N,C,W] is [N,C,1,W]: a window of one row over an image of one row."""
-    n, t = w.root, w.type(x)
-    if t.rank != 3 or n.attr("layout") != "NCHW":
-        return None
-    row = w.op("Reshape", x, shape=(*t.shape[:2], 1, t.shape[2]))
-    o, k = w.type(n.inputs[1]).shape[::2]
-    weights = w.op("Reshape", n.inputs[1], shape=(o, w.type(n.inputs[1]).shape[1], 1, k))
-    begin, end = n.attr("pads") or (0, 0)
-    attrs = {
-        **n.attrs,
-        "strides": (1, *(n.attr("strides") or (1,))),
-        "dilations": (1, *(n.attr("dilations") or (1,))),
-        "pads": (0, begin, 0, end),
-    }
-    return view(w, w.op("Conv", row, weights, *n.inputs[2:], **attrs))
-
-
 SPELLING = [
     P.Gemm(...) >> gemm,
     P.MatMul(x, c, trans_b=True) >> (lambda w, x, c: transposed_constant(w, c, 1)),
@@ -240,11 +223,10 @@ SPELLING = [
     P.Sub(x, c) >> sub,
     P.Div(x, c) >> div,
     P.Sum(...) >> sum_of_many,
-    P.Conv(x, ...) >> conv_of_a_line,
 ]
 
 
-RULES: list[Rule] = [*NOTHING, *ONCE, *PADDING, *SPELLING]
+RULES: list[Rule] = [*NOTHING, *VIEWS, *ONCE, *PADDING, *SPELLING]
 
 
 @dataclass(frozen=True)
