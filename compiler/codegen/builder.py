@@ -13,9 +13,11 @@ Both code generators (matrix kernels, SIMD kernels from TVM) and every plugin wr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from knapper.isa.core import Instr, Label, Src
+from knapper.isa.core import Guard, Instr, Label, Src
 from knapper.isa.errors import CompileError
 from knapper.isa.machine import Machine
 from knapper.isa.program import Kernel
@@ -59,6 +61,7 @@ class KernelBuilder:
         self.labels: list[VLabel] = []
         self.shared_bytes = self.local_bytes = 0
         self._role = 0
+        self._guard: VPred | Guard = PT
         self._shapes: dict[tuple[Any, ...], Shape] = {}
         self._latencies = {unit: row.latency for unit, row in machine.units.items()}
 
@@ -105,7 +108,14 @@ class KernelBuilder:
 
     # --- instructions
 
-    def emit(self, cls: type[Instr], *operands: Any, guard: Any = PT, **more: Any) -> None:
+    @contextmanager
+    def under(self, guard: VPred | Guard) -> Iterator[None]:
+        """Everything emitted inside takes this guard, unless told otherwise."""
+        outer, self._guard = self._guard, guard
+        yield
+        self._guard = outer
+
+    def emit(self, cls: type[Instr], *operands: Any, guard: Any = None, **more: Any) -> None:
         """Append an instruction: fields in declaration order, numbers where an immediate is meant.
 
         Raises CompileError E430 for an operand that does not fit its field.
@@ -119,7 +129,7 @@ class KernelBuilder:
         where = self.name
         values = [v for i, v in enumerate(operands) if i not in positions] if positions else operands
         checked = tuple([check(slot, v, where) for slot, v in zip(s.slots, values, strict=True)])
-        self.records.append(self._record(s, checked, guard))
+        self.records.append(self._record(s, checked, self._guard if guard is None else guard))
 
     def _record(self, s: Shape, operands: tuple[Any, ...], guard: Any) -> Record:
         r = Record(s, operands, guard, self._role)

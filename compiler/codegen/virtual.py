@@ -196,7 +196,7 @@ def check(slot: Slot, value: Any, where: str) -> Any:
 
 def _fits(slot: Slot, value: Virtual) -> bool:
     if slot.kind is Src:
-        return value.file == VECTOR and value.words >= slot.words or value.file == UNIFORM
+        return value.file != PREDICATE and value.words >= slot.words
     if value.file == PREDICATE:
         return slot.kind is Guard or slot.kind is Pred and not value.negated
     return FILES.get(slot.kind) == value.file and value.words >= slot.words

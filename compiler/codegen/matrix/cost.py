@@ -1,0 +1,81 @@
+"""Predicted cycles of a launch, from the unit table of the machine.
+
+A block's time is that of its busiest unit, plus what does not overlap: the first loads, the epilogue. Blocks go round by round over the SMs:
+
+    cycles = launch + rounds · (first load + steps · max over units + epilogue)         never less than the bytes through DRAM
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from knapper.isa.machine import Machine
+
+from .product import Product
+
+EPILOGUE = 6
+"""Instructions a result and warp beside its arithmetic: addresses, conversion, store."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one block does: k steps; for each step instructions a warp of the multiplying unit, shared-memory and global traffic in
+    units of 128 bytes, other instructions; results a thread; registers a thread."""
+
+    blocks: int
+    warps: int
+    steps: int
+    multiplies: int
+    unit: str
+    shared: int
+    loads: int
+    others: int
+    results: int
+    registers: int
+    shared_bytes: int
+
+
+def cycles(w: Work, nodes: int, machine: Machine) -> float:
+    """The launch's cycles."""
+    resident = max(1, min(
+        machine.registers_per_sm // (32 * w.warps * w.registers), machine.warps_per_sm // w.warps,
+        machine.shared_bytes_per_sm // max(w.shared_bytes, 1), machine.blocks_per_sm, math.ceil(w.blocks / machine.sms),
+    ))  # fmt: skip
+    rounds = math.ceil(w.blocks / (machine.sms * resident))
+    busy = resident * _step(w, machine)
+    alone = _chain(w, machine)
+    first = machine.l2_latency + 2 * machine.units["lsu_shared"].latency
+    epilogue = w.results * (EPILOGUE + 2 * nodes) * max(1.0, resident * w.warps / machine.subcores) * 2
+    return machine.launch_cycles + rounds * (first + w.steps * max(busy, alone) + epilogue)
+
+
+def _step(w: Work, machine: Machine) -> float:
+    """Cycles a k step if only throughput counted."""
+    share = math.ceil(w.warps / machine.subcores)
+    units = machine.units
+    return max(
+        share * w.multiplies * units[w.unit].interval,
+        (w.shared + w.loads) * units["lsu_shared"].interval,
+        share * (w.multiplies + w.others + 2 * (w.shared + w.loads) / (4 * w.warps)),
+    )
+
+
+def _chain(w: Work, machine: Machine) -> float:
+    """Cycles a k step of one warp by itself: its multiplies in a row, then the barrier and the next fragments."""
+    units = machine.units
+    return w.multiplies * units[w.unit].interval + units["lsu_shared"].latency + units["barrier"].latency + units[w.unit].latency
+
+
+def hmma(p: Product, t: Any, way: str, machine: Machine, nodes: int) -> float:
+    """A Tensor Core launch with tiling `t`."""
+    blocks = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
+    tiles = (t.bm + t.bn) * t.bk * 2 // 128
+    gathers = 4 * t.bm * t.bk * 2 // 128 if way == "gather" else 0
+    work = Work(
+        blocks, t.warps, -(-p.k // t.bk), t.fm * t.fn * t.kk, "tensor",
+        shared=tiles + gathers + t.warps * (t.fm + t.fn) * t.kk * 4, loads=tiles + gathers, others=12, results=t.fm * t.fn * 8,
+        registers=min(t.fm * t.fn * 8 + 64, 255), shared_bytes=2 * (t.bm + t.bn) * t.bk * 2,
+    )  # fmt: skip
+    return cycles(work, nodes, machine)

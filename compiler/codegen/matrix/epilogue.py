@@ -1,0 +1,267 @@
+"""From accumulators to memory: the nodes after the product, in fp32 and in graph order, then the stores.
+
+A generator hands over its accumulators as spots of a grid: a spot's place in the result is a part that depends on the thread, the same for all
+spots, plus a row and a column known now. So one address register serves all loads and stores of a tensor, values that depend on
+the column only are made once a column, and so on.
+
+    row = thread's row + spot.row        col = thread's col + spot.col
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from knapper.isa.instructions import FADD, IMNMX, ISETP, LDG, SEL, STG
+from knapper.isa.modifiers import Bits32, Cmp, MinMax, Scalar
+
+from ...ir import Node, Type
+from ..builder import PT, KernelBuilder, VPred, VReg, VUReg
+from ..generator import Group
+from ..scalar import SCALAR, arith, convert
+from .access import WIDTHS
+from .code import S32, Number, add, fixed, move_base, mul, param, uadd, umul
+from .product import Broadcast, Product, broadcast_of
+
+TYPES = {"f16": Scalar.F16, "bf16": Scalar.BF16, "f32": Scalar.F32}
+BYTES = {"f16": 2, "bf16": 2, "f32": 4, "i32": 4}
+EXACT = frozenset({"Relu", "Max", "Min", "Abs", "Neg", "Identity"})
+"""Ops whose result is one of the operands or its negation: nothing to round."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One accumulator and the fixed part of its place."""
+
+    acc: VReg
+    row: int
+    col: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the thread's spots begin in the result: uniform parts in `row0`, `col0`, lane parts in `row`, `col`.
+
+    `bound` is what must stay below `limit` minus the spot's row (None: all rows exist); `cols` is the number of columns if some
+    spots lie beyond it. `axes` are the block's coordinates on the batch axes.
+    """
+
+    row0: Number
+    col0: Number
+    row: VReg
+    col: VReg
+    bound: VReg | None
+    limit: int
+    cols: int | None
+    axes: tuple[Number, ...]
+
+
+def refusal(group: Group, p: Product) -> str | None:
+    """Why the nodes around the product cannot be an epilogue, or None."""
+    types = dict(group.inputs)
+    for n in group.nodes:
+        types |= zip(n.outputs, n.types, strict=True)
+    for n in group.nodes:
+        if n is p.node:
+            continue
+        if n.op not in SCALAR and n.op != "Cast":
+            return f"{n.op} has no scalar lowering"
+        for v in (*n.inputs, *n.outputs):
+            if types[v].dtype not in TYPES:
+                return f"{n.op} works on {types[v]}"
+            if isinstance(why := broadcast_of(p, types[v]), str):
+                return why
+    stored = [v for v in group.outputs if types[v].shape != p.out_type.shape]
+    return f"result %{stored[0]} is smaller than the product" if stored else None
+
+
+def operands(group: Group, p: Product) -> list[str]:
+    """The values in memory that the epilogue reads, in the order of their parameters."""
+    found = [p.bias] if p.bias else []
+    found += [v for n in group.nodes if n is not p.node for v in n.inputs if v in group.inputs]
+    return list(dict.fromkeys(found))
+
+
+class Epilogue:
+    """Emits the epilogue of one kernel. `parameters` maps values in memory to their parameter's number."""
+
+    def __init__(self, b: KernelBuilder, group: Group, p: Product, frame: Frame, parameters: dict[str, int]) -> None:
+        self.b, self.group, self.p, self.frame, self.parameters = b, group, p, frame, parameters
+        self.maker = {v: n for n in group.nodes for v in n.outputs}
+        self.role = {n.outputs[0]: i for i, n in enumerate(group.nodes)}
+        self.types = dict(group.inputs)
+        for n in group.nodes:
+            self.types |= zip(n.outputs, n.types, strict=True)
+        self.values: dict[tuple[Any, ...], VReg] = {}
+        self.bases: dict[str, VUReg] = {}
+        self.lanes: dict[tuple[Any, ...], VReg] = {}
+        self.guards: dict[tuple[int, int], VPred | Any] = {}
+        read = operands(group, p)
+        ways = {v: broadcast_of(p, t) for v, t in self.types.items() if v in self.maker or v in read}
+        self.ways = {v: way for v, way in ways.items() if isinstance(way, Broadcast)}
+        self.own = self._dependent()
+
+    def _dependent(self) -> set[str]:
+        """The values that depend on the product: one a spot, whatever their shape."""
+        found = set(self.p.node.outputs)
+        for n in self.group.nodes:
+            if found & set(n.inputs):
+                found |= set(n.outputs)
+        return found
+
+    def emit(self, spots: list[Spot]) -> None:
+        """Compute and store every spot, a row of spots at a time."""
+        for s in sorted(spots, key=lambda s: (s.row, s.col)):
+            guard = self._guard(s)
+            for v in self.group.outputs:
+                self._store(v, s, guard)
+            self._forget(s)
+
+    def _forget(self, s: Spot) -> None:
+        self.values = {k: r for k, r in self.values.items() if k[1] is None or k[2] is None and k[1] == s.row}
+        self.guards = {k: g for k, g in self.guards.items() if k[0] == s.row}
+
+    # --- who takes part
+
+    def _guard(self, s: Spot) -> VPred | Any:
+        """The predicate of the lanes whose spot exists."""
+        f = self.frame
+        key = (s.row, s.col if f.cols is not None else 0)
+        if key not in self.guards:
+            self.guards[key] = self._inside(s)
+        return self.guards[key]
+
+    def _inside(self, s: Spot) -> VPred | Any:
+        b, f = self.b, self.frame
+        if f.bound is None and f.cols is None:
+            return PT
+        if f.bound is None:
+            return self._below(self._column(), f.cols - s.col)  # type: ignore[operator]  # cols is a number here
+        bound = f.bound if f.cols is None else self._bound(s.col)
+        return self._below(bound, f.limit - s.row)
+
+    def _below(self, x: VReg, limit: int) -> VPred:
+        p = self.b.pred()
+        self.b.emit(ISETP, Cmp.LT, S32, p, x, limit)
+        return p
+
+    def _column(self) -> VReg:
+        return self._once(("column",), lambda: add(self.b, self.frame.col, self.frame.col0))
+
+    def _bound(self, col: int) -> VReg:
+        """The row bound, raised out of reach in lanes whose column does not exist."""
+
+        def make() -> VReg:
+            d = self.b.reg()
+            inside = self._below(self._column(), self.frame.cols - col)  # type: ignore[operator]  # asked with columns only
+            self.b.emit(SEL, Bits32._32, d, self.frame.bound, 0x7FFFFFFF, inside)
+            return d
+
+        return self._once(("bound", col), make)
+
+    def _once(self, key: tuple[Any, ...], make: Any) -> VReg:
+        if key not in self.lanes:
+            with self.b.under(PT):
+                self.lanes[key] = make()
+        return self.lanes[key]
+
+    # --- addresses
+
+    def _base(self, value: str) -> VUReg:
+        """The parameter, moved to where the thread's spots begin."""
+        if value not in self.bases:
+            with self.b.under(PT):
+                self.bases[value] = self._new_base(value)
+        return self.bases[value]
+
+    def _new_base(self, value: str) -> VUReg:
+        b, f, way = self.b, self.frame, self.ways[value]
+        base, size = param(b, self.parameters[value]), BYTES[self.types[value].dtype]
+        at = umul(b, f.row0, way.row * size)
+        at = at if self._clamped(way) else uadd(b, at, umul(b, f.col0, way.col * size))
+        for axis, stride in zip(f.axes, way.axes, strict=True):
+            at = uadd(b, at, umul(b, axis, stride * size))
+        move_base(b, base, at)
+        return base
+
+    def _clamped(self, way: Broadcast) -> bool:
+        """A vector along the columns is read in every lane, so lanes beyond its end read its last element."""
+        return self.frame.cols is not None and way.col == 1 and not way.row
+
+    def _address(self, value: str, s: Spot) -> tuple[VReg, int]:
+        b, f, way, size = self.b, self.frame, self.ways[value], BYTES[self.types[value].dtype]
+        if self._clamped(way):
+            return self._once(("clamped", s.col, size), lambda: self._last(s.col, size)), 0
+        lane = self._once(("lane", way.row, way.col, size), lambda: self._lane(f, way.row * size, way.col * size))
+        offset = (s.row * way.row + s.col * way.col) * size
+        return (lane, offset) if offset < 1 << 23 else (add(b, lane, offset), 0)
+
+    def _lane(self, f: Frame, row: int, col: int) -> VReg:
+        if not row:
+            return mul(self.b, f.col, col) if col else fixed(self.b, 0)
+        return mul(self.b, f.row, row, mul(self.b, f.col, col) if col else None)
+
+    def _last(self, col: int, size: int) -> VReg:
+        d = self.b.reg()
+        self.b.emit(IMNMX, MinMax.MIN, S32, d, add(self.b, self._column(), col), self.frame.cols - 1)  # type: ignore[operator]
+        return mul(self.b, d, size)
+
+    # --- values
+
+    def _rowwise(self, value: str) -> bool:
+        return value in self.own or self.ways[value].row > 0
+
+    def _key(self, value: str, s: Spot, form: str) -> tuple[Any, ...]:
+        by_col = value in self.own or self.ways[value].col > 0
+        return (value, s.row if self._rowwise(value) else None, s.col if by_col else None, form)
+
+    def _value(self, value: str, s: Spot, form: str = "f32") -> VReg:
+        """A value's register: as an fp32 number, or `raw`, in its stored type."""
+        dtype = self.types[value].dtype
+        form = "f32" if dtype == "f32" else form
+        key = self._key(value, s, form)
+        if key not in self.values:
+            with self.b.under(self._guard(s) if self._rowwise(value) else PT):
+                self.values[key] = self._make(value, s, form, dtype)
+        return self.values[key]
+
+    def _make(self, value: str, s: Spot, form: str, dtype: str) -> VReg:
+        node = self.maker.get(value)
+        if node is not None:
+            self.b.role(self.role[node.outputs[0]])
+        if dtype == "i32":
+            return s.acc
+        if form == "raw":
+            if node is None:
+                return self._fetch(value, s)
+            return convert(self.b, self._number(node, s), TYPES[dtype], Scalar.F32)
+        if dtype == "f32":
+            return self._fetch(value, s) if node is None else self._number(node, s)
+        if node is not None and node.op in EXACT:
+            return self._number(node, s)
+        return convert(self.b, self._value(value, s, "raw"), Scalar.F32, TYPES[dtype])
+
+    def _fetch(self, value: str, s: Spot) -> VReg:
+        base = self._base(value)
+        a, offset = self._address(value, s)
+        d = self.b.reg()
+        self.b.emit(LDG, WIDTHS[BYTES[self.types[value].dtype]], d, base, a, offset)
+        return d
+
+    def _number(self, node: Node, s: Spot) -> VReg:
+        """The node's result in fp32, before it is rounded to its stored type."""
+        if node is self.p.node:
+            return self._product(s)
+        xs = [self._value(v, s) for v in node.inputs]
+        self.b.role(self.role[node.outputs[0]])
+        return xs[0] if node.op == "Cast" else SCALAR[node.op](self.b, *xs, **node.attrs)
+
+    def _product(self, s: Spot) -> VReg:
+        return arith(self.b, FADD, s.acc, self._value(self.p.bias, s)) if self.p.bias else s.acc
+
+    def _store(self, value: str, s: Spot, guard: Any) -> None:
+        register = self._value(value, s, "raw")
+        base = self._base(value)
+        a, offset = self._address(value, s)
+        self.b.role(self.role[self.maker[value].outputs[0]])
+        self.b.emit(STG, WIDTHS[BYTES[self.types[value].dtype]], base, a, offset, register, guard=guard)

@@ -1,0 +1,264 @@
+"""Matrix products on the Tensor Core: 16-bit operands, fp32 accumulators, 16×16×16 at a time.
+
+    block tile bm × bn × bk                 a warp: fm × fn fragments of C
+    ┌───────────┬───────────┐
+    │ warp 0    │ warp 2    │               per 16 of k:  fm + fn LDSM, fm · fn HMMA
+    ├───────────┼───────────┤               per bk:       the next tiles' loads and stores, a dozen uniform instructions
+    │ warp 1    │ warp 3    │
+    └───────────┴───────────┘
+
+Tiles lie in shared memory as whole fragments, 512 bytes each without a gap: a warp's load of 16 bytes a lane, its store and LDSM all move one fragment
+and touch every bank equally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from knapper.isa.instructions import EXIT, HMMA, LDSM, MOV
+from knapper.isa.machine import Machine
+from knapper.isa.modifiers import SR, Cmp, Half, Trans, Width
+
+from ...ir import Array
+from ..builder import PT, RZ, KernelBuilder, VPred, VReg, VUReg
+from ..generator import Emitted, Group, Lowered, Options, register
+from . import blocks, cost, evaluate
+from .access import Packed
+from .blocks import Block
+from .code import add, divmod_, lane_id, special, uadd, ucompare, udivmod, umul
+from .epilogue import Epilogue, Frame, Spot, refusal
+from .geometry import FRAGMENT, fragments, spread
+from .pipeline import Buffers, Tile, run
+from .product import Product, product_of
+
+ELEMENT = 2
+PREDICATES = 4
+"""At most so many rows of fragments are watched: a thread has seven predicates."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The options, read: block tile, warps along m and n, fragments a warp."""
+
+    bm: int
+    bn: int
+    bk: int
+    wm: int
+    wn: int
+
+    @staticmethod
+    def of(options: Options) -> Tiling:
+        tile: Any = options["tile"]
+        warps: Any = options["warps"]
+        return Tiling(*tile, *warps)
+
+    @property
+    def warps(self) -> int:
+        return self.wm * self.wn
+
+    @property
+    def fm(self) -> int:
+        return self.bm // self.wm // 16
+
+    @property
+    def fn(self) -> int:
+        return self.bn // self.wn // 16
+
+    @property
+    def kk(self) -> int:
+        return self.bk // 16
+
+
+class Hmma:
+    """The generator."""
+
+    kind = "hmma"
+
+    def serves(self, group: Group, machine: Machine) -> str | None:
+        if missing := {"tensor", "conv"} - set(machine.extensions):
+            return f"{machine.name} has no extension {', '.join(sorted(missing))}"
+        p = product_of(group)
+        if isinstance(p, str):
+            return p
+        if p.dtype not in ("f16", "bf16"):
+            return f"operands are {p.dtype}, the Tensor Core takes f16 and bf16"
+        return refusal(group, p) or blocks.unaddressable(p, ELEMENT, "packed" if p.b in group.constants else "dense")
+
+    def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
+        p = blocks.product(group)
+        for t in tilings(p, p.b in group.constants):
+            if t.bm * t.bk * ELEMENT + t.bn * t.bk * ELEMENT <= machine.shared_bytes_per_block // 2:
+                yield {"tile": (t.bm, t.bn, t.bk), "warps": (t.wm, t.wn), "access": blocks.access(p, t.bk)}
+
+    def cost(self, group: Group, options: Options, machine: Machine) -> float:
+        p, t = blocks.product(group), Tiling.of(options)
+        return cost.hmma(p, t, str(options["access"]), machine, len(group.nodes))
+
+    def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
+        """Nothing is slow enough to start early."""
+
+    def pack(self, group: Group, options: Options, machine: Machine) -> dict[str, Array]:
+        """Weights as fragments [z, n tile, k step, k, n, 16, 16], and the gather table."""
+        return _Kernel(group, options, machine).constants()
+
+    def lower(self, group: Group, options: Options, machine: Machine) -> Lowered:
+        k = _Kernel(group, options, machine)
+        return Lowered((k.emit(),), k.constants())
+
+    def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
+        return evaluate.tiled(group, blocks.product(group), Tiling.of(options), env)
+
+
+HMMA_GENERATOR = register(Hmma())
+
+
+def tilings(p: Product, packed: bool) -> Iterable[Tiling]:
+    """Block tiles that may pay for this product."""
+    bk = 64 if p.k % 64 == 0 and p.k >= 256 else 32 if p.channels % 32 == 0 or p.channels % 16 else 16
+    rows = -(-p.m // 16)
+    cols = -(-p.n // 16)
+    for bm, wm in ((128, 2), (128, 1), (64, 1), (64, 2), (32, 1), (16, 1)):
+        if bm > 16 and bm // 2 >= rows * 16:
+            continue
+        for fn_total in sorted({min(n, _even(cols, n)) for n in (8, 4, 2, 1)}, reverse=True):
+            for wn in (4, 2, 1):
+                t = Tiling(bm, 16 * fn_total, bk, wm, wn)
+                if fn_total % wn == 0 and registers(p, t) <= 250 and _movable(p, t, packed):
+                    yield t
+
+
+def registers(p: Product, t: Tiling) -> int:
+    """Roughly what a thread needs: accumulators, fragments, tiles in flight, addresses of A's rows."""
+    flight = (t.bm + t.bn) * t.bk // (64 * t.warps)
+    v = blocks.vector_a(p, 8)
+    moves = t.bm * t.bk // (v * 32 * t.warps)
+    rows = 2 * min(moves, -(-t.bm // (16 * t.warps)) * 8 // v)
+    return t.fm * t.fn * 8 + (t.fm + t.fn) * 4 + max(flight, moves) + rows + 16
+
+
+def _even(cols: int, most: int) -> int:
+    """The tile width, up to `most` fragments, that cuts `cols` fragments into equal parts."""
+    return -(-cols // -(-cols // most))
+
+
+def _movable(p: Product, t: Tiling, packed: bool) -> bool:
+    a = (t.kk, t.bm // 16) if p.trans_a else (t.bm // 16, t.kk)
+    b = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
+    return spread(*a, t.warps) and (packed or spread(*b, t.warps))
+
+
+class _Kernel:
+    """One launch being emitted."""
+
+    def __init__(self, group: Group, options: Options, machine: Machine) -> None:
+        self.group, self.machine, self.t = group, machine, Tiling.of(options)
+        self.p = blocks.product(group)
+        self.block = Block(group, self.p, self.t.bm, self.t.bn, self.t.bk, ELEMENT, str(options["access"]))
+
+    def constants(self) -> dict[str, Array]:
+        found = self.block.tables(16)
+        if self.block.packed:
+            found[self.block.packed_name] = self._fragments()
+        return found
+
+    def _fragments(self) -> Array:
+        t, padded = self.t, self.block.padded_weights(self.group.constants[self.p.b])
+        z, k, n = padded.shape
+        parts = padded.reshape(z, k // t.bk, t.kk, 16, n // t.bn, t.bn // 16, 16)
+        return parts.transpose(0, 4, 1, 2, 5, 3, 6).copy()
+
+    def emit(self) -> Emitted:
+        t, p = self.t, self.p
+        b = self.b = KernelBuilder(self.group.name, (32 * t.warps, 1, 1), self.machine, matrix=True)
+        b.role(self.group.nodes.index(p.node))
+        self.block.begin(b)
+        self.warp = special(b, SR.WARPID) if t.warps > 1 else 0
+        self.wn, self.wm = udivmod(b, self.warp, t.wm) if not isinstance(self.warp, int) else (0, 0)
+        a, bt = self._a(), self._b()
+        buffers = Buffers(b, (t.bm + t.bn) * t.bk * ELEMENT, self.block.steps)
+        self.read_a = buffers.pointer(umul(b, self.wm, t.fm * self.stride_a * FRAGMENT))
+        self.read_b = buffers.pointer(uadd(b, umul(b, self.wn, t.fn * self.stride_b * FRAGMENT), bt.start))
+        self.acc = [[b.reg(8) for _ in range(t.fn)] for _ in range(t.fm)]
+        self.guards = self._row_guards()
+        self.rows = [f for f, guard in enumerate(self.guards) if guard is not None]
+        run(b, [a, bt], buffers, self.block.steps, self._compute, self._clear)
+        self._epilogue()
+        b.emit(EXIT)
+        return self.block.launch(b.finish())
+
+    # --- operands
+
+    def _a(self) -> Tile:
+        """A as fragments: (m, k) of them, or (k, m) if A lies transposed in memory."""
+        t, p = self.t, self.p
+        rows, cols = (t.kk, t.bm // 16) if p.trans_a else (t.bm // 16, t.kk)
+        self.stride_a = rows if p.trans_a else 1
+        g = fragments(self.b, rows, cols, self.block.vector_a(8), t.warps, self.warp)
+        return Tile(self.block.a_access(self.b, g), g, 0, ELEMENT)
+
+    def _b(self) -> Tile:
+        t, p, start = self.t, self.p, self.t.bm * self.t.bk * ELEMENT
+        if self.block.packed:
+            rows, cols, v = t.bn // 16, t.kk, 8
+        else:
+            rows, cols = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
+            v = self.block.vector_b(8)
+        self.stride_b = 1 if self.block.packed or p.trans_b else rows
+        g = fragments(self.b, rows, cols, v, t.warps, self.warp)
+        if self.block.packed:
+            base = self.block.packed_base(self.b)
+            return Tile(Packed(base, g, t.bk * t.bn * ELEMENT, self.block.steps, Width._128), g, start, ELEMENT)
+        return Tile(self.block.b_access(self.b, g), g, start, ELEMENT)
+
+    # --- the product
+
+    def _row_guards(self) -> list[VPred | Any]:
+        """For each row of fragments whether it exists: past the last row of C nothing is multiplied. None: it never does."""
+        row0 = uadd(self.b, self.block.m0, umul(self.b, self.wm, 16 * self.t.fm))
+        return [self._exists(row0, f) for f in range(self.t.fm)]
+
+    def _exists(self, row0: VUReg | int, f: int) -> VPred | Any:
+        t, tail = self.t, self.p.m % self.t.bm
+        if isinstance(row0, int):
+            return PT if 16 * f < self.p.m else None
+        surely = not tail or 16 * (f + t.fm * (t.wm - 1)) < tail
+        return PT if surely or f >= PREDICATES else ucompare(self.b, Cmp.LT, row0, self.p.m - 16 * f)
+
+    def _clear(self) -> None:
+        for acc in (c for f in self.rows for c in self.acc[f]):
+            for r in range(8):
+                self.b.emit(MOV, acc[r], RZ)
+
+    def _compute(self, first: bool) -> None:
+        for kk in range(self.t.kk):
+            a = [self._fragment(self.read_a, self.p.trans_a, kk, f, self.stride_a, self.t.bm) for f in self.rows]
+            trans_b = self.p.trans_b and not self.block.packed
+            bs = [self._fragment(self.read_b, trans_b, kk, j, self.stride_b, self.t.bn) for j in range(self.t.fn)]
+            for f, x in zip(self.rows, a, strict=True):
+                for y, acc in zip(bs, self.acc[f], strict=True):
+                    c = RZ if first and not kk else acc
+                    self.b.emit(HMMA, Half[self.p.dtype.upper()], acc, x, y, c, guard=self.guards[f])
+
+    def _fragment(self, base: VUReg, transposed: bool, kk: int, f: int, stride: int, width: int) -> VReg:
+        """Fragment (f, kk) of an operand: neighbours along its own axis lie `stride` fragments apart."""
+        d = self.b.reg(4)
+        step = width // 16 if stride == 1 else 1
+        self.b.emit(LDSM, Trans.T if transposed else Trans.N, d, base, (f * stride + kk * step) * FRAGMENT, 32)
+        return d
+
+    def _epilogue(self) -> None:
+        b, t, p = self.b, self.t, self.p
+        row, col = divmod_(b, lane_id(b), 16)
+        row0 = uadd(b, self.block.m0, umul(b, self.wm, 16 * t.fm))
+        col0 = uadd(b, self.block.n0, umul(b, self.wn, 16 * t.fn))
+        bound = add(b, row, row0) if p.m % t.bm else None
+        frame = Frame(row0, col0, row, col, bound, p.m, p.n if p.n % t.bn else None, self.block.axes)
+        spots = [
+            Spot(acc[r], 16 * f + 2 * r, 16 * j)
+            for f in self.rows
+            for j, acc in enumerate(self.acc[f])
+            for r in range(8)
+        ]
+        Epilogue(b, self.group, p, frame, self.block.parameters).emit(spots)

@@ -1,0 +1,108 @@
+"""The main loop of every tiled product: two operands, double-buffered through registers into shared memory.
+
+    load 0 ─ store 0 ─┬─► load s+1 ─ compute s ─ store s+1 ─ BAR ─┬─► compute last
+                      └───────────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from knapper.isa.instructions import BAR, BRA, STS, ULOP
+from knapper.isa.modifiers import Cmp, Logic
+
+from ..builder import PT, KernelBuilder, VReg, VUReg
+from .access import WIDTHS, Walk
+from .code import Number, uadd, ucompare, umov, uxor
+from .geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One operand's tile in shared memory: how it is read from global memory, who carries it, where it begins in a buffer.
+
+    `element` is the bytes of an element in shared memory; `convert` makes stored registers of loaded ones.
+    """
+
+    access: Any
+    geometry: Geometry
+    start: int
+    element: int
+    convert: Callable[[KernelBuilder, VReg], VReg] | None = None
+
+
+@dataclass
+class Buffers:
+    """Two buffers of `nbytes` in shared memory, and the uniform registers that point into them, each with its toggle."""
+
+    b: KernelBuilder
+    nbytes: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        self.base = self.b.shared(self.nbytes * (2 if self.steps > 1 else 1), 128)
+        self.toggles: list[tuple[VUReg, Number]] = []
+        self.write = self.pointer(0)
+
+    def pointer(self, offset: Number) -> VUReg:
+        """A register that points `offset` bytes into the buffer that is current for it; at first buffer 0."""
+        here = uadd(self.b, offset, self.base)
+        if self.steps == 1:
+            return umov(self.b, here)
+        there = uadd(self.b, here, self.nbytes)
+        u = umov(self.b, here)
+        self.toggles.append((u, here ^ int(there) if isinstance(here, int) else uxor(self.b, here, there)))
+        return u
+
+    def swap(self, which: list[VUReg] | None = None) -> None:
+        """Point into the other buffer: all pointers, or those named."""
+        for u, mask in self.toggles:
+            if which is None or u in which:
+                self.b.emit(ULOP, Logic.XOR, u, u, mask)
+
+
+def run(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, compute: Callable[[bool], None], clear: Callable[[], None]) -> None:
+    """Emit the whole walk over k. `compute(first)` consumes the current buffer; `first`: accumulators start at +0 there.
+
+    From three steps on the loop's body is the only copy beside the last step's, so `clear` sets the accumulators beforehand.
+    """
+    walk = Walk(b, [t.access for t in tiles])
+    _store(b, tiles, _load(b, tiles), buffers)
+    if steps > 1:
+        walk.first()
+        buffers.swap([buffers.write])
+    b.emit(BAR, 0)
+    if steps == 1:
+        compute(True)
+        return
+    if steps == 2:
+        _step(b, tiles, buffers, compute, True)
+    else:
+        clear()
+        loop = b.label()
+        b.place(loop)
+        _step(b, tiles, buffers, compute, False)
+        walk.again(lambda counter: b.emit(BRA, loop, guard=ucompare(b, Cmp.NE, counter, 0)))
+    compute(False)
+
+
+def _step(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, compute: Callable[[bool], None], first: bool) -> None:
+    fetched = _load(b, tiles)
+    compute(first)
+    _store(b, tiles, fetched, buffers)
+    buffers.swap()
+    b.emit(BAR, 0)
+
+
+def _load(b: KernelBuilder, tiles: list[Tile]) -> list[list[VReg]]:
+    return [t.access.load(b) for t in tiles]
+
+
+def _store(b: KernelBuilder, tiles: list[Tile], fetched: list[list[VReg]], buffers: Buffers) -> None:
+    for t, registers in zip(tiles, fetched, strict=True):
+        for m, r in zip(t.geometry.moves, registers, strict=True):
+            with b.under(m.guard or PT):
+                stored = t.convert(b, r) if t.convert else r
+                b.emit(STS, WIDTHS[t.element * t.geometry.v], buffers.write, t.geometry.place, t.start + m.place, stored)
