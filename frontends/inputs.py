@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -36,12 +35,22 @@ def _given(ports: Sequence[Port], option: str) -> dict[str, Array]:
     if equals and source.startswith("random:"):
         return {name: randoms(ports, _seed(source)).get(name, np.zeros(0))}
     if equals:
-        return {name: _numpy(source, single=True)}
-    loaded = _numpy(option, single=False)
+        return {name: array(source)}
+    loaded = _numpy(option)
     if not isinstance(loaded, dict):
         raise UsageError(
             "E704", f"--input {option}: which input is it for?", hint=f"--input NAME={option}"
         )
+    return loaded
+
+
+def array(path: str) -> Array:
+    """The array of an .npy file, or of an .npz file that has one."""
+    loaded = _numpy(path)
+    if isinstance(loaded, dict):
+        if len(loaded) != 1:
+            raise UsageError("E702", f"has {len(loaded)} arrays, one is wanted", where=path)
+        return next(iter(loaded.values()))
     return loaded
 
 
@@ -52,21 +61,14 @@ def _seed(text: str) -> int:
     return int(number)
 
 
-def _numpy(path: str, *, single: bool) -> Any:
-    """The content of an .npy (an array) or .npz file (a dict); nothing is unpickled."""
+def _numpy(path: str) -> Array | dict[str, Array]:
+    """The content of an .npy file, an array, or of an .npz file, a dict; nothing is unpickled."""
     data = io.BytesIO(files.read(path))
     try:
         loaded = np.load(data, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        arrays = {n: loaded[n] for n in loaded.files}
+        return loaded if isinstance(loaded, np.ndarray) else {n: loaded[n] for n in loaded.files}
     except (ValueError, OSError, EOFError, KeyError, BadZipFile) as e:
         raise UsageError("E702", f"is no .npy or .npz file: {e}", where=path) from None
-    if not single:
-        return arrays
-    if len(arrays) != 1:
-        raise UsageError("E702", f"has {len(arrays)} arrays, one is wanted", where=path)
-    return next(iter(arrays.values()))
 
 
 def randoms(ports: Sequence[Port], seed: int) -> dict[str, Array]:

@@ -1,0 +1,319 @@
+"""The command line: what there is to type, and what happens when something goes wrong.
+
+Only the words are declared here; a command's work is a function in `commands/`, imported when it is called, so that
+`knapper --help` takes the time of Python itself. That, and a syntax that no release moves, is why this is argparse: Typer's help
+took twice as long here, and its 0.29 no longer has the click inside on which shared options would have stood.
+
+    exit code   0  the thing was done      2  it was asked for wrongly (options, inputs, files)
+                1  it cannot be done       70 a bug in knapper    130 interrupted
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from knapper.isa.errors import KnapperError, Problems, UsageError
+
+Arguments = argparse.Namespace
+DESCRIPTION = (
+    "Compile neural networks to modeled accelerators and run them, instruction by instruction."
+)
+START = """start here:
+  knapper demo                                  a trained network, compiled and run
+  knapper compile model.onnx -o model.elf       then: knapper run model.elf --input random:0
+  knapper explain E204                          what an error code means
+"""
+OK, FAILED, USAGE, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command line; gives the exit code. Errors become one line each on stderr."""
+    arguments = parser().parse_args(argv)
+    _talk(logging.INFO - 10 * arguments.verbose + 20 * arguments.quiet)
+    try:
+        return _call(arguments)
+    except BrokenPipeError:
+        # The reader, such as `head`, has had enough; without this Python complains once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except KnapperError as e:
+        return _report(e, arguments)
+    except Exception as e:  # the last line of defence: whatever it is, the user gets one line
+        if arguments.traceback:
+            raise
+        summary = f"{type(e).__name__}: {e}".splitlines()[0]
+        print(f"internal error: {summary} (please report it, with --traceback)", file=sys.stderr)
+        return INTERNAL
+
+
+def _talk(level: int) -> None:
+    """Let knapper's own messages through, to stderr."""
+    log = logging.getLogger("knapper")
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.setLevel(level)
+
+
+def _call(arguments: Arguments) -> int:
+    """Load plugins, then do what the command says."""
+    if arguments.plugin:
+        from knapper.compiler import plugins
+
+        for file in arguments.plugin:
+            plugins.load(file)
+    module, function = arguments.action.split(":")
+    action: Callable[[Arguments], int | None] = getattr(
+        import_module(f"knapper.frontends.{module}"), function
+    )
+    return action(arguments) or OK
+
+
+def _report(e: KnapperError, arguments: Arguments) -> int:
+    """Print one line a problem, as text or JSON."""
+    if arguments.traceback:
+        import traceback
+
+        traceback.print_exception(e)
+    for p in e.problems if isinstance(e, Problems) else [e]:
+        if getattr(arguments, "json", False):
+            row = {"code": p.code, "where": p.where, "message": p.message, "hint": p.hint}
+            print(json.dumps(row), file=sys.stderr)
+        else:
+            print(f"error {p}", file=sys.stderr)
+    return USAGE if isinstance(e, UsageError) else FAILED
+
+
+# --- what there is to type ----------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        "knapper", description=DESCRIPTION, epilog=START, formatter_class=_Help
+    )
+    root.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
+    commands = root.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    for declare in (
+        _demo, _compile, _run, _check, _dis, _asm, _inspect, _ops, _passes, _targets, _isa, _explain,
+    ):  # fmt: skip
+        declare(commands)
+    return root
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the epilog's lines, and room for long option names."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from .commands.tables import versions
+
+        print("\n".join(f"{name} {number}" for name, number in versions().items()))
+        parser.exit()
+
+
+def _command(commands: Any, name: str, action: str, help: str, epilog: str = "") -> Any:
+    p = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=_Help)
+    p.set_defaults(action=action)
+    shared = p.add_argument_group("on every command")
+    shared.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    shared.add_argument("-q", "--quiet", action="count", default=0, help="say errors only")
+    shared.add_argument(
+        "--traceback", action="store_true", help="show where in knapper an error arose"
+    )
+    shared.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="load a plugin first"
+    )
+    return p
+
+
+def _compiling(p: Any) -> None:
+    """The options of every command that compiles."""
+    p.add_argument(
+        "-t",
+        "--target",
+        default="volta-8tc",
+        metavar="NAME|FILE.toml",
+        help="machine (default: volta-8tc)",
+    )
+    p.add_argument(
+        "--precision",
+        metavar="TYPE",
+        help="stored type of float32 tensors: fp16 (default), bf16, fp32",
+    )
+    p.add_argument(
+        "--pipeline", metavar="TEXT", help="passes to run instead of the precision's preset"
+    )
+    p.add_argument(
+        "--shape", action="append", default=[], metavar="NAME=1,3,224,224",
+        help="shape of an input, or size of a symbolic dimension",
+    )  # fmt: skip
+    p.add_argument(
+        "--const", action="append", default=[], metavar="NAME=VALUE|FILE.npy",
+        help="fix an input that decides a shape or an attribute",
+    )  # fmt: skip
+
+
+def _running(p: Any) -> None:
+    """The options of every command that runs."""
+    p.add_argument("--engine", choices=("fast", "reference"), default="fast", help="default: fast")
+    p.add_argument(
+        "--checked",
+        action="store_true",
+        help="fast engine: find races and reads of unwritten memory too",
+    )
+    p.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores"
+    )
+
+
+def _json(p: Any) -> None:
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _demo(commands: Any) -> None:
+    p = _command(
+        commands, "demo", "demo:demo", "compile and run a small trained network beside onnxruntime"
+    )
+    p.add_argument(
+        "--dir", default="knapper-demo", metavar="DIR", help="where the files go (knapper-demo)"
+    )
+    p.add_argument(
+        "--images", type=int, default=100, metavar="N", help="how many of the 100 images"
+    )
+    p.add_argument("-t", "--target", default="volta-8tc", metavar="NAME|FILE.toml", help="machine")
+    p.add_argument("--precision", metavar="TYPE", help="fp16 (default), bf16 or fp32")
+    _running(p)
+
+
+def _compile(commands: Any) -> None:
+    p = _command(
+        commands, "compile", "commands.build:compile_model", "compile an ONNX model to an ELF image",
+        "A level that --dump-dir or --emit wrote can be edited and fed back:\n"
+        "  knapper compile --emit plan model.onnx -o m.plan;  knapper compile --from m.plan -o m.elf",
+    )  # fmt: skip
+    p.add_argument("model", nargs="?", metavar="MODEL", help="an .onnx file")
+    _compiling(p)
+    p.add_argument(
+        "--emit",
+        choices=("graph", "plan", "asm", "image"),
+        default="image",
+        help="level to write (image)",
+    )
+    p.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE",
+        help="start from an .ir, .plan or .s file instead of MODEL",
+    )
+    p.add_argument("--dump-dir", metavar="DIR", help="write every level there")
+    p.add_argument("-o", "--output", metavar="FILE", help="default: MODEL with the level's ending")
+
+
+def _run(commands: Any) -> None:
+    p = _command(commands, "run", "commands.execute:run_image", "run an image on the emulator")
+    p.add_argument("image", metavar="IMAGE", help="what `knapper compile` wrote")
+    p.add_argument(
+        "--input", action="append", default=[], metavar="SPEC",
+        help="NAME=FILE.npy, FILE.npz or random:SEED; may be repeated",
+    )  # fmt: skip
+    p.add_argument("-o", "--output", metavar="OUT.npz", help="write the outputs, by name")
+    p.add_argument("--stats", metavar="FILE.json", help="write every counter")
+    _running(p)
+    _json(p)
+
+
+def _check(commands: Any) -> None:
+    p = _command(
+        commands, "check", "commands.check:check_model", "compile, run, and compare with onnxruntime",
+        "If they differ, the model's nodes are compared one by one, and the first that differs is named.",
+    )  # fmt: skip
+    p.add_argument("model", metavar="MODEL", help="an .onnx file")
+    p.add_argument(
+        "--input", action="append", default=[], metavar="SPEC", help="as for `run` (random:0)"
+    )
+    p.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="of max |y-r| / max |r|; default: 1e-4 for fp32, 3e-2 else",
+    )
+    _compiling(p)
+    _running(p)
+    _json(p)
+
+
+def _dis(commands: Any) -> None:
+    p = _command(commands, "dis", "commands.build:disassemble", "disassemble an image")
+    p.add_argument("image", metavar="IMAGE")
+    p.add_argument(
+        "-o", "--output", metavar="PROG.s", help="also writes the data beside it (default: print)"
+    )
+
+
+def _asm(commands: Any) -> None:
+    p = _command(commands, "asm", "commands.build:assemble", "assemble what `dis` wrote")
+    p.add_argument("source", metavar="PROG.s")
+    p.add_argument("-o", "--output", required=True, metavar="IMAGE")
+
+
+def _inspect(commands: Any) -> None:
+    p = _command(
+        commands,
+        "inspect",
+        "commands.look:inspect",
+        "what an image holds: kernels, launches, memory",
+    )
+    p.add_argument("image", metavar="IMAGE")
+    _json(p)
+
+
+def _ops(commands: Any) -> None:
+    p = _command(commands, "ops", "commands.tables:ops", "the operators of the graph")
+    p.add_argument("name", nargs="?", metavar="OP", help="all about one")
+    _json(p)
+
+
+def _passes(commands: Any) -> None:
+    p = _command(commands, "passes", "commands.tables:passes", "the passes and pipelines")
+    _json(p)
+
+
+def _targets(commands: Any) -> None:
+    p = _command(
+        commands,
+        "targets",
+        "commands.tables:targets",
+        "the machines, and where their numbers are from",
+    )
+    p.add_argument("name", nargs="?", metavar="NAME|FILE.toml", help="every number of one")
+    _json(p)
+
+
+def _isa(commands: Any) -> None:
+    p = _command(commands, "isa", "commands.tables:isa", "the instruction set")
+    p.add_argument("name", nargs="?", metavar="MNEMONIC", help="all about one")
+    _json(p)
+
+
+def _explain(commands: Any) -> None:
+    p = _command(commands, "explain", "commands.tables:explain", "what an error code means")
+    p.add_argument("code", nargs="?", metavar="CODE", help="default: all of them")
+    _json(p)

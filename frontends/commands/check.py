@@ -1,0 +1,110 @@
+"""check: does the emulator compute what onnxruntime computes, and if not, where does it start.
+
+model ─ import ─► graph ─ passes ─► graph ─ schedule ─► plan ─ generate ─► program
+                    │                 │                                       │
+                evaluate          evaluate                                   run       each against onnxruntime
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knapper.compiler.ir import OPS, Array, Graph, evaluate
+from knapper.isa.errors import KnapperError, raise_all
+
+from ..api import Image
+from ..compare import EXACT, as_table, difference, differences, failures
+from ..inputs import gather
+from ..oracle import Oracle
+from .build import read_model
+from .execute import run
+from .options import consts
+
+
+def check_model(a: argparse.Namespace) -> None:
+    """`knapper check`."""
+    from knapper.compiler import driver
+    from knapper.isa.machine import Machine
+
+    machine = Machine.load(a.target)
+    graph = read_model(a)
+    levels: dict[str, Any] = {}
+    precision = a.precision or "fp16"
+    image = Image(driver.compile_graph(graph, machine, a.pipeline, precision, levels.__setitem__))
+    arrays = gather(image.program.inputs, a.input or ["random:0"])
+    feed = {**consts(a.const), **arrays}
+    result = run(image, arrays, a)
+    expected = Oracle(a.model).run(feed)
+    found = differences(result.outputs, expected)
+    if a.json:
+        print(json.dumps([asdict(d) for d in found], indent=1))
+    else:
+        print(as_table(found))
+    exact = a.precision == "fp32"
+    problems = list(failures(found, a.tolerance, exact, a.model))
+    if problems:
+        fused = [level for level in levels.values() if isinstance(level, Graph)][-1]
+        reason = first_divergence(Path(a.model), graph, fused, feed)
+        problems[-1] = KnapperError("E706", problems[-1].message, where=a.model, hint=reason)
+    raise_all(problems)
+
+
+def first_divergence(model: Path, graph: Graph, fused: Graph, feed: Mapping[str, Array]) -> str:
+    """In words: which node of the import, or which side of the passes, starts to differ."""
+    inputs = {name: feed[name] for name in graph.inputs}
+    for d in node_by_node(model, graph, feed):
+        if d.max_rel > EXACT:
+            return (
+                f"the first node that differs as imported is {d.loc} ({d.op}), by {d.max_rel:.3g}"
+            )
+    ours = evaluate(fused, inputs)
+    worst = max(d.max_rel for d in differences(ours, evaluate(graph, inputs)))
+    if worst > EXACT:
+        return f"the import agrees with onnxruntime; the passes change outputs by {worst:.3g}, as --precision may"
+    return "the graph agrees with onnxruntime before and after the passes; code generation or the emulator differs"
+
+
+@dataclass(frozen=True)
+class NodeDifference:
+    """One imported node against onnxruntime."""
+
+    loc: str
+    op: str
+    max_rel: float
+
+
+def node_by_node(model: Path, graph: Graph, feed: Mapping[str, Array]) -> Iterator[NodeDifference]:
+    """Each node's results against onnxruntime's, every node computed from onnxruntime's operands."""
+    theirs = _intermediates(model, graph, feed)
+    env: dict[str, Any] = {"": None, **graph.constants, **feed, **theirs}
+    for n in graph.nodes:
+        result = OPS[n.op].facets["reference"](*(env[v] for v in n.inputs), **n.attrs)
+        results = result if isinstance(result, tuple) else (result,)
+        for name, y in zip(n.outputs, results, strict=False):
+            if name in theirs and theirs[name].shape == y.shape and theirs[name].dtype == y.dtype:
+                yield NodeDifference(
+                    n.loc, n.op, difference(name, np.asarray(y), theirs[name]).max_rel
+                )
+            else:
+                env[name] = y
+
+
+def _intermediates(model: Path, graph: Graph, feed: Mapping[str, Array]) -> dict[str, Array]:
+    """Every value that the model and the graph both name, as onnxruntime computes it."""
+    import onnx
+
+    proto = onnx.load(model)
+    made = {v for n in graph.nodes for v in n.outputs}
+    declared = {o.name for o in proto.graph.output}
+    for n in proto.graph.node:
+        for name in n.output:
+            if name in made and name not in declared:
+                proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    return Oracle(proto.SerializeToString()).run(feed)

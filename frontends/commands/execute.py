@@ -1,0 +1,105 @@
+"""run: an image on the emulator, and a table of what happened."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from knapper.compiler.ir import Array
+
+from .. import files
+from ..api import Image, load
+from ..inputs import gather
+from ..progress import Progress
+from ..tables import size, table
+
+if TYPE_CHECKING:
+    from knapper.runtime.session import Result
+    from knapper.runtime.stats import Stats
+
+log = logging.getLogger("knapper")
+
+
+def run_image(a: argparse.Namespace) -> None:
+    """`knapper run`."""
+    image = load(a.image)
+    arrays = gather(image.program.inputs, a.input)
+    started = time.perf_counter()
+    result = run(image, arrays, a)
+    seconds = time.perf_counter() - started
+    if a.output:
+        files.write(a.output, npz(result.outputs))
+    stats = result.stats.to_dict()
+    if a.stats:
+        files.write(a.stats, json.dumps(stats, indent=1) + "\n")
+    if a.json:
+        print(json.dumps(stats))
+    elif not a.quiet:
+        print(outputs_table(result.outputs))
+        print()
+        print(counts_table(result.stats, seconds))
+
+
+def run(image: Image, arrays: dict[str, Array], a: argparse.Namespace) -> Result:
+    """Run with a progress line on a terminal."""
+    with Progress("running", quiet=a.quiet > 0) as progress:
+        return image.session.run(
+            arrays, engine=a.engine, checked=a.checked, threads=a.threads, progress=progress
+        )
+
+
+def npz(arrays: dict[str, Array]) -> bytes:
+    """Arrays as an .npz file. bf16, which numpy cannot name in a file, is widened to float32."""
+    data = io.BytesIO()
+    named: dict[str, Any] = {
+        n: a.astype(np.float32) if a.dtype.kind == "V" else a for n, a in arrays.items()
+    }
+    np.savez(data, **named)
+    return data.getvalue()
+
+
+def outputs_table(outputs: dict[str, Array]) -> str:
+    """Name, type, and how the values are spread."""
+    return table(
+        [_summary(n, a) for n, a in outputs.items()], ["output", "type", "min", "max", "mean"]
+    )
+
+
+def _summary(name: str, a: Array) -> tuple[object, ...]:
+    shown = f"{a.dtype}[{','.join(map(str, a.shape))}]"
+    if a.size == 0:
+        return name, shown, None, None, None
+    wide = a.astype(np.float64)
+    return name, shown, float(wide.min()), float(wide.max()), float(wide.mean())
+
+
+def counts_table(stats: Stats, seconds: float) -> str:
+    """The run's totals."""
+    total = sum(stats.instructions.values())
+    read, written = (stats.bytes("dram_bytes")[use] for use in ("read", "write"))
+    share = f" ({stats.macs / stats.macs_executed:.0%} useful)" if stats.macs_executed else ""
+    rows = [
+        ("launches", f"{len(stats.launches):,}"),
+        ("instructions", f"{total:,} warp instructions of {len(stats.instructions)} kinds"),
+        ("macs", f"{stats.macs:,}"),
+        ("macs executed", f"{stats.macs_executed:,}{share}"),
+        ("DRAM", f"{size(read)} read, {size(written)} written"),
+        ("time", f"{seconds:.3f} s on this computer"),
+    ]
+    return "\n".join(f"{name:<14}{text}" for name, text in rows)
+
+
+def mnemonics_table(stats: Stats, most: int = 12) -> str:
+    """The instructions that were executed most."""
+    total = sum(stats.instructions.values()) or 1
+    common = stats.instructions.most_common()
+    rows: list[tuple[object, ...]] = [(m, n, f"{n / total:.1%}") for m, n in common[:most]]
+    if rest := sum(n for _, n in common[most:]):
+        rows.append((f"{len(common) - most} others", rest, f"{rest / total:.1%}"))
+    return table(rows, ["instruction", "executed", "share"])

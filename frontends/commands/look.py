@@ -1,0 +1,86 @@
+"""inspect: what an image holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from knapper.isa import image as elf
+from knapper.isa.program import BASE, Program
+
+from .. import files
+from ..inputs import show
+from ..tables import size, table
+
+
+def inspect(a: argparse.Namespace) -> None:
+    """`knapper inspect`."""
+    data = files.read(a.image)
+    program = elf.read(data, a.image)
+    if a.json:
+        print(json.dumps(facts(program), indent=1))
+        return
+    print(f"{a.image}: {size(len(data))}, for {program.target['name']}")
+    for title, text in _sections(program):
+        print(f"\n{title}\n{text}")
+
+
+def facts(p: Program) -> dict[str, Any]:
+    """What `inspect --json` prints."""
+    return {
+        "target": dict(p.target),
+        "meta": dict(p.meta),
+        "inputs": [
+            {"name": i.name, "dtype": i.dtype, "shape": i.shape, "address": i.address}
+            for i in p.inputs
+        ],
+        "outputs": [
+            {"name": o.name, "dtype": o.dtype, "shape": o.shape, "address": o.address}
+            for o in p.outputs
+        ],
+        "kernels": [_kernel_facts(p, name) for name in p.kernels],
+        "launches": [
+            {"kernel": n.kernel, "grid": n.grid, "nodes": n.nodes, "macs": n.macs}
+            for n in p.launches
+        ],
+        "memory": {
+            "rodata": {"address": BASE, "bytes": len(p.rodata), "objects": len(p.objects)},
+            "arena": {"address": p.arena_address, "bytes": p.arena_bytes},
+        },
+    }
+
+
+def _kernel_facts(p: Program, name: str) -> dict[str, Any]:
+    k = p.kernels[name]
+    return {
+        "name": name,
+        "instructions": len(k.words) // 16,
+        "block": k.block,
+        "registers": k.registers,
+        "shared_bytes": k.shared_bytes,
+        "local_bytes": k.local_bytes,
+        "launches": sum(n.kernel == name for n in p.launches),
+    }
+
+
+def _sections(p: Program) -> list[tuple[str, str]]:
+    ports = [("in", i.name, show(i), hex(i.address)) for i in p.inputs]
+    ports += [("out", o.name, show(o), hex(o.address)) for o in p.outputs]
+    kernels = [tuple(_kernel_facts(p, name).values()) for name in p.kernels]
+    launches = [
+        (i, n.kernel, "x".join(map(str, n.grid)), n.macs, ", ".join(n.nodes))
+        for i, n in enumerate(p.launches)
+    ]
+    memory = [
+        ("weights", hex(BASE), size(len(p.rodata)), f"{len(p.objects)} tensors"),
+        ("arena", hex(p.arena_address), size(p.arena_bytes), "inputs, outputs, scratch"),
+    ]
+    return [
+        ("provenance", table(p.meta.items(), indent="  ")),
+        ("inputs and outputs", table(ports, indent="  ")),
+        ("memory", table(memory, ["", "address", "size", "holds"], "  ")),
+        ("kernels", table([(k[0], k[1], "x".join(map(str, k[2])), *k[3:]) for k in kernels],
+                          ["name", "instructions", "block", "registers", "shared", "local", "launches"], "  ")),
+        ("launches", table(launches, ["", "kernel", "grid", "macs", "nodes"], "  ")),
+    ]  # fmt: skip

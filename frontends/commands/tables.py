@@ -1,0 +1,220 @@
+"""ops, passes, targets, isa, explain: the tables that knapper is made of, printed."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from knapper.isa.errors import CODES, UsageError
+
+from ..tables import table
+
+
+def versions() -> dict[str, str]:
+    """knapper's version and those of what it stands on."""
+    import knapper
+
+    found = {"knapper": knapper.__version__}
+    for name in ("numpy", "onnx", "onnxruntime", "llvmlite", "apache-tvm"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _chosen(kind: str, name: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of that name, whatever the case, or those that begin with it; UsageError E704 with the nearest names."""
+    wanted = (name or "").lower()
+    exact = {k: v for k, v in known.items() if k.lower() == wanted}
+    if found := exact or {k: v for k, v in known.items() if k.lower().startswith(wanted)}:
+        return found
+    by_lower = {k.lower(): k for k in known}
+    close = [by_lower[c] for c in get_close_matches(wanted, by_lower, 3)]
+    hint = f"did you mean {', '.join(close)}?" if close else ""
+    raise UsageError("E704", f"there is no {kind} {name!r}", hint=hint)
+
+
+def _print(a: argparse.Namespace, rows: list[dict[str, Any]], shown: list[str]) -> None:
+    """Rows as JSON, or the shown columns as a table."""
+    if a.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print(table([[r[c] for c in shown] for r in rows], shown))
+
+
+def first_line(doc: str | None) -> str:
+    """The first sentence of a docstring."""
+    return (doc or "").strip().split("\n")[0]
+
+
+# --- ops ----------------------------------------------------------------------------------------------------------------
+
+
+def ops(a: argparse.Namespace) -> None:
+    """`knapper ops`."""
+    from knapper.compiler import ops as _declared  # noqa: F401  the op set
+    from knapper.compiler.ir import OPS
+
+    chosen = _chosen("operator", a.name, OPS)
+    rows = [
+        {
+            "op": o.name,
+            "domain": o.domain,
+            "operands": _operands(o.parameters),
+            "attributes": _attributes(o.attrs),
+            "about": first_line(o.infer.__doc__),
+            "facets": sorted(o.facets),
+        }
+        for o in sorted(chosen.values(), key=lambda o: o.name)
+    ]
+    if len(rows) > 1 or a.json:
+        _print(a, rows, ["op", "operands", "attributes"])
+        return
+    print(table([(k, v if isinstance(v, str) else ", ".join(v)) for k, v in rows[0].items()]))
+    (op,) = chosen.values()
+    print(f"\n{inspect.getdoc(op.infer)}")
+
+
+def _operands(parameters: Mapping[str, inspect.Parameter]) -> str:
+    return ", ".join(_operand(p) for p in parameters.values() if p.kind is not p.KEYWORD_ONLY)
+
+
+def _operand(p: inspect.Parameter) -> str:
+    """`x`, `[bias]` where it may be left out, `*xs` for any number."""
+    if p.kind is p.VAR_POSITIONAL:
+        return f"*{p.name}"
+    return p.name if p.default is p.empty else f"[{p.name}]"
+
+
+def _attributes(attrs: Mapping[str, inspect.Parameter]) -> str:
+    return ", ".join(n if p.default is p.empty else f"{n}={p.default}" for n, p in attrs.items())
+
+
+# --- passes -------------------------------------------------------------------------------------------------------------
+
+
+def passes(a: argparse.Namespace) -> None:
+    """`knapper passes`."""
+    from knapper.compiler.passes import PASSES
+    from knapper.compiler.pipeline import PRESETS
+
+    rows: list[dict[str, Any]] = [
+        {
+            "pass": name,
+            "options": {f.name: f.default for f in fields(p)},
+            "about": first_line(p.__doc__),
+        }
+        for name, p in sorted(PASSES.items())
+    ]
+    if a.json:
+        print(json.dumps({"passes": rows, "presets": PRESETS}, indent=1, default=str))
+        return
+    shown = [
+        (r["pass"], ", ".join(f"{k}={v}" for k, v in r["options"].items()), r["about"])
+        for r in rows
+    ]
+    print(table(shown, ["pass", "options", "about"]))
+    print(f"\n{table(PRESETS.items(), ['precision', 'pipeline'])}")
+
+
+# --- targets ------------------------------------------------------------------------------------------------------------
+
+
+def targets(a: argparse.Namespace) -> None:
+    """`knapper targets`."""
+    from knapper.isa.machine import Machine, known
+
+    if a.name is None:
+        machines = [Machine.load(name) for name in sorted(known())]
+        rows = [
+            {
+                "target": m.name,
+                "sms": m.sms,
+                "MHz": m.clock_hz // 1_000_000,
+                "extensions": " ".join(m.extensions),
+                "hash": m.hash[:12],
+            }
+            for m in machines
+        ]
+        _print(a, rows, list(rows[0]) if rows else [])
+        return
+    described = Machine.load(a.name)
+    if a.json:
+        print(json.dumps(described.to_dict(), indent=1))
+        return
+    print(f"{described.name}  {' '.join(described.extensions)}  {described.hash}\n")
+    print(table(_numbers(described.to_dict()), ["number", "value", "provenance", "note"]))
+
+
+def _numbers(description: Mapping[str, Any], path: str = "") -> list[tuple[str, object, str, str]]:
+    """Every number of a description with where it is from."""
+    rows = []
+    for key, value in description.items():
+        if not isinstance(value, Mapping):
+            continue
+        if "provenance" in value:
+            rows.append((path + key, value["value"], value["provenance"], value.get("note", "")))
+        else:
+            rows += _numbers(value, f"{path}{key}.")
+    return rows
+
+
+# --- isa ----------------------------------------------------------------------------------------------------------------
+
+
+def isa(a: argparse.Namespace) -> None:
+    """`knapper isa`."""
+    from knapper.isa import instructions as _declared  # noqa: F401  the instruction set
+    from knapper.isa.core import BY_NAME
+
+    chosen = _chosen("instruction", a.name, BY_NAME)
+    rows = [
+        {
+            "mnemonic": c.mnemonic,
+            "opcode": f"{c.opcode:#05x}",
+            "extension": c.extension,
+            "unit": c.unit,
+            "suffixes": {n: [str(m) for m in kind] for n, kind in c.modifiers().items()},
+            "operands": list(c.operands()),
+            "about": first_line(c.__doc__),
+        }
+        for c in sorted(chosen.values(), key=lambda c: c.opcode)
+    ]
+    if len(rows) > 1 or a.json:
+        _print(a, rows, ["mnemonic", "opcode", "extension", "unit", "about"])
+        return
+    (cls,) = chosen.values()
+    print(f"{cls.mnemonic}  opcode {cls.opcode:#05x}, extension {cls.extension}, unit {cls.unit}\n")
+    print(inspect.getdoc(cls))
+    print()
+    print(
+        table(
+            [_field(n, kind, b) for n, (kind, b) in cls.layout.items()],
+            ["field", "bits", "kind", "use", "values"],
+        )
+    )
+
+
+def _field(name: str, kind: Any, b: Any) -> tuple[str, str, str, str, str]:
+    from knapper.isa.core import Modifier
+
+    values = " ".join(map(str, kind)) if issubclass(kind, Modifier) else ""
+    return name, f"{b.hi}:{b.lo}", kind.__name__, b.use, values
+
+
+# --- errors -------------------------------------------------------------------------------------------------------------
+
+
+def explain(a: argparse.Namespace) -> None:
+    """`knapper explain`."""
+    chosen = _chosen("error code", a.code, CODES)
+    _print(
+        a, [{"code": c, "meaning": text} for c, text in sorted(chosen.items())], ["code", "meaning"]
+    )

@@ -1,0 +1,54 @@
+"""onnxruntime, the reference that users know. Loaded only where something is compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knapper.compiler.ir import Array
+from knapper.isa.errors import UsageError
+
+NUMPY = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8, "tensor(int16)": np.int16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(uint32)": np.uint32, "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+}  # fmt: skip
+
+
+class Oracle:
+    """A model in onnxruntime, on the CPU."""
+
+    def __init__(self, model: str | Path | bytes, threads: int = 1) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except RuntimeError as e:  # the base of what its C++ core throws
+            raise UsageError(
+                "E706", f"onnxruntime cannot load the model: {_first_line(e)}"
+            ) from None
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """Outputs by name. Values are cast to the input's element type, as `--const` means them."""
+        feed = {
+            i.name: np.asarray(inputs[i.name], NUMPY.get(i.type)) for i in self.session.get_inputs()
+        }
+        names = [o.name for o in self.session.get_outputs()]
+        try:
+            return dict(zip(names, self.session.run(names, feed), strict=True))
+        except RuntimeError as e:
+            raise UsageError(
+                "E706", f"onnxruntime cannot run the model: {_first_line(e)}"
+            ) from None
+
+
+def _first_line(e: Exception) -> str:
+    return str(e).splitlines()[0]
