@@ -129,7 +129,7 @@ class _Layout(Writer):
         a = self.array(v)
         if a is None:
             return self.op("Transpose", v, perm=perm)
-        return self.constant(np.ascontiguousarray(a.transpose(perm)), v)
+        return self.constant(a.transpose(perm), v)  # a view: `precision` copies it once
 
     def common(self, n: Node) -> Ints | None:
         """The order that most bytes of a node's full-rank operands are held in; None: the model's."""

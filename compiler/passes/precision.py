@@ -1,0 +1,202 @@
+"""The stored type of float32 tensors. Every rounding is a Cast node, and there is one a stored value.
+
+Between launches a tensor lies in memory in the stored type, inside a launch it is float32 in
+registers. So the Casts go to the boundaries of the launches, which `launches` finds on the graph as
+it is (and `fuse` finds again: the Casts move no boundary).
+
+    f16 operands ─► Conv out=f32 ─► Add ─► Relu ─► Cast f16 ═══ memory ═══► Cast f32 ─► Softmax ─► …
+                    └─────────── f32, one launch ─────────┘                └── f32, another ──┘
+
+  * Conv and MatMul read stored operands and give their float32 accumulators; their constant operands
+    are rounded now, biases and other constants stay float32.
+  * A launch that only moves elements works on the stored type itself.
+  * Network inputs and outputs keep the model's types: what a launch reads of an input, or what it
+    makes for outputs only, is not rounded at all.
+  * float64, integers and bool are not touched. A product in f16 or bf16 (a model in that type) gets
+    its rounding as a Cast as well.
+
+The constants leave this pass as they will be stored, in row-major order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from knapper.isa.errors import PassError
+
+from ..ir import Graph, Node
+from ..launches import INJECTIVE, MATRIX, MOVES, launches
+from ..ops.unary import cast
+from ..rewrite import Writer, prune
+from .base import Pass
+
+TYPES = {"fp16": "f16", "bf16": "bf16", "fp32": "f32"}
+MOVERS = (INJECTIVE | MOVES) - {"Trilu"}
+
+
+@dataclass(frozen=True)
+class Precision(Pass):
+    """Store float32 tensors as another type."""
+
+    name = "precision"
+    type: str = "fp16"
+
+    def run(self, g: Graph) -> Graph:
+        """One walk forward."""
+        if self.type not in TYPES:
+            raise PassError("E302", f"precision has no type {self.type!r}", hint=" ".join(TYPES))
+        w = _Precision(g, TYPES[self.type])
+        for n in w.old.nodes:
+            w.convert(n)
+        return w.finish()
+
+
+class _Precision(Writer):
+    """The new graph. A value of the old one is in `inside` (a register) or `stored` (memory) or both."""
+
+    def __init__(self, g: Graph, narrow: str) -> None:
+        super().__init__(prune(g))
+        self.narrow, self.old_types = narrow, self.old.types()
+        self.inside: dict[str, str] = {}
+        self.stored = {v: v for v in (*g.inputs, *g.constants)}
+        self.launch = {
+            v: k
+            for k, found in enumerate(launches(self.old))
+            for i in found.nodes
+            for v in self.old.nodes[i].outputs
+            if v
+        }
+        self.readers = self._readers()
+        self.kept = self._kept()
+        self.unrounded = self._unrounded()
+        self.casts: dict[tuple[str, str, int], str] = {}
+        self.moving = self._moving()
+
+    # --- what is stored, and as what
+
+    def _readers(self) -> dict[str, set[int]]:
+        """Value → the launches that read it; -1 stands for views and network outputs."""
+        found: dict[str, set[int]] = {v: {-1} for v in self.old.outputs.values()}
+        for n in self.old.nodes:
+            for v in n.inputs:
+                found.setdefault(v, set()).add(self.launch.get(n.outputs[0], -1))
+        return found
+
+    def _kept(self) -> set[str]:
+        """Values that only network outputs read, through views or not: they are stored as they are."""
+        outputs, kept = set(self.old.outputs.values()), set[str]()
+        users = self.old.users()
+        for n in reversed(self.old.nodes):
+            for v in n.outputs:
+                seen = users.get(v, [])
+                views = all(self._is_view(u) and u.outputs[0] in kept for u in seen)
+                if views and (seen or v in outputs):
+                    kept.add(v)
+        return kept
+
+    def _unrounded(self) -> set[str]:
+        """Values that are stored in the model's type: inputs, what is seen through views, `kept`."""
+        found = {*self.old.inputs, *self.kept}
+        for n in self.old.nodes:
+            if self._is_view(n) and n.inputs[0] in found:
+                found.add(n.outputs[0])
+        return found
+
+    def _is_view(self, n: Node) -> bool:
+        return n.outputs[0] not in self.launch
+
+    def _moving(self) -> set[int]:
+        """Launches that only move elements, of tensors that are all stored narrow."""
+        nodes: dict[int, list[Node]] = {}
+        for n in self.old.nodes:
+            if not self._is_view(n):
+                nodes.setdefault(self.launch[n.outputs[0]], []).append(n)
+        return {k for k, ns in nodes.items() if all(map(self._moves, ns))}
+
+    def _moves(self, n: Node) -> bool:
+        return n.op in MOVERS and self.unrounded.isdisjoint((*n.inputs, *n.outputs))
+
+    # --- nodes
+
+    def convert(self, n: Node) -> None:
+        """Carry a node over."""
+        self.at = n
+        if self._is_view(n):
+            self._view(n)
+        elif n.op in MATRIX:
+            self._matrix(n)
+        elif self.launch[n.outputs[0]] in self.moving:
+            self._node(n, tuple(self._narrow(v) for v in n.inputs))
+        else:
+            self._node(n, tuple(self._wide(v, n) for v in n.inputs))
+
+    def _view(self, n: Node) -> None:
+        operand = self.stored[n.inputs[0]]
+        types = (replace(n.types[0], dtype=self.type(operand).dtype),)
+        self._add(replace(n, inputs=(operand,), types=types))
+        self.stored[n.outputs[0]] = n.outputs[0]
+
+    def _matrix(self, n: Node) -> None:
+        """Stored operands; the accumulator as it is."""
+        operands = [self._narrow(v) for v in n.inputs[:2]] + [self._wide(v, n) for v in n.inputs[2:]]
+        out = n.types[0].dtype
+        if self.type(operands[0]).dtype in ("f16", "bf16"):
+            out = "f32"
+        attrs = {**n.attrs, "out": out} if out != self.type(operands[0]).dtype else n.attrs
+        accumulator = self.op(n.op, *operands, **attrs)
+        if n.types[0].dtype != out:
+            accumulator = self.op("Cast", accumulator, to=n.types[0].dtype)
+        self._results(n, self.named((accumulator,), n.outputs))
+
+    def _node(self, n: Node, operands: tuple[str, ...]) -> None:
+        self._results(n, self.named(self.ops(len(n.outputs), n.op, *operands, **n.attrs), n.outputs))
+
+    def _results(self, n: Node, new: tuple[str, ...]) -> None:
+        """Round and store the results that others read."""
+        for old, v in zip(n.outputs, new, strict=True):
+            self.inside[old] = v
+            if self.readers.get(old, set()) - {self.launch.get(old)}:
+                self.stored[old] = v if old in self.kept else self._rounded(v)
+
+    # --- operands
+
+    def _wide(self, v: str, n: Node) -> str:
+        """An operand in a register: made here, or read and widened once a launch."""
+        here = self.launch[n.outputs[0]]
+        if self.launch.get(v) == here:
+            return self.inside[v]
+        if not v or v in self.old.constants:
+            return v
+        return self._cast(self.stored[v], self.old_types[v].dtype, here)
+
+    def _narrow(self, v: str) -> str:
+        """An operand in the stored type."""
+        return self._rounded(self.stored[v] if v in self.stored else self.inside[v])
+
+    def _rounded(self, v: str) -> str:
+        return self._cast(v, self.narrow) if self.type(v).dtype == "f32" else v
+
+    def _cast(self, v: str, to: str, launch: int = -1) -> str:
+        """A value as another type: one Cast for all that use it, or for all in a launch."""
+        if self.type(v).dtype == to:
+            return v
+        if (v, to, launch) not in self.casts:
+            a = self.array(v)
+            made = self.op("Cast", v, to=to) if a is None else self.constant(cast(a, to), v)
+            self.casts[v, to, launch] = made
+        return self.casts[v, to, launch]
+
+    # --- the end
+
+    def finish(self) -> Graph:
+        """Outputs in the model's types, constants in row-major order."""
+        self.at = Node("", (), ("output",), ())
+        outputs = {
+            name: self._cast(self.stored[v], self.old_types[v].dtype)
+            for name, v in self.old.outputs.items()
+        }
+        g = self.graph(outputs)
+        constants = {v: np.asarray(a, order="C") for v, a in g.constants.items()}
+        return replace(g, constants=constants)
