@@ -78,7 +78,7 @@ class Warp(Protocol):
         """`words` consecutive values of `type` from byte `address` on; inactive lanes give 0 and touch nothing.
 
         space: "global" (U64 addresses), "shared", "local" (U32), "param" (U32, uniform). `where` narrows the active lanes; a
-        lane outside it gives 0. The address must be a multiple of the access's size (words × type).
+        lane outside it gives 0. Parameters are read in every lane, active or not. The address must be a multiple of the access's size (words × type).
         """
     def store(self, space: str, address: Value, values: list[Value]) -> None: ...
     def lane(self) -> Value:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from knapper.isa.core import (
     OPCODE_BITS,
     TABLE,
@@ -50,7 +52,6 @@ from knapper.isa.instructions import (
     ULDC,
 )
 from knapper.isa.program import Kernel
-from numpy.typing import NDArray
 
 ROW = 128
 """Bytes of a register: 32 lanes of 32 bits."""

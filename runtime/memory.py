@@ -6,8 +6,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from knapper.isa.program import BASE, Port, Program
 from numpy.typing import NDArray
+
+from knapper.isa.program import BASE, Port, Program
 
 Array = NDArray[Any]
 SECTOR = 32

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from knapper.isa.core import Guard, Instr, Src
 from knapper.isa.lanes import BY_DTYPE, LANES, U32, LaneType, Value, canonical
 from knapper.isa.program import BASE, Kernel, Launch, Program
-from numpy.typing import NDArray
 
 from .counters import Counts, counters
 from .faults import READS, WRITES, Kind, Place, Trap, access, describe, race
@@ -324,6 +325,7 @@ class RefWarp:
 
     def load(self, space: str, address: Value, type: LaneType, words: int = 1, where: Value | None = None) -> list[Value]:
         lanes = self.mask if where is None else self.mask & where
+        lanes = ALL if space == "param" else lanes
         size = words * type.bits // 8
         raw = np.zeros((LANES, size), np.uint8)
         raw[lanes] = self.touch(space, address, size, lanes, READS)

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+
 from knapper.isa.errors import UsageError, raise_all
 from knapper.isa.program import Port, Program
 

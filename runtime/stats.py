@@ -13,10 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from knapper.isa.core import OPCODE_BITS, TABLE
 from knapper.isa.lanes import LANES
 from knapper.isa.program import Kernel, Launch
-from numpy.typing import NDArray
 
 from .counters import Counts
 from .decode import Decoded

@@ -1,0 +1,267 @@
+"""The fast engine: decoded kernels, compiled handlers, blocks dealt to threads.
+
+A launch's blocks are handed out in chunks, lowest first. A chunk is one call into compiled code, without Python's lock; between
+chunks a keyboard interrupt can act. Each thread has a `State`, registers, shared memory and counters of its own; what all
+share is global memory and the maps of touched sectors. After a fault no further chunk is handed out, and since those handed out
+are all lower or finish, the fault that is reported is the one of the lowest block: the same in every run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knapper.isa.lanes import LANES
+from knapper.isa.program import BASE, Kernel, Launch, Program
+
+from ..counters import COUNTER, Counts, counters
+from ..decode import RECORD, ROW, SPARE, Decoded
+from ..faults import Kind, Place, Trap, describe
+from ..memory import SECTOR, Memory, aligned
+from .handlers import CHECKED, Builders
+from .layout import CONTEXT, FAULT, PREDS, STATE, UREGS
+from .units import Host, Notice, Units
+
+RUN = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32)
+CHUNKS = 8
+"""Chunks a thread gets of a launch, about: few enough to cost nothing, enough to even out."""
+
+
+@dataclass
+class Process:
+    """What all engines of the process share: compiled code, and how to write more."""
+
+    builders: Builders
+    units: Units
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@cache
+def process() -> Process:
+    """Made on first use."""
+    builders = Builders()
+    return Process(builders, Units(Host.detect(), builders))
+
+
+class Scratch:
+    """One thread's buffers, grown as kernels need them."""
+
+    def __init__(self) -> None:
+        self.state = aligned(1, STATE)[0:1]
+        self.buffers: dict[str, NDArray[Any]] = {}
+
+    def buffer(self, name: str, size: int) -> int:
+        """The address of a buffer of at least `size` bytes, zeros when new."""
+        if name not in self.buffers or len(self.buffers[name]) < size:
+            self.buffers[name] = aligned(size + 1024)
+        return int(self.buffers[name].ctypes.data)
+
+
+class FastEngine:
+    """Runs launches of one program on one memory."""
+
+    def __init__(
+        self,
+        program: Program,
+        memory: Memory,
+        decoded: Decoded,
+        *,
+        checked: bool,
+        threads: int,
+        limit: int,
+        notice: Notice | None = None,
+    ) -> None:
+        self.program, self.memory, self.decoded, self.checked, self.limit = program, memory, decoded, checked, limit
+        self.records = aligned(len(decoded.records), RECORD)
+        self.records[:] = decoded.records
+        self.run = self._link(notice)
+        self.scratch = [Scratch() for _ in range(threads)]
+        self.pool = ThreadPoolExecutor(threads, "knapper") if threads > 1 else None
+        sectors = -(-len(memory.data) // SECTOR) + 64
+        self.touched = {"touched_read": aligned(sectors), "touched_write": aligned(sectors)}
+        self.epoch = 0
+        self.stop = np.zeros(1, np.uint32)
+
+    def _link(self, notice: Notice | None) -> Any:
+        """Compile what is missing and put handlers into records; gives the entry point."""
+        shared = process()
+        with shared.lock:
+            names = [shared.builders.add(v, self.checked) for v in self.decoded.variants]
+            entry = "run_blocks" + ".checked" * self.checked
+            found = shared.units.addresses([*names, entry], notice)
+        handlers = np.array([found[n] for n in names], np.uint64)
+        if len(handlers):
+            self.records["handler"] = handlers[self.decoded.variant]
+        return RUN(found[entry])
+
+    def launch(self, launch: Launch) -> Counts:
+        """Run all blocks; MachineFault if one stops."""
+        kernel = self.program.kernels[launch.kernel]
+        self._next_epoch()
+        self.stop[:] = 0
+        threads = [Setup(self, s, kernel, launch) for s in self.scratch]
+        x, y, z = launch.grid
+        chunks = Chunks(x * y * z, len(threads))
+        try:
+            if self.pool is None or chunks.total < 2:
+                threads[0].work(chunks)
+            else:
+                for done in [self.pool.submit(t.work, chunks) for t in threads]:
+                    done.result()
+        except BaseException:
+            chunks.close()
+            self.stop[:] = 1
+            raise
+        faults = sorted((t.fault for t in threads if t.fault is not None), key=lambda f: f[1].block)
+        if faults:
+            raise describe(*faults[0])
+        total = counters(len(threads[0].counts))
+        for name in COUNTER.names or ():
+            total[name] = sum(t.counts[name] for t in threads)
+        return Counts(total, *(SECTOR * sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write")))
+
+    def _next_epoch(self) -> None:
+        """Sectors touched in earlier launches count as untouched."""
+        self.epoch += 1
+        if self.epoch == 256:
+            self.epoch = 1
+            for touched in self.touched.values():
+                touched[:] = 0
+
+    def close(self) -> None:
+        """End the threads."""
+        if self.pool is not None:
+            self.pool.shutdown()
+
+
+class Chunks:
+    """Deals blocks 0 … total − 1 in chunks, lowest first, to whichever thread asks."""
+
+    def __init__(self, total: int, threads: int) -> None:
+        self.total, self.size, self.next = total, max(1, total // (threads * CHUNKS)), 0
+        self.lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        while True:
+            with self.lock:
+                first, self.next = self.next, self.next + self.size
+            if first >= self.total:
+                return
+            yield first, min(self.size, self.total - first)
+
+    def close(self) -> None:
+        """Deal no more."""
+        with self.lock:
+            self.next = self.total
+
+
+class Setup:
+    """A thread made ready for a launch."""
+
+    def __init__(self, engine: FastEngine, scratch: Scratch, kernel: Kernel, launch: Launch) -> None:
+        self.engine, self.scratch, self.kernel, self.launch = engine, scratch, kernel, launch
+        self.records = engine.records[engine.decoded.spans[kernel.name]]
+        self.counts = counters(len(self.records))
+        self.params = np.array([*launch.params, 0], np.uint64)
+        self.tids = thread_numbers(kernel)
+        self.state = scratch.state[0]
+        self.fault: tuple[Trap, Place] | None = None
+        self.fill()
+
+    def fill(self) -> None:
+        """Write the state."""
+        s, kernel, launch, engine = self.state, self.kernel, self.launch, self.engine
+        memory = engine.memory
+        warps, rows = kernel.warps, kernel.registers + 2 * SPARE
+        s["zeros"] = 0
+        s["dram_read"] = s["dram_write"] = 0
+        s["code"], s["length"] = self.records.ctypes.data, len(self.records)
+        s["counters"] = (self.counts.ctypes.data - self.records.ctypes.data) % (1 << 64)
+        s["params"], s["param_bytes"] = self.params.ctypes.data, 8 * len(launch.params)
+        s["reg_bytes"], s["local_bytes_warp"] = rows * ROW, -(-kernel.local_bytes // 4) * ROW
+        s["shared_bytes"], s["local_bytes"] = kernel.shared_bytes, kernel.local_bytes
+        s["warp_count"], s["threads"] = warps, kernel.threads
+        buffer = self.scratch.buffer
+        for name, size in (
+            ("all_regs", warps * rows * ROW), ("all_uregs", warps * UREGS * 4), ("all_preds", warps * PREDS * 4),
+            ("all_local", warps * int(s["local_bytes_warp"])), ("shared", kernel.shared_bytes), ("warps", warps * CONTEXT.itemsize),
+        ):  # fmt: skip
+            s[name] = buffer(name, size)
+        s["all_tids"] = self.tids.ctypes.data
+        s["memory"] = (memory.data.ctypes.data - BASE) % (1 << 64)
+        s["memory_end"], s["writable"] = BASE + len(memory.data), BASE + memory.writable
+        for name, touched in engine.touched.items():
+            s[name] = (touched.ctypes.data - BASE // SECTOR) % (1 << 64)
+        s["epoch"], s["stop"], s["limit"] = engine.epoch, engine.stop.ctypes.data, engine.limit
+        for axis, n, size in zip("xyz", launch.grid, kernel.block, strict=True):
+            s[f"nctaid_{axis}"], s[f"ntid_{axis}"] = n, size
+        if engine.checked:
+            self.shadows(warps, rows)
+
+    def shadows(self, warps: int, rows: int) -> None:
+        """The checked engine's bookkeeping."""
+        s, kernel, buffer = self.state, self.kernel, self.scratch.buffer
+        s["has_reg_bytes"] = rows * 4
+        for name, size in (
+            ("all_has_reg", warps * rows * 4), ("all_has_ureg", warps * UREGS * 4), ("all_has_pred", warps * PREDS * 4),
+            ("all_has_local", warps * int(s["local_bytes_warp"])), ("has_shared", kernel.shared_bytes),
+            ("readers", 4 * kernel.shared_bytes), ("writers", 4 * kernel.shared_bytes),
+        ):  # fmt: skip
+            s[name] = buffer(name, size)
+        s["has_memory"] = (self.engine.memory.written.ctypes.data - BASE) % (1 << 64)
+        self.declared = declared(self.launch, len(self.engine.memory.data))
+        s["operands"] = 0 if self.declared is None else (self.declared.ctypes.data - BASE) % (1 << 64)
+
+    def work(self, chunks: Chunks) -> None:
+        """Run chunks until there are no more, or one faults."""
+        address = self.scratch.state.ctypes.data
+        for first, count in chunks:
+            status = self.engine.run(address, first, count)
+            if status:
+                chunks.close()
+                if status >= FAULT:
+                    self.fault = self.trap(Kind(status - FAULT))
+                return
+
+    def trap(self, kind: Kind) -> tuple[Trap, Place]:
+        s = self.state
+        trap = Trap(kind, int(s["fault_lane"]), int(s["fault_value"]), int(s["fault_aux"]))
+        place = Place(self.kernel, self.launch, int(s["fault_block"]), int(s["fault_warp"]), int(s["fault_pc"]))
+        return trap, place
+
+
+def declared(launch: Launch, size: int) -> NDArray[np.uint8] | None:
+    """Per byte of global memory: 1 if the launch declares to read it, 2 to write it. None if it declares nothing."""
+    if not launch.operands:
+        return None
+    allowed = np.zeros(size, np.uint8)
+    for operand in launch.operands:
+        where = slice(operand.address - BASE, operand.address - BASE + operand.bytes)
+        allowed[where] |= ("r" in operand.use) | ("w" in operand.use) << 1
+    return allowed
+
+
+@cache
+def _thread_numbers(block: tuple[int, int, int], warps: int) -> NDArray[np.uint32]:
+    x, y, _ = block
+    linear = np.arange(warps * LANES)
+    axes = np.stack([linear % x, linear // x % y, linear // (x * y)])
+    table = aligned(warps * 3 * LANES, np.uint32)
+    table[:] = axes.reshape(3, warps, LANES).transpose(1, 0, 2).reshape(-1)
+    return table
+
+
+def thread_numbers(kernel: Kernel) -> NDArray[np.uint32]:
+    """TID_X, TID_Y, TID_Z of every lane of every warp, [warps · 3 · 32]."""
+    return _thread_numbers(kernel.block, kernel.warps)
+
+
+assert CHECKED

@@ -1,0 +1,75 @@
+"""How to write each unit, by name: the interpreter, movers, and a handler for every variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from knapper.isa.lanes import TYPES
+
+from ..decode import Variant
+from .emit import Code
+from .interpreter import RUN_BLOCKS, RUN_WARP, Blocks, Warp
+from .matrix import WIDEN, emit_widen
+from .moves import MOVER, Move
+from .natives import NATIVE
+from .trace import TraceWarp, stand_in
+from .units import Build, symbol
+
+Require = Callable[[str], None]
+CHECKED = "checked."
+
+
+def unit_of(variant: Variant, checked: bool) -> str:
+    """The unit that runs a variant."""
+    return f"{CHECKED * checked}{variant.key}"
+
+
+class Builders:
+    """Knows the variants that were asked for, and so how to write any unit."""
+
+    def __init__(self) -> None:
+        self.variants: dict[str, Variant] = {}
+
+    def add(self, variant: Variant, checked: bool) -> str:
+        """Make a variant known; its unit."""
+        name = unit_of(variant, checked)
+        self.variants.setdefault(name, variant)
+        return name
+
+    def __call__(self, name: str) -> Build:
+        if name in self.variants:
+            return lambda module, features, require: self.handler(name, module, features, require)
+        head, *rest = name.removeprefix(CHECKED).split(".")
+        if head in ("load", "store"):
+            space, size = rest
+            return lambda module, features, require: Move(
+                Code(module, symbol(name), MOVER), head, space, int(size), name.startswith(CHECKED)
+            ).write()
+        if head == "widen":
+            return lambda module, features, require: self.widen(rest[0], name, module, features, require)
+        return lambda module, features, require: self.interpreter(name, module, require)
+
+    def handler(self, name: str, module: ir.Module, features: frozenset[str], require: Require) -> None:
+        variant = self.variants[name]
+        m = TraceWarp(Code(module, symbol(name)), variant, features, name.startswith(CHECKED), require)
+        instr = stand_in(variant)
+        native = NATIVE.get(type(instr))
+        if native is None:
+            instr.execute(m)
+        else:
+            native(m, instr)
+        m.finish()
+
+    def widen(self, type: str, name: str, module: ir.Module, features: frozenset[str], require: Require) -> None:
+        code = Code(module, symbol(name), WIDEN, inline="noinline")
+        emit_widen(Scratch(code, features), TYPES[type.upper()])
+
+    def interpreter(self, name: str, module: ir.Module, require: Require) -> None:
+        head, _, checked = name.partition(".")
+        if head == "run_warp":
+            Warp(Code(module, name, RUN_WARP), bool(checked)).write()
+        else:
+            require(name.replace("run_blocks", "run_warp"))
+            Blocks(Code(module, name, RUN_BLOCKS), bool(checked)).write()

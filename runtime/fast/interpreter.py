@@ -1,0 +1,346 @@
+"""The compiled interpreter: blocks, warps, instructions. `reference.py` is its specification, and reads better.
+
+    status run_blocks(state, first, count)      block after block; status 0, or a fault
+      └ run_warp(state, warp)                   to the next barrier or the end
+          └ handler(state, record, mask)        one instruction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+
+from ..counters import COUNTER
+from ..decode import RECORD
+from ..faults import Kind
+from .emit import FULL, HANDLER, I8, I32, I64, PTR, VOID, Code, Num, Struct
+from .layout import (
+    BARRIER,
+    BRANCH,
+    CONTEXT,
+    CONVERGE,
+    DONE,
+    EXIT,
+    FAULT,
+    NEXT,
+    PREDS,
+    PUSH,
+    RUNNING,
+    STATE,
+    UREGS,
+    WAITING,
+    WORD,
+)
+
+RUN_WARP = ir.FunctionType(I32, [PTR, PTR])
+RUN_BLOCKS = ir.FunctionType(I32, [PTR, I32, I32])
+REGIONS = 16
+
+
+class Warp:
+    """`run_warp` being written: the state, the warp's context, and the instruction at hand."""
+
+    def __init__(self, code: Code, checked: bool) -> None:
+        self.code, self.checked = code, checked
+        self.state, self.w = Struct(code, STATE, code.arguments[0]), Struct(code, CONTEXT, code.arguments[1])
+
+    def write(self) -> None:
+        """Fetch, count, execute, until the warp stops."""
+        code, w = self.code, self.w
+        w.status = RUNNING
+        with code.loop(lambda: w.status == RUNNING):
+            record, mask = self.fetch()
+            with code.when(mask != 0):
+                status = self.execute(record, mask)
+                with code.either(status == NEXT) as (onward, control):
+                    with onward:
+                        w.pc = w.pc + 1
+                    with control:
+                        self.control(status, record, mask)
+            with code.when(mask == 0):
+                w.pc = w.pc + 1
+        code.give(0)
+
+    def fault(self, kind: Kind, lane: Num | int = 0, value: Num | int = 0, aux: Num | int = 0) -> None:
+        value = value.wide() if isinstance(value, Num) else value
+        self.state.fault_lane, self.state.fault_value, self.state.fault_aux = lane, value, aux
+        self.code.give(FAULT + kind)
+
+    def fetch(self) -> tuple[Struct, Num]:
+        """The next record and the lanes that execute it, counted."""
+        code, w, state = self.code, self.w, self.state
+        with code.when(w.pc == state.length, likely=False):
+            self.fault(Kind.OFF_THE_END)
+        with code.when(w.steps == state.limit, likely=False):
+            self.fault(Kind.LIMIT, 0, w.steps)
+        w.steps = w.steps + 1
+        place = code.at(state.pointer_to("code"), w.pc.wide() * RECORD.itemsize)
+        record = Struct(code, RECORD, place)
+        path = w.path
+        self.guard_written(record, path)
+        preds = code.at(state.pointer_to("preds"), record.guard)
+        mask = path & (code.of(code.load(preds, I32, 4)) ^ record.flip)
+        counts = Struct(code, COUNTER, code.at(place, state.get("counters")))
+        counts.executed = counts.executed + 1
+        counts.lanes = counts.lanes + mask.popcount().wide()
+        with code.when(mask == 0):
+            counts.skipped = counts.skipped + 1
+        return record, mask
+
+    def guard_written(self, record: Struct, path: Num) -> None:
+        if self.checked:
+            place = self.code.at(self.state.pointer_to("has_pred"), record.guard)
+            missing = path & ~Struct(self.code, WORD, place).get("x")
+            with self.code.when(missing != 0, likely=False):
+                self.fault(Kind.UNWRITTEN_PREDICATE, missing.lowest(), record.guard >> 2)
+
+    def execute(self, record: Struct, mask: Num) -> Num:
+        handler = self.code.b.load(record.address("handler"), typ=PTR)
+        arguments = [self.state.pointer, record.pointer, mask.value]
+        return self.code.of(self.code.b.call(_Callee(handler), arguments))
+
+    def control(self, status: Num, record: Struct, mask: Num) -> None:
+        """A control code or a fault."""
+        acts: dict[int, Callable[[Struct, Num], None]] = {
+            BRANCH: self.branch, PUSH: self.push, CONVERGE: self.converge, BARRIER: self.barrier, EXIT: self.exit,
+        }  # fmt: skip
+        for number, act in acts.items():
+            with self.code.when(status == number):
+                act(record, mask)
+        with self.code.when(status >= FAULT, likely=False):
+            self.code.give(status)
+
+    # --- control flow, as in RefWarp
+
+    def park(self, pc: Num, mask: Num) -> None:
+        """Put a path on the stack."""
+        w = self.w
+        depth = w.depth
+        w.set("paths_pc", pc, depth)
+        w.set("paths_mask", mask, depth)
+        w.depth = depth + 1
+
+    def branch(self, record: Struct, mask: Num) -> None:
+        w = self.w
+        rest = w.path & ~mask
+        with self.code.when(rest != 0):
+            self.park(w.pc + 1, rest)
+        w.pc = record.get("slot", 0)
+        w.path = mask
+        with self.code.when(self.code.of(self.code.load(self.state.pointer_to("stop"), I32, 4)) != 0, likely=False):
+            self.code.give(1)
+
+    def together(self, mask: Num) -> None:
+        out = self.w.path & ~mask
+        with self.code.when(out != 0, likely=False):
+            self.fault(Kind.REGION_SPLIT, out.lowest())
+
+    def push(self, record: Struct, mask: Num) -> None:
+        w, b = self.w, record.get("slot", 0)
+        self.together(mask)
+        with self.code.when(w.get("lanes", b) != 0, likely=False):
+            self.fault(Kind.REGION_OPEN, 0, b, w.get("start", b))
+        for name, value in (("lanes", w.path), ("parked", 0), ("end", record.get("slot", 1)), ("start", w.pc)):
+            w.set(name, value, b)
+        w.pc = w.pc + 1
+
+    def converge(self, record: Struct, mask: Num) -> None:
+        code, w, b = self.code, self.w, record.get("slot", 0)
+        self.together(mask)
+        lanes = w.get("lanes", b)
+        named = code.of(code.b.select((w.get("end", b) == w.pc).value, lanes.value, code.num(0).value))
+        strangers = w.path & ~named
+        with code.when(strangers != 0, likely=False):
+            self.fault(Kind.REGION_CLOSED, strangers.lowest(), b)
+        parked = w.get("parked", b) | w.path
+        w.set("parked", parked, b)
+        with code.either(parked == (lanes & w.live)) as (all_here, some):
+            with all_here:
+                w.set("lanes", 0, b)
+                w.set("parked", 0, b)
+                w.path = parked
+                w.pc = w.pc + 1
+            with some:
+                self.resume()
+
+    def resume(self) -> None:
+        """Take the path on top of the stack."""
+        code, w = self.code, self.w
+        with code.either(w.depth != 0) as (more, none):
+            with more:
+                w.depth = w.depth - 1
+                w.pc, w.path = w.get("paths_pc", w.depth), w.get("paths_mask", w.depth)
+            with none:
+                with code.when(w.live != 0, likely=False):
+                    self.stuck()
+                w.status = DONE
+
+    def stuck(self) -> None:
+        """No path is left, but lanes live: they are parked. Tell of the lowest barrier with parked lanes."""
+        code, w = self.code, self.w
+        with code.each(code.num(REGIONS)) as b, code.when(w.get("parked", b) != 0):
+            self.fault(Kind.REGION_STUCK, (w.get("lanes", b) & w.live & ~w.get("parked", b)).lowest(), b)
+
+    def exit(self, record: Struct, mask: Num) -> None:
+        code, w = self.code, self.w
+        with code.when(w.live & ~mask != 0), code.each(code.num(REGIONS)) as b:
+            lost = w.get("lanes", b) & mask
+            with code.when(lost != 0, likely=False):
+                self.fault(Kind.REGION_EXIT, lost.lowest(), b)
+        w.live = w.live & ~mask
+        w.path = w.path & ~mask
+        with code.either(w.path != 0) as (some, none):
+            with some:
+                w.pc = w.pc + 1
+            with none:
+                self.resume()
+
+    def barrier(self, record: Struct, mask: Num) -> None:
+        w, number = self.w, record.get("slot", 0)
+        missing = w.live & ~mask
+        with self.code.when(missing != 0, likely=False):
+            self.fault(Kind.BARRIER_DIVERGED, missing.lowest(), number)
+        w.waits = number
+        w.status = WAITING
+
+
+class _Callee:
+    """What `IRBuilder.call` needs of a function, for a pointer loaded at run time."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer, self.function_type, self.type = pointer, HANDLER, pointer.type
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return self.function_type.args
+
+    def get_reference(self) -> str:
+        return str(self.pointer.get_reference())
+
+
+class Blocks:
+    """`run_blocks` being written."""
+
+    def __init__(self, code: Code, checked: bool) -> None:
+        self.code, self.checked = code, checked
+        state, self.first, self.count = code.arguments
+        self.state = Struct(code, STATE, state)
+
+    def write(self) -> None:
+        code = self.code
+        with code.each(code.of(self.count)) as i:
+            number = code.of(self.first) + i
+            self.state.fault_block = number
+            self.begin(number)
+            self.rounds()
+        code.give(0)
+
+    def begin(self, number: Num) -> None:
+        """Coordinates, empty memories, warps at the start."""
+        code, state = self.code, self.state
+        state.ctaid_x = number % state.nctaid_x
+        state.ctaid_y = number // state.nctaid_x % state.nctaid_y
+        state.ctaid_z = number // (state.nctaid_x * state.nctaid_y)
+        self.clear(state.pointer_to("shared"), state.shared_bytes.wide())
+        if self.checked:
+            self.clear(state.pointer_to("has_shared"), state.shared_bytes.wide())
+            self.forget()
+        with code.each(state.warp_count) as warp:
+            self.enter(warp)
+            self.clear(state.pointer_to("regs"), state.reg_bytes)
+            self.clear(state.pointer_to("local"), state.local_bytes_warp)
+            self.clear(state.pointer_to("uregs"), code.num(UREGS * 4, I64))
+            self.clear(state.pointer_to("preds"), code.num(PREDS * 4, I64))
+            code.store(ir.Constant(I32, FULL), code.at(state.pointer_to("preds"), 7 * 4), 4)
+            if self.checked:
+                self.unwritten()
+            self.start(warp)
+
+    def clear(self, place: Any, size: Num, byte: int = 0) -> None:
+        code = self.code
+        arguments = [place, ir.Constant(I8, byte), size.value, ir.Constant(ir.IntType(1), 0)]
+        code.intrinsic("llvm.memset", VOID, arguments, [PTR, I64])
+
+    def forget(self) -> None:
+        """A barrier: who touched shared memory before it no longer matters."""
+        for shadow in ("readers", "writers"):
+            self.clear(self.state.pointer_to(shadow), self.state.shared_bytes.wide() * 4)
+
+    def unwritten(self) -> None:
+        """Nothing is written but what stands for RZ, URZ and PT."""
+        code, state = self.code, self.state
+        registers = state.has_reg_bytes - 16 * 4
+        self.clear(state.pointer_to("has_reg"), registers)
+        self.clear(code.at(state.pointer_to("has_reg"), registers), code.num(16 * 4, I64), 255)
+        self.clear(state.pointer_to("has_local"), state.local_bytes_warp)
+        for shadow, count, first, last in (("has_ureg", UREGS, 63, 65), ("has_pred", PREDS, 7, 8)):
+            self.clear(state.pointer_to(shadow), code.num(count * 4, I64))
+            self.clear(code.at(state.pointer_to(shadow), first * 4), code.num((last - first) * 4, I64), 255)
+
+    def enter(self, warp: Num) -> Struct:
+        """Point the state at a warp's registers; its context."""
+        code, state = self.code, self.state
+        state.warp = warp
+        strides: dict[str, Num | int] = {
+            "regs": state.reg_bytes, "uregs": UREGS * 4, "preds": PREDS * 4, "local": state.local_bytes_warp, "tids": 384,
+        }  # fmt: skip
+        if self.checked:
+            strides |= {"has_reg": state.has_reg_bytes, "has_ureg": UREGS * 4, "has_pred": PREDS * 4, "has_local": state.local_bytes_warp}
+        for name, stride in strides.items():
+            state.set(name, state.get(f"all_{name}") + warp.wide() * stride)
+        return Struct(code, CONTEXT, code.at(state.pointer_to("warps"), warp.wide() * CONTEXT.itemsize))
+
+    def start(self, warp: Num) -> None:
+        """A fresh context: the threads that the block has, at the first instruction."""
+        code, state = self.code, self.state
+        w = Struct(code, CONTEXT, code.at(state.pointer_to("warps"), warp.wide() * CONTEXT.itemsize))
+        self.clear(w.pointer, code.num(CONTEXT.itemsize, I64))
+        rest = state.threads - warp * 32
+        some = (code.num(1) << (rest & 31)) - 1
+        w.live = code.of(code.b.select((rest >= 32).value, code.num(FULL).value, some.value))
+        w.path = w.live
+
+    def rounds(self) -> None:
+        """Run all warps to a barrier, again and again, until all are done."""
+        code, state = self.code, self.state
+        running = code.variable(1)
+        with code.loop(lambda: running.x != 0):
+            with code.each(state.warp_count) as warp:
+                w = self.enter(warp)
+                with code.when(w.status != DONE):
+                    status = code.of(code.call("run_warp" + ".checked" * self.checked, RUN_WARP, state.pointer, w.pointer))
+                    with code.when(status != 0, likely=False):
+                        state.fault_warp, state.fault_pc = warp, w.pc
+                        code.give(status)
+            running.x = self.meet()
+
+    def context(self, warp: Num) -> Struct:
+        return Struct(self.code, CONTEXT, self.code.at(self.state.pointer_to("warps"), warp.wide() * CONTEXT.itemsize))
+
+    def meet(self) -> Num:
+        """Every warp has stopped: 0 if all are done; else all must wait at one barrier, and go on."""
+        code, state = self.code, self.state
+        waiting = code.variable(FULL)
+        with code.each(state.warp_count) as warp, code.when((waiting.x == FULL) & (self.context(warp).status == WAITING)):
+            waiting.x = warp
+        with code.when(waiting.x != FULL):
+            with code.each(state.warp_count) as warp:
+                self.compare(waiting.x, warp)
+            with code.each(state.warp_count) as warp:
+                w = self.context(warp)
+                w.pc = w.pc + 1
+            if self.checked:
+                self.forget()
+        return (waiting.x != FULL).int()
+
+    def compare(self, first: Num, other: Num) -> None:
+        """Two warps at a barrier: both there, at the same one."""
+        code, state = self.code, self.state
+        mine, its = self.context(first), self.context(other)
+        for wrong, kind in ((its.status == DONE, Kind.BARRIER_EXITED), (its.waits != mine.waits, Kind.BARRIER_OTHER)):
+            with code.when(wrong, likely=False):
+                state.fault_warp, state.fault_pc = first, mine.pc
+                state.fault_lane, state.fault_value, state.fault_aux = 0, mine.waits.wide(), other
+                code.give(FAULT + kind)

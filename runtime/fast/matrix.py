@@ -1,0 +1,171 @@
+"""HMMA and LDSM by hand. A fragment is row-major over (register, lane, half): as host memory it is just the matrix.
+
+HMMA keeps the 16 rows of C in vector registers and takes each element of A from memory, where the multiply-add broadcasts it for
+free. A is widened out of line on purpose: inlined, LLVM would keep it in registers and pay a shuffle for every broadcast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from knapper.isa.lanes import BF16, F32, U32, LaneType
+from knapper.isa.modifiers import Trans
+
+from ..decode import ROW
+from .algebra import Traced
+from .emit import FLOAT, FULL, HALF, I16, I32, PTR, VOID, Code, Num, constant_vector, vector
+from .moves import counter, mover
+from .trace import TraceWarp
+
+N = 16
+"""M, N and K."""
+WIDEN = ir.FunctionType(VOID, [PTR, PTR])
+"""void widen(fragment, scratch): 256 16-bit floats as fp32."""
+
+def single(m: TraceWarp, half: Any, type: LaneType) -> Any:
+    """A vector of 16-bit floats as fp32."""
+    b, n = m.code.b, half.type.count
+    if type is BF16:
+        return b.bitcast(b.shl(b.zext(half, vector(I32, n)), constant_vector(I32, [16] * n)), vector(FLOAT, n))
+    if "f16c" in m.algebra.features:
+        return b.fpext(b.bitcast(half, vector(HALF, n)), vector(FLOAT, n))
+    wide = m.code.shuffle(half, half, [i % n for i in range(32)])
+    value = m.algebra.single(Traced(m.algebra, wide, type)).v
+    return m.code.shuffle(value, value, range(n))
+
+
+def widen(m: TraceWarp, fragment: Any, type: LaneType) -> Any:
+    """The fragment as fp32 in memory, [256]."""
+    scratch = m.code.stack(4 * N * N)
+    name = f"widen.{type.name.lower()}"
+    m.require(name)
+    m.code.call(name, WIDEN, fragment, scratch)
+    return scratch
+
+
+def emit_widen(m: TraceWarp, type: LaneType) -> None:
+    """The body of `widen`."""
+    source, target = m.code.arguments[:2]
+    for i in range(N):
+        half = m.code.load(m.code.at(source, 2 * N * i), vector(I16, N), 32)
+        m.code.store(single(m, half, type), m.code.at(target, 4 * N * i), 64)
+    m.code.b.ret_void()
+
+
+def multiply_add(m: TraceWarp, type: LaneType, a: Any, b: Any, c: Any) -> Any:
+    """a·b + c in fp32, rounded once. A product of fp16 numbers is exact, so without FMA hardware two steps do."""
+    if type is BF16 or "fma" in m.algebra.features:
+        return m.code.intrinsic("llvm.fma", c.type, [a, b, c])
+    return m.code.b.fadd(m.code.b.fmul(a, b), c)
+
+
+def hmma(m: TraceWarp, i: Any) -> None:
+    """d = a @ b + c."""
+    code, t = m.code, i.type.lane
+    for first, count in ((i.a, 4), (i.b, 4), (i.c, 8)):
+        for r in range(count if m.checked else 0):
+            m.word(first + r)
+    a, b, c = widen(m, m.row(i.a), t), m.row(i.b), m.row(i.c)
+    row = vector(FLOAT, N)
+    sums = [code.load(code.at(c, 4 * N * r), row, 64) for r in range(N)]
+    for k in range(N):
+        right = single(m, code.load(code.at(b, 2 * N * k), vector(I16, N), 32), t)
+        for r in range(N):
+            left = code.load(code.at(a, 4 * (N * r + k)), FLOAT, 4)
+            sums[r] = multiply_add(m, t, code.splat(left, N), right, sums[r])
+    with code.either(m.mask == FULL) as (full, partial):
+        with full:
+            d = m.row(i.d)
+            for r, total in enumerate(sums):
+                code.store(total, code.at(d, 4 * N * r), 64)
+            quiet(m, d, sums)
+        with partial:
+            rows = code.stack(8 * ROW)
+            for r, total in enumerate(sums):
+                code.store(total, code.at(rows, 4 * N * r), 64)
+            for n in range(8):
+                word = Traced(m.algebra, code.load(code.at(rows, n * ROW), vector(I32), 64), U32)
+                m.pending.append((m.row(i.d + n), m.words_of(m.algebra.bitcast(m.algebra._raw(word, F32), U32))[0]))
+            m.flush()
+    if m.checked:
+        for n in range(8):
+            m.mark(i.d + n)
+
+
+def quiet(m: TraceWarp, d: Any, sums: list[Any]) -> None:
+    """If any sum is NaN, write the canonical one over it."""
+    code, b = m.code, m.code.b
+    nan = None
+    for x, y in zip(sums[::2], sums[1::2], strict=True):
+        either = b.fcmp_unordered("uno", x, y)
+        nan = either if nan is None else b.or_(nan, either)
+    with code.when(code.of(b.bitcast(nan, I16)) != 0, likely=False):
+        for r, total in enumerate(sums):
+            bits = b.bitcast(total, vector(I32, N))
+            clean = b.select(b.fcmp_unordered("uno", total, total), constant_vector(I32, [0x7FC00000] * N), bits)
+            code.store(clean, code.at(d, 4 * N * r), 64)
+
+
+def ldsm(m: TraceWarp, i: Any) -> None:
+    """A fragment from shared memory, straight or transposed."""
+    code = m.code
+    base = m.uniform_word(i.base)
+    origin = base + m.record.get("slot", m.variant.slots["offset"])
+    pitch = m.record.get("slot", m.variant.slots["pitch"])
+    size = 4 if i.trans is Trans.N else 2
+    if m.checked:
+        ldsm_slowly(m, i, origin, pitch, size)
+        return
+    end = origin.wide() + pitch.wide() * (N - 1) + 2 * N
+    quick = (m.mask == FULL) & ((origin | pitch) & (size - 1) == 0) & (end <= m.state.shared_bytes.wide())
+    with code.either(quick) as (fast, slow):
+        with fast:
+            ldsm_fast(m, i, origin, pitch)
+        with slow:
+            ldsm_slowly(m, i, origin, pitch, size)
+
+
+def ldsm_fast(m: TraceWarp, i: Any, origin: Num, pitch: Num) -> None:
+    code = m.code
+    host, d = code.at(m.state.pointer_to("shared"), origin), m.row(i.d)
+    rows = [code.load(code.at(host, pitch.wide() * r), vector(I16, N), 2) for r in range(N)]
+    for r, row in enumerate(rows if i.trans is Trans.N else transposed(code, rows)):
+        code.store(row, code.at(d, 2 * N * r), 32)
+    total = counter(code, m.state, m.record.pointer)
+    total.smem_read = total.smem_read + 2 * N * N
+
+
+def transposed(code: Code, rows: list[Any]) -> list[Any]:
+    """A 16×16 transpose in four rounds of interleaving rows r and r + 8."""
+    for _ in range(4):
+        mixed = []
+        for r in range(8):
+            pair = rows[r], rows[r + 8]
+            mixed += [code.shuffle(*pair, [x for j in range(h, h + 8) for x in (j, j + 16)]) for h in (0, 8)]
+        rows = mixed
+    return rows
+
+
+def ldsm_slowly(m: TraceWarp, i: Any, origin: Num, pitch: Num, size: int) -> None:
+    """Lane by lane, in the order of `LDSM.execute`."""
+    lane = m.lane()
+    start, step = m.spread(origin, U32), m.spread(pitch, U32)
+    for r in range(4):
+        row, column = m.algebra.shr(lane, 3) + 4 * r, m.algebra.shl(lane & 7, 1)
+        if i.trans is Trans.N:
+            word = fetch(m, start + row * step + column * 2, size)
+        else:
+            low, high = (fetch(m, start + (column + k) * step + row * 2, size) for k in (0, 1))
+            word = low | m.algebra.shl(high, 16)
+        m.write(i.d + r, word)
+        m.flush()
+
+
+def fetch(m: TraceWarp, address: Traced, size: int) -> Traced:
+    """A word of 2 or 4 bytes a lane."""
+    rows = m.code.stack(ROW)
+    m.move(mover("load", "shared", size, m.checked), m.mask, m.addresses(address), rows)
+    return Traced(m.algebra, m.code.load(rows, vector(I32), 64), U32)
+
