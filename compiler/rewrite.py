@@ -197,9 +197,9 @@ class Writer:
         self._left.update(v for v in operands if v)
         return self.emit(Node(name, operands, names, types, attrs, self.at.loc))
 
-    def constant(self, a: Array, near: str = "") -> str:
+    def constant(self, a: Array, near: str = "", tag: str = "") -> str:
         """Add a constant; `near` is the value whose name it takes after."""
-        v = self.fresh(near or self.at.outputs[0])
+        v = self.fresh(near or self.at.outputs[0], tag)
         self.constants[v] = a
         self._types[v] = Type.of(a)
         return v
@@ -208,13 +208,15 @@ class Writer:
         """Add a scalar constant."""
         return self.constant(np.array(value, DTYPES[dtype]))
 
-    def fresh(self, near: str) -> str:
-        """A name that nothing has, after another."""
-        stem, i = near or "v", 1
-        while f"{stem}.{i}" in self._taken:
+    def fresh(self, near: str, tag: str = "") -> str:
+        """A name that nothing has, after another and with a tag that says what became of it."""
+        stem = f"{near or 'v'}.{tag}".rstrip(".")
+        name, i = (stem, 1) if tag else (f"{stem}.1", 1)
+        while name in self._taken:
             i += 1
-        self._taken.add(f"{stem}.{i}")
-        return f"{stem}.{i}"
+            name = f"{stem}.{i}"
+        self._taken.add(name)
+        return name
 
     def emit(self, n: Node) -> tuple[str, ...]:
         """Add a node whose operands are new values, unless a rule has something better."""

@@ -103,8 +103,8 @@ def _bias(w: Writer, n: Node) -> Array | None:
 
 def _new_bias(w: Writer, n: Node, total: Array) -> list[str]:
     channels = n.types[0].shape[_channel_axis(n)]
-    near = n.inputs[2] if len(n.inputs) > 2 else f"{n.outputs[0]}.bias"
-    return [w.constant(np.ascontiguousarray(np.broadcast_to(total, channels)), near)]
+    near, tag = (n.inputs[2], "bn") if len(n.inputs) > 2 else (n.outputs[0], "bias")
+    return [w.constant(np.ascontiguousarray(np.broadcast_to(total, channels)), near, tag)]
 
 
 def _scaled(w: Writer, n: Node, weights: Array, s: Array) -> str:
@@ -120,7 +120,7 @@ def _scaled(w: Writer, n: Node, weights: Array, s: Array) -> str:
         _multiply(weights, s.reshape(-1, *(1,) * (weights.ndim - 1)), made)
     else:  # […, C/group, O], [K, N]
         _multiply(weights, s, made)
-    return w.constant(made, n.inputs[1])
+    return w.constant(made, n.inputs[1], "bn")
 
 
 def _multiply(a: Array, s: Array, into: Array) -> None:

@@ -129,7 +129,7 @@ class _Layout(Writer):
         a = self.array(v)
         if a is None:
             return self.op("Transpose", v, perm=perm)
-        return self.constant(a.transpose(perm), v)  # a view: `precision` copies it once
+        return self.constant(a.transpose(perm), v, "last")  # a view: `precision` copies it once
 
     def common(self, n: Node) -> Ints | None:
         """The order that most bytes of a node's full-rank operands are held in; None: the model's."""
@@ -150,7 +150,7 @@ class _Layout(Writer):
             return self.plain(v)
         if (a := self.array(h.stored)) is not None:
             turned = np.ascontiguousarray(a.transpose(h.perm).reshape(full).transpose(inverse(perm)))
-            return self.constant(turned.reshape(_trimmed(turned.shape)), h.stored)
+            return self.constant(turned.reshape(_trimmed(turned.shape)), h.stored, "last")
         whole = self.op("Reshape", self.plain(v), shape=full)
         return self.op("Transpose", whole, perm=inverse(perm))
 

@@ -184,9 +184,16 @@ class _Precision(Writer):
             return v
         if (v, to, launch) not in self.casts:
             a = self.array(v)
-            made = self.op("Cast", v, to=to) if a is None else self.constant(cast(a, to), v)
+            made = self._cast_node(v, to) if a is None else self.constant(cast(a, to), v, to)
             self.casts[v, to, launch] = made
         return self.casts[v, to, launch]
+
+    def _cast_node(self, v: str, to: str) -> str:
+        """A Cast called after its operand: %x.f16, and %x.f32 of that."""
+        name = self.fresh(v.removesuffix(f".{self.narrow}"), to)
+        types = (replace(self.type(v), dtype=to),)
+        self._add(Node("Cast", (v,), (name,), types, {"to": to}, self.at.loc))
+        return name
 
     # --- the end
 

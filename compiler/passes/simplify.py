@@ -188,14 +188,14 @@ def gemm(w: Writer, **_: object) -> str:
 def transposed_constant(w: Writer, c: str, operand: int) -> str:
     """A·Bᵀ = A·(Bᵀ), transposed now."""
     n = w.root
-    turned = w.constant(np.ascontiguousarray(w.known(c).swapaxes(-1, -2)), n.inputs[operand])
+    turned = w.constant(w.known(c).swapaxes(-1, -2), c, "t")  # a view: copied when it is stored
     operands = [turned if i == operand else v for i, v in enumerate(n.inputs)]
     return w.op("MatMul", *operands, **{**n.attrs, ("trans_a", "trans_b")[operand]: False})
 
 
 def sub(w: Writer, x: str, c: str) -> str:
     """x - c = x + (-c), exactly; of integers too, which wrap."""
-    return w.op("Add", x, w.constant(-w.known(c), c))
+    return w.op("Add", x, w.constant(-w.known(c), c, "neg"))
 
 
 def div(w: Writer, x: str, c: str) -> str | None:
@@ -206,7 +206,7 @@ def div(w: Writer, x: str, c: str) -> str | None:
     with np.errstate(all="ignore"):
         inverse = 1 / divisor
     exact = (np.abs(np.frexp(divisor)[0]) == 0.5) & np.isfinite(inverse) & (inverse * divisor == 1)
-    return w.op("Mul", x, w.constant(inverse.astype(divisor.dtype), c)) if exact.all() else None
+    return w.op("Mul", x, w.constant(inverse.astype(divisor.dtype), c, "inv")) if exact.all() else None
 
 
 def sum_of_many(w: Writer, **_: object) -> str | None:
