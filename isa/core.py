@@ -80,6 +80,18 @@ def bits(
     return field(metadata={"bits": where}, kw_only=kw_only, **kw)
 
 
+NUMBER = re.compile(r"-?(0x[0-9a-fA-F]{1,32}|[0-9]{1,40})")
+
+
+def integer(text: str) -> int:
+    """A number as assembly spells it: decimal, or hexadecimal behind 0x.
+
+    >>> integer("-0x10"), integer("007")
+    (-16, 7)
+    """
+    return int(text, 16 if "x" in text else 10)
+
+
 # --- operand kinds: a value knows its range, its spelling and its bits -------------------------------------------------
 
 
@@ -102,12 +114,12 @@ class Operand(int):
         for number, name in cls.special.items():
             if text == name:
                 return cls(number)
-        if (m := re.fullmatch(re.escape(cls.prefix) + r"(-?(?:0x[0-9a-fA-F]+|\d+))", text)) is None:
+        if (m := re.fullmatch(re.escape(cls.prefix) + f"({NUMBER.pattern})", text)) is None:
             raise IsaError(
                 "E501",
                 f"expected {cls.prefix or 'a number'}{'N' if cls.prefix else ''}, got {text!r}",
             )
-        return cls(int(m[1], 0))
+        return cls(integer(m[1]))
 
     @classmethod
     def bounds(cls, width: int) -> tuple[int, int]:
@@ -226,32 +238,25 @@ class Src(int):
         kind = UReg if text.startswith("U") else Reg if text.startswith("R") else None
         if kind is not None:
             return cls.of(kind.parse(text))
-        try:
-            return cls.of(int(text, 0))
-        except ValueError:
+        if NUMBER.fullmatch(text) is None:
             raise IsaError(
                 "E501", f"expected a register, a uniform register or a number, got {text!r}"
-            ) from None
+            )
+        if not -(1 << 31) <= (number := integer(text)) < 1 << 32:
+            raise IsaError("E502", f"{text} does not fit 32 bits")
+        return cls.of(number)
 
     @classmethod
     def bounds(cls, width: int) -> tuple[int, int]:
         return 0, (cls.IMM + 1 << 32) - 1
 
     def pack(self, width: int) -> int:
-        if width != 34 or self.kind > self.IMM:
-            raise IsaError(
-                "E502",
-                f"a source operand takes 34 bits and kinds 0..2, got {width} bits and kind {self.kind}",
-            )
-        return int(self)
+        return int(self.unpack(int(self), width))
 
     @classmethod
     def unpack(cls, raw: int, width: int) -> Self:
-        if (
-            raw >> 32 > cls.IMM
-            or (raw >> 32 == cls.REG and raw & 0xFFFFFF00)
-            or (raw >> 32 == cls.UREG and raw & 0xFFFFFFC0)
-        ):
+        largest = {cls.REG: 0xFF, cls.UREG: 0x3F, cls.IMM: 0xFFFFFFFF}.get(raw >> 32, -1)
+        if width != 34 or raw & 0xFFFFFFFF > largest:
             raise IsaError("E503", f"not a source operand: {raw:#x}")
         return cls(raw)
 

@@ -155,7 +155,7 @@ def code_problems(kernel: Kernel, machine: Machine, where: str = "") -> Iterator
         yield IsaError(e.code, e.message, where=f"{where}: {e.where}" if where else e.where)
         return
     for i, instr in enumerate(code):
-        for text in _instruction(instr, kernel, machine, len(code)):
+        for text in instruction_problems(instr, kernel, machine, len(code)):
             yield IsaError(
                 "E522", f"kernel {kernel.name}: instruction {i}: {instr}: {text}", where=where
             )
@@ -165,7 +165,8 @@ def code_problems(kernel: Kernel, machine: Machine, where: str = "") -> Iterator
         )
 
 
-def _instruction(i: Instr, kernel: Kernel, machine: Machine, length: int) -> Iterator[str]:
+def instruction_problems(i: Instr, kernel: Kernel, machine: Machine, length: int) -> Iterator[str]:
+    """What is wrong with one instruction of a kernel of `length` instructions."""
     if i.extension not in machine.extensions:
         yield f"{machine.name} has no extension {i.extension!r}"
     if kernel.mode_entry not in i.modes:
