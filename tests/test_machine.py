@@ -1,0 +1,191 @@
+"""A machine description is a file whose every number says where it is from, and whose mistakes are told all at once."""
+
+import json
+import re
+from random import Random
+
+import pytest
+
+from knapper.isa import machine
+from knapper.isa.core import TABLE
+from knapper.isa.errors import IsaError, KnapperError
+from knapper.isa.generate import instruction
+from knapper.isa.machine import PROVENANCES, Machine, Unit
+
+VOLTA = Machine.load("volta-8tc")
+OWN = 'name = "mine"\nbase = "volta-8tc"\n'
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Loads a file with this text."""
+
+    def load(text, name="mine.toml"):
+        (tmp_path / name).write_text(text)
+        return Machine.load(tmp_path / name)
+
+    return load
+
+
+def test_volta_8tc_is_the_machine_of_the_papers():
+    assert (VOLTA.sms, VOLTA.subcores, VOLTA.tensor_units, VOLTA.warps_per_sm) == (80, 4, 8, 64)
+    assert VOLTA.shared_bytes_per_sm == 96 * 1024
+    assert VOLTA.units["tensor"] == Unit(latency=54, interval=40)
+    assert VOLTA.units["lsu_shared"] == Unit(latency=23, interval=1, per="sm")
+    assert VOLTA.extensions == ("base", "tensor", "conv", "custom")
+
+
+def test_every_number_says_where_it_is_from():
+    numbers = {
+        *machine.NUMBERS,
+        *(f"units.{u}.{k}" for u in VOLTA.units for k in ("latency", "interval")),
+    }
+    assert VOLTA.provenance.keys() == numbers
+    for key, p in VOLTA.provenance.items():
+        assert p.kind in PROVENANCES, key
+        assert p.note or p.kind == "assumed", f"{key} is {p.kind}: by whom?"
+
+
+def test_every_instruction_has_its_unit():
+    for cls in TABLE.values():
+        rng = Random(cls.mnemonic)
+        assert {instruction(rng, [cls]).resource() for _ in range(20)} <= VOLTA.units.keys(), (
+            cls.mnemonic
+        )
+    assert {cls.extension for cls in TABLE.values()} <= {*VOLTA.extensions}
+
+
+def test_plain_data_and_back():
+    data = VOLTA.to_dict()
+    assert Machine.from_dict(data) == VOLTA
+    assert Machine.from_dict(json.loads(json.dumps(data))).hash == VOLTA.hash
+    assert Machine.from_dict(data).to_dict() == data
+    assert re.fullmatch("[0-9a-f]{64}", VOLTA.hash)
+
+
+def test_a_file_writes_only_what_differs(mine):
+    m = mine(
+        OWN
+        + 'sms = { value = 40, provenance = "fitted" }\n[units.fma]\nlatency = { value = 9, provenance = "assumed" }'
+    )
+    assert (m.name, m.sms, m.units["fma"], m.clock_hz) == ("mine", 40, Unit(9, 2), VOLTA.clock_hz)
+    assert m.provenance["sms"].kind == "fitted"
+    assert m != VOLTA
+    assert m.hash != VOLTA.hash
+
+
+def test_a_base_may_be_a_file_beside(mine):
+    mine(OWN + 'sms = { value = 40, provenance = "assumed" }')
+    m = mine(
+        'name = "its-child"\nbase = "mine.toml"\nsubcores = { value = 2, provenance = "assumed" }',
+        "child.toml",
+    )
+    assert (m.name, m.sms, m.subcores, m.l2_bytes) == ("its-child", 40, 2, VOLTA.l2_bytes)
+
+
+def test_a_unit_of_ones_own_needs_both_numbers(mine):
+    m = mine(
+        OWN
+        + 'units.ant.latency = { value = 3, provenance = "assumed" }\nunits.ant.interval = { value = 1, provenance = "assumed" }'
+    )
+    assert m.units["ant"] == Unit(3, 1)
+    with pytest.raises(IsaError, match=r"mine\.toml: units\.ant\.interval is missing"):
+        mine(OWN + 'units.ant.latency = { value = 3, provenance = "assumed" }')
+
+
+def test_all_problems_are_told_at_once_with_file_and_key(mine, tmp_path):
+    text = """
+        base = "volta-8tc"
+        smz = { value = 3, provenance = "assumed" }
+        sms = 3
+        clock_hz = { value = 2 }
+        l2_bytes = { value = -2, provenance = "assumed" }
+        l2_latency = { value = true, provenance = "assumed" }
+        dram_latency = { value = 4.5, provenance = "assumed" }
+        subcores = { value = 4, provenance = "guessed" }
+        shared_banks = { value = 4, provenance = "assumed", by = "me" }
+        extensions = ["base", "warp"]
+        nonmatrix = "magic"
+        units.alu = 3
+        units.fma.latensy = { value = 3, provenance = "assumed" }
+        units.sfu.per = "chip"
+    """
+    with pytest.raises(KnapperError) as e:
+        mine(text)
+    told = str(e.value).replace(f"{tmp_path}/", "").splitlines()
+    assert len(told) == 14
+    assert {*told} == {
+        "E511: mine.toml: name is missing",
+        "E511: mine.toml: smz: unknown key (hint: did you mean sms?)",
+        "E511: mine.toml: sms: expected { value = …, provenance = … }, got 3",
+        "E511: mine.toml: clock_hz: expected a provenance (published, silicon, derived, recalled, assumed, fitted), got None",
+        "E511: mine.toml: l2_bytes: expected a whole number from 1 on, got -2",
+        "E511: mine.toml: l2_latency: expected a whole number from 1 on, got True",
+        "E511: mine.toml: dram_latency: expected a whole number from 1 on, got 4.5",
+        "E511: mine.toml: subcores: expected a provenance (published, silicon, derived, recalled, assumed, fitted), got 'guessed'",
+        "E511: mine.toml: shared_banks: expected value, provenance and note, got 'by'",
+        "E511: mine.toml: extensions: expected some of base, async, tensor, systolic, sparse, conv, gather, types, dual, custom, got 'warp'",
+        "E511: mine.toml: nonmatrix: expected simt or vector or host, got 'magic'",
+        "E511: mine.toml: units.alu: expected a table with latency and interval",
+        "E511: mine.toml: units.fma.latensy: unknown key (hint: did you mean units.fma.latency?)",
+        "E511: mine.toml: units.sfu.per: expected subcore or sm, got 'chip'",
+    }
+
+
+def test_a_missing_number_says_what_it_would_mean():
+    data = VOLTA.to_dict()
+    del data["launch_cycles"], data["units"]["fp64"]
+    with pytest.raises(KnapperError) as e:
+        Machine.from_dict(data, "net.elf")
+    assert str(e.value).splitlines() == [
+        "E511: net.elf: launch_cycles is missing (hint: cycles from one kernel launch to its first instruction)",
+        "E511: net.elf: units.fp64.interval is missing",
+        "E511: net.elf: units.fp64.latency is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "volta-8t",
+            r"E510: unknown target 'volta-8t': expected volta-8tc.*, or a file .* \(hint: did you mean volta-8tc\?\)",
+        ),
+        (
+            "./nowhere.toml",
+            r"E510: \./nowhere\.toml|E510: nowhere\.toml: cannot read the file: No such file",
+        ),
+        ("volta-8tc.toml/x.toml", r"E510: .*cannot read the file"),
+    ],
+)
+def test_an_unknown_target_is_told_with_the_known_ones(name, message):
+    with pytest.raises(IsaError, match=message):
+        Machine.load(name)
+
+
+@pytest.mark.parametrize("text", ["name = ", "\xff", "[" * 10_000, "a = 1\na = 2"])
+def test_what_is_no_toml_is_told(tmp_path, text):
+    (tmp_path / "x.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(IsaError, match=r"E512: .*x\.toml: not TOML"):
+        Machine.load(tmp_path / "x.toml")
+
+
+def test_bases_in_a_circle_are_told(mine):
+    with pytest.raises(IsaError, match=r"a\.toml: cannot read"):
+        mine('name = "b"\nbase = "a.toml"', "b.toml")
+    with pytest.raises(
+        IsaError, match=r"E512: .*a\.toml → .*b\.toml → .*a\.toml: its bases form a circle"
+    ):
+        mine('name = "a"\nbase = "b.toml"', "a.toml")
+    with pytest.raises(IsaError, match="base: expected a target's name or file, got 3"):
+        mine('name = "a"\nbase = 3', "a.toml")
+
+
+def test_a_plugin_registers_a_directory_of_targets(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "TARGETS", list(machine.TARGETS))
+    (tmp_path / "toy.toml").write_text('name = "toy"\nbase = "volta-8tc"')
+    machine.register(tmp_path)
+    machine.register(tmp_path)
+    assert machine.TARGETS.count(tmp_path) == 1
+    assert machine.known()["toy"] == tmp_path / "toy.toml"
+    assert Machine.load("toy").name == "toy"
