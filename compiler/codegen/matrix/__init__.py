@@ -1,5 +1,5 @@
 """Kernels for convolutions and matrix products, one generator an engine of the machine."""
 
-from . import hmma
+from . import direct, ffma, hmma
 
-__all__ = ["hmma"]
+__all__ = ["direct", "ffma", "hmma"]

@@ -130,14 +130,14 @@ def dense(
     access = Bounded(
         base, g, width_of(g.v * element, signed), (move,), umov(b, 0) if watched else None, _size(b, rows, cols)
     )
-    addresses, pixels = _Sums(b, row), _Sums(b, pix)
+    addresses, pixels = Sums(b, row), Sums(b, pix)
     for m in g.moves:
         step = (m.row << 16 if edges.rows is not None else 0) + (m.col // g.v if edges.cols is not None else 0)
         access.places[m] = (*addresses.near(m.row * pitch + m.col * element), pixels.at(step))
     return access
 
 
-class _Sums:
+class Sums:
     """register + number, each made once. The conv unit adds up to 15 bits by itself."""
 
     def __init__(self, b: KernelBuilder, register: VReg) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -72,10 +73,15 @@ def unaddressable(p: Product, element: int, way_b: str) -> str | None:
 
 
 class Block:
-    """The block's place in the grid, and the operands' accesses. Parameters: A, B, the gather table if any, then the epilogue's."""
+    """The block's place in the grid, and the operands' accesses. Parameters: A, B, the gather table if any, then the epilogue's.
 
-    def __init__(self, group: Group, p: Product, bm: int, bn: int, bk: int, element: int, way: str) -> None:
-        self.group, self.p, self.bm, self.bn, self.bk, self.element, self.way = group, p, bm, bn, bk, element, way
+    `element` is the bytes of an operand's element in memory, `stored` the numpy type of packed weights.
+    """
+
+    def __init__(self, group: Group, p: Product, tile: tuple[int, int, int], element: int, way: str, stored: Any = None) -> None:
+        self.group, self.p, self.element, self.way = group, p, element, way
+        self.bm, self.bn, self.bk = bm, bn, bk = tile
+        self.stored = np.dtype(stored or DTYPES[p.dtype])
         self.steps = -(-p.k // bk)
         self.packed = p.b in group.constants and all(x.b == 0 for x in p.axes if p.window is None)
         self.packed_name = f"{p.b}.{bn}x{bk}"
@@ -157,7 +163,7 @@ class Block:
     def packed_base(self, b: KernelBuilder) -> VUReg:
         """Where this block's packed weights begin."""
         base = param(b, 1)
-        tile = self.steps * self.bk * self.bn * self.element
+        tile = self.steps * self.bk * self.bn * self.stored.itemsize
         move_base(b, base, umul(b, self.nt, tile))
         if self.p.window is not None and self.p.axes:
             move_base(b, base, umul(b, self.z, tile * self.grid[1]))
@@ -174,7 +180,7 @@ class Block:
             parts = weights.reshape((1, p.n, p.k) if p.trans_b else (1, p.k, p.n))
             parts = parts.swapaxes(1, 2) if p.trans_b else parts
         k, n = self.steps * self.bk, self.grid[1] * self.bn
-        padded = np.zeros((parts.shape[0], k, n), DTYPES[p.dtype])
+        padded = np.zeros((parts.shape[0], k, n), self.stored)
         padded[:, : p.k, : p.n] = parts
         return padded
 
@@ -187,11 +193,14 @@ class Block:
         return {self.table_name: ways.gather_table(image, v, self.bk, self.steps)}
 
     def launch(self, kernel: Kernel) -> Emitted:
-        """The kernel, named by its content, with its parameters."""
-        digest = hashlib.sha256(kernel.words + repr((kernel.block, kernel.shared_bytes)).encode()).hexdigest()[:12]
-        kernel = replace(kernel, name=f"{self.p.node.op.lower()}_{digest}")
-        uses = {v: "r" for v in self.names} | {v: "w" for v in self.group.outputs}
-        nodes = tuple(n.loc or n.outputs[0] for n in self.group.nodes)
-        return Emitted(kernel, self.grid, self.names, uses, nodes, self.p.macs)
+        """The launch of the finished kernel."""
+        return launched(kernel, self.group, self.p, self.grid, self.names)
 
 
+def launched(kernel: Kernel, group: Group, p: Product, grid: tuple[int, int, int], names: tuple[str, ...]) -> Emitted:
+    """A launch of a kernel, which gets a name that says its content."""
+    digest = hashlib.sha256(kernel.words + repr((kernel.block, kernel.shared_bytes)).encode()).hexdigest()[:12]
+    kernel = replace(kernel, name=f"{p.node.op.lower()}_{digest}")
+    uses = {v: "r" for v in names} | {v: "w" for v in group.outputs}
+    nodes = tuple(n.loc or n.outputs[0] for n in group.nodes)
+    return Emitted(kernel, grid, names, uses, nodes, p.macs)

@@ -79,3 +79,31 @@ def hmma(p: Product, t: Any, way: str, machine: Machine, nodes: int) -> float:
         registers=min(t.fm * t.fn * 8 + 64, 255), shared_bytes=2 * (t.bm + t.bn) * t.bk * 2,
     )  # fmt: skip
     return cycles(work, nodes, machine)
+
+
+def ffma(p: Product, t: Any, words: int, way: str, machine: Machine, nodes: int) -> float:
+    """A launch on the SIMD lanes with tiling `t`."""
+    blocks = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
+    warps = -(-t.threads // 32)
+    tiles = (t.bm + t.bn) * t.bk * 4 * words // 128
+    reads = warps * t.bk * (t.tm + t.tn) * words // 4 * 4
+    gathers = t.bm * t.bk * words // 32 if way == "gather" else 0
+    work = Work(
+        blocks, warps, -(-p.k // t.bk), t.tm * t.tn * t.bk, "fp64" if words == 2 else "fma",
+        shared=tiles + reads + gathers, loads=tiles + gathers, others=8 * t.bk // 4, results=t.tm * t.tn,
+        registers=min((t.tm * t.tn + 4 * (t.tm + t.tn)) * words + 40, 255), shared_bytes=2 * (t.bm + t.bn) * t.bk * 4 * words,
+    )  # fmt: skip
+    return cycles(work, nodes, machine)
+
+
+def direct(p: Product, pixels: int, threads: int, machine: Machine, nodes: int) -> float:
+    """A depthwise launch: `pixels` outputs a thread. Loads, conversions and multiplies share the issue slots."""
+    w = p.window
+    assert w is not None
+    groups = w.images * w.oh * -(-w.ow // pixels) * p.n
+    inputs = w.kh * ((pixels - 1) * w.sx + (w.kw - 1) * w.dx + 1)
+    issue = 2 * inputs + 2 * w.taps + w.taps * pixels
+    warps = -(-groups // 32)
+    share = math.ceil(warps / (machine.sms * machine.subcores))
+    results = pixels * (EPILOGUE + 2 * nodes)
+    return machine.launch_cycles + 2 * machine.l2_latency + share * 2 * (issue + results)

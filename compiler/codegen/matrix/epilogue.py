@@ -24,7 +24,7 @@ from .code import S32, Number, add, fixed, move_base, mul, param, uadd, umul
 from .product import Broadcast, Product, broadcast_of
 
 TYPES = {"f16": Scalar.F16, "bf16": Scalar.BF16, "f32": Scalar.F32}
-BYTES = {"f16": 2, "bf16": 2, "f32": 4, "i32": 4}
+BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "i32": 4, "u32": 4, "i64": 8, "u64": 8}
 EXACT = frozenset({"Relu", "Max", "Min", "Abs", "Neg", "Identity"})
 """Ops whose result is one of the operands or its negation: nothing to round."""
 
@@ -229,7 +229,7 @@ class Epilogue:
         node = self.maker.get(value)
         if node is not None:
             self.b.role(self.role[node.outputs[0]])
-        if dtype == "i32":
+        if dtype not in TYPES:
             return s.acc
         if form == "raw":
             if node is None:

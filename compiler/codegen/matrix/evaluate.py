@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...ir import OPS, Array
-from ...ops.numeric import accumulate, finish
+from ...ops.numeric import accumulate, accumulator, finish
 from ..generator import Group
 from .product import Product
 
@@ -27,7 +27,7 @@ class Tiles(Protocol):
 def tiled(group: Group, p: Product, t: Tiles, env: dict[str, Array]) -> dict[str, Array]:
     """The group's outputs."""
     values: dict[str, Any] = {"": None, **group.constants, **env}
-    out = np.zeros((p.batch, p.m, p.n), accumulator_of(p))
+    out = np.zeros((p.batch, p.m, p.n), accumulator(values[p.a].dtype))
     for z in range(p.batch):
         a, b = left(p, values[p.a], z), right(p, values[p.b], z)
         for m in range(0, p.m, t.bm):
@@ -46,11 +46,6 @@ def rest(group: Group, p: Product, values: dict[str, Any]) -> dict[str, Array]:
             result = OPS[n.op].facets["reference"](*(values[v] for v in n.inputs), **n.attrs)
             values |= zip(n.outputs, result if isinstance(result, tuple) else (result,), strict=False)
     return {v: values[v] for v in group.outputs}
-
-
-def accumulator_of(p: Product) -> Any:
-    """The numpy type of an accumulator."""
-    return {"f64": np.float64, "f16": np.float32, "bf16": np.float32, "f32": np.float32}.get(p.dtype, np.int32)
 
 
 def chain(a: Array, b: Array) -> Array:

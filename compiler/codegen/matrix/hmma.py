@@ -155,7 +155,7 @@ class _Kernel:
     def __init__(self, group: Group, options: Options, machine: Machine) -> None:
         self.group, self.machine, self.t = group, machine, Tiling.of(options)
         self.p = blocks.product(group)
-        self.block = Block(group, self.p, self.t.bm, self.t.bn, self.t.bk, ELEMENT, str(options["access"]))
+        self.block = Block(group, self.p, (self.t.bm, self.t.bn, self.t.bk), ELEMENT, str(options["access"]))
 
     def constants(self) -> dict[str, Array]:
         found = self.block.tables(16)

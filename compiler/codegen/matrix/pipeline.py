@@ -63,10 +63,12 @@ class Buffers:
                 self.b.emit(ULOP, Logic.XOR, u, u, mask)
 
 
-def run(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, compute: Callable[[bool], None], clear: Callable[[], None]) -> None:
+def run(
+    b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, compute: Callable[[bool], None], clear: Callable[[], None], peel: bool = True
+) -> None:
     """Emit the whole walk over k. `compute(first)` consumes the current buffer; `first`: accumulators start at +0 there.
 
-    From three steps on the loop's body is the only copy beside the last step's, so `clear` sets the accumulators beforehand.
+    From three steps on, or if `compute` cannot start a chain by itself (not `peel`), `clear` sets the accumulators beforehand.
     """
     walk = Walk(b, [t.access for t in tiles])
     _store(b, tiles, _load(b, tiles), buffers)
@@ -74,13 +76,14 @@ def run(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, compu
         walk.first()
         buffers.swap([buffers.write])
     b.emit(BAR, 0)
+    if steps > 2 or not peel:
+        clear()
     if steps == 1:
-        compute(True)
+        compute(peel)
         return
     if steps == 2:
-        _step(b, tiles, buffers, compute, True)
+        _step(b, tiles, buffers, compute, peel)
     else:
-        clear()
         loop = b.label()
         b.place(loop)
         _step(b, tiles, buffers, compute, False)

@@ -202,12 +202,27 @@ class Pool:
         """An integer as another integer type."""
         if a.op == "int":
             return self.int(a.offset, dtype)
-        narrows = _bits(dtype) <= _bits(a.dtype) and _bits(dtype) >= 32
-        exact = a.range is not None and a.range != INTEGERS[a.dtype] and _inside(a.range, dtype)
-        if a.op == "sum" and (narrows or exact):
+        exact = a.range is not None and _inside(a.range, dtype) and a.range != INTEGERS[a.dtype]
+        if exact or (a.op == "sum" and 32 <= _bits(dtype) <= _bits(a.dtype)):
             return self.sum(dtype, a.offset, a.terms)
         inside = a.range if a.range is not None and _inside(a.range, dtype) else None
         return self.make("cast", dtype, a, range=inside)
+
+    def narrow(self, a: Expr) -> Expr:
+        """An i32 with the low 32 bits of an integer: all that addresses need, and all there is where `fits32`."""
+        if a.op == "int":
+            return self.int(a.offset)
+        if a.op == "sum":
+            return self.sum("i32", a.offset, a.terms)
+        if _bits(a.dtype) <= 32:
+            return a
+        if a.op == "cast" and a.args[0].dtype == "i32":
+            return a.args[0]
+        if a.op == "load":
+            return self.make("load", "i32", *a.args, data=(*a.data, "low"), depth=a.depth, uniform=False)
+        if a.fits32 and a.op in ("mul", "floordiv", "floormod", "min", "max") and all(x.fits32 for x in a.args):
+            return self.make(a.op, "i32", *map(self.narrow, a.args), range=a.range)
+        return self.make("low", "i32", a, range=a.range if a.fits32 else None, uniform=False)
 
     def compare(self, op: str, a: Expr, b: Expr) -> Expr:
         """lt, le, eq or ne of integers; what the intervals decide is a constant."""

@@ -1,0 +1,98 @@
+"""The generator of kind "simd": whatever TVM can lower.
+
+Kernels do not depend on the contents of constants, but for single numbers, which are written into the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from knapper.isa.machine import Machine
+
+from ...ir import OPS, Array, Attr, Node, evaluate
+from ...structure import Canonical
+from ..generator import Emitted, Group, Lowered, Options, register
+from .translate import Translated, translate
+from .values import size
+
+Json = Any
+
+COSTLY = frozenset({"Exp", "Log", "Sigmoid", "Tanh", "Erf", "Gelu", "Softmax", "LogSoftmax", "Pow", "Sqrt", "Div", "LayerNormalization"})
+"""Ops that spend time on the special-function unit."""
+
+
+@dataclass(frozen=True)
+class Simd:
+    """Elementwise, reductions, data movement, gathers, sorting: all that has a `relax` facet."""
+
+    kind: str = "simd"
+
+    def serves(self, group: Group, machine: Machine) -> str | None:
+        missing = sorted({n.op for n in group.nodes if "relax" not in OPS[n.op].facets})
+        return f"{', '.join(missing)} cannot be lowered by TVM" if missing else None
+
+    def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
+        yield {}
+
+    def cost(self, group: Group, options: Options, machine: Machine) -> float:
+        """Cycles by the busiest of issue slots, special functions and memory. Made of types alone, so that it asks no worker."""
+        lanes = 32 * machine.sms
+        issue = machine.subcores * lanes
+        instructions = sum(_instructions(n, group) for n in group.nodes) + 8 * max(t.count for t in group.outputs.values())
+        special = sum(t.count for n in group.nodes if n.op in COSTLY for t in n.types)
+        moved = sum(t.count * size(t.dtype) for t in (*group.inputs.values(), *group.outputs.values()))
+        busy = max(instructions / issue, special * machine.units["sfu"].interval / issue, moved / (_bytes_per_cycle(machine)))
+        return float(machine.launch_cycles + busy)
+
+    def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
+        from ...tvm import client
+
+        client.prefetch(groups)
+
+    def lower(self, group: Group, options: Options, machine: Machine) -> Lowered:
+        """One launch for each kernel that TVM made of the group; CompileError E440 to E443."""
+        from ...tvm import client
+        from ...tvm.tir import array_in
+
+        canonical = Canonical.of(group)
+        made = client.fetch(group)
+        kernels = [
+            translate(k, f"{canonical.group.name.lower()}{i or ''}", machine) for i, k in enumerate(made["kernels"])
+        ]
+        names = canonical.values | {v: f"{group.name}.{v}" for v in (*made["scratch"], *made["constants"])}
+        nodes = tuple(n.loc or n.outputs[0] for n in group.nodes)
+        launches = tuple(_launch(t, k, names, nodes) for t, k in zip(kernels, made["kernels"], strict=True))
+        return Lowered(
+            launches,
+            {names[v]: array_in(a) for v, a in made["constants"].items()},
+            {names[v]: n for v, n in made["scratch"].items() if any(names[v] in e.uses for e in launches)},
+        )
+
+    def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
+        inputs = {v: np.asarray(env[v]) for v in group.inputs if v not in group.constants}
+        return evaluate(group.graph(), inputs)
+
+
+def _launch(t: Translated, kernel: Json, names: dict[str, str], nodes: tuple[str, ...]) -> Emitted:
+    x, y, z = kernel["grid"]
+    uses = {names[v]: use for v, use in t.uses.items()}
+    return Emitted(t.kernel, (x, y, z), tuple(names[v] for v in t.params), uses, nodes)
+
+
+def _instructions(n: Node, group: Group) -> float:
+    """Roughly what a node costs a thread: its work is over its operands if it reduces, else over its results."""
+    types = group.graph().types()
+    elements = max([t.count for t in n.types] + [types[v].count for v in n.inputs if v])
+    return float(elements * (12 if n.op in COSTLY else 3))
+
+
+def _bytes_per_cycle(machine: Machine) -> float:
+    return float(getattr(machine, "l2_bytes_per_cycle", 0) or 64 * machine.sms)
+
+
+SIMD = register(Simd())
+Attrs = dict[str, Attr]

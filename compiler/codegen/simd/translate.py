@@ -1,0 +1,591 @@
+"""One kernel of TIR → one kernel of ours: statements, control flow, variables.
+
+    if      same in all lanes        branch around
+            everything is under it   the other lanes EXIT
+            small                    predication: loads and stores are guarded, variables selected
+            else                     BSSY, branch, BSYNC
+    for     short, constant          unrolled; indices become constants, local arrays registers
+            bounds the same in all   uniform counter; what does not depend on it is computed before
+            else                     a counter a lane, inside BSSY/BSYNC
+
+Local variables are values without a place (SSA) until a loop or a branch writes one: then it gets a register of its own, its home.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from knapper.isa.core import Convergence
+from knapper.isa.errors import CompileError
+from knapper.isa.instructions import BAR, BRA, BSSY, BSYNC, EXIT, IADD, ISETP, MOV, S2R, S2UR, UIADD, UISETP, ULDC, UMOV
+from knapper.isa.machine import Machine
+from knapper.isa.modifiers import SR, Bits32, Cmp, IntType
+from knapper.isa.program import Kernel
+
+from ..builder import RZ, VLabel, VReg
+from .expr import EVERYWHERE, Expr, walk
+from .memory import Memory
+from .parse import Buffer, Json, NeedsMemory, Parser
+from .values import Emitter, Value, known, size, words
+
+UNROLLED = 400
+"""Weight up to which loops are unrolled whole."""
+PREDICATED = 48
+"""Weight up to which a lane-dependent branch is predication."""
+REGISTERS, PREDICATES = {"x": SR.TID_X, "y": SR.TID_Y, "z": SR.TID_Z}, 7
+CTA = {"x": SR.CTAID_X, "y": SR.CTAID_Y, "z": SR.CTAID_Z}
+WARP = 32
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A kernel, the roles of its parameters in order, how it uses them, and its work: unit → instructions a warp executes."""
+
+    kernel: Kernel
+    params: tuple[str, ...]
+    uses: dict[str, str]
+    busy: dict[str, float]
+
+
+def translate(kernel: Json, name: str, machine: Machine) -> Translated:
+    """Write a kernel.
+
+    CompileError E441 for TIR that has no translation, E443 if a size is beyond the machine.
+    """
+    in_memory: set[int] = set()
+    while True:
+        try:
+            return _Translator(kernel, name, machine, in_memory).run()
+        except NeedsMemory as e:  # start again, with that array in local memory
+            in_memory.add(e.buffer)
+
+
+class _Translator(Memory):
+    def __init__(self, kernel: Json, name: str, machine: Machine, in_memory: set[int]) -> None:
+        x, y, z = kernel["block"]
+        rows = [Buffer(i, r["role"], r["scope"], r["dtype"], r["lanes"], r["count"]) for i, r in enumerate(kernel["buffers"])]
+        super().__init__(Emitter(name, (x, y, z), machine), rows)
+        self.kernel = kernel
+        self.p = Parser(self.pool, rows, self.packs, f"kernel {name}", in_memory=in_memory)
+        self.homes: dict[tuple[int, int], VReg | Any] = {}
+        self.depth = 0
+        self.fresh = 0
+        self.barriers = 0
+        self.threads = x * y * z
+
+    def run(self) -> Translated:
+        loads, stores = (set(_buffers(self.kernel["body"], kind)) for kind in ("load", "store"))
+        used = [b for b in self.buffers if b.number in loads | stores and b.role]
+        self._parameters(used)
+        self._axes()
+        self._body(_flat(self.kernel["body"]))
+        self.e.emit(EXIT)
+        if self.e.shared_bytes > self.e.machine.shared_bytes_per_block:
+            raise CompileError("E443", f"needs {self.e.shared_bytes} bytes of shared memory", where=f"kernel {self.e.name}")
+        uses: dict[str, str] = {}
+        for b in used:
+            use = ("r" if b.number in loads else "") + ("w" if b.number in stores else "")
+            uses[b.role] = "".join(sorted(set(uses.get(b.role, "") + use)))
+        return Translated(self.e.finish(), tuple(uses), uses, self.e.busy)
+
+    def _parameters(self, used: list[Buffer]) -> None:
+        for i, role in enumerate(dict.fromkeys(b.role for b in used)):
+            self.bases[role] = self.e.ureg(2)
+            self.e.emit(ULDC, Bits32._64, self.bases[role], 8 * i)
+
+    def _axes(self) -> None:
+        """Where a thread is. With rows of whole warps, y is the same in a warp: in a plane of one warp a row its number."""
+        x, y, z = self.kernel["block"]
+        for variable, tag in self.kernel["axes"].items():
+            axis, _, d = tag.partition(".")
+            n = self.kernel["grid" if axis == "blockIdx" else "block"]["xyz".index(d)]
+            if n == 1:
+                self.p.variables[int(variable)] = [self.pool.int(0)]
+            elif axis == "blockIdx":
+                self.p.variables[int(variable)] = [self._uniform_axis(tag, CTA[d], n)]
+            elif d == "y" and x == WARP and z == 1:
+                self.p.variables[int(variable)] = [self._uniform_axis(tag, SR.WARPID, n)]
+            else:
+                self.p.variables[int(variable)] = [self._lane_axis(tag, REGISTERS[d], n)]
+        del y
+
+    def _uniform_axis(self, tag: str, register: SR, n: int) -> Expr:
+        axis = self.pool.make("axis", "i32", data=tag, range=(0, n - 1), uniform=True)
+        if axis not in self.leaves:
+            d = self.e.ureg()
+            self.e.emit(S2UR, register, d)
+            self.leaves[axis] = Value("i32", d)
+        return axis
+
+    def _lane_axis(self, tag: str, register: SR, n: int) -> Expr:
+        axis = self.pool.make("axis", "i32", data=tag, range=(0, n - 1), uniform=False)
+        if axis not in self.leaves:
+            d = self.e.reg()
+            self.e.emit(S2R, register, d)
+            self.leaves[axis] = Value("i32", d)
+        return axis
+
+    # --- statements
+
+    def _body(self, statements: list[Json]) -> None:
+        """A kernel. If all it does is under one condition, the lanes for which it does not hold leave there."""
+        condition = _common_condition(statements)
+        for i, s in enumerate(statements):
+            if condition is not None and s[0] in ("if", "for"):
+                self._leave_unless(self.p.scalar(condition))
+                for rest in statements[i:]:
+                    self.statement(_without(rest, condition))
+                return
+            self.statement(s)
+
+    def _leave_unless(self, c: Expr) -> None:
+        v = self.e.inverse(self.value(c))
+        if v.at != 0:
+            self.e.emit(EXIT, guard=self.e.predicate(v))
+
+    def statement(self, s: Json) -> None:
+        """Translate a statement."""
+        getattr(self, f"_{s[0]}")(s)
+
+    def _seq(self, s: Json) -> None:
+        for x in s[1:]:
+            self.statement(x)
+
+    def _alloc(self, s: Json) -> None:
+        b = self.buffers[s[1]]
+        nbytes = b.elements * size(b.dtype)
+        if b.scope == "shared":
+            self.places[b.number] = self.e.shared(nbytes)
+        elif b.number in self.p.in_memory:
+            self.places[b.number] = self.e.local(nbytes)
+
+    def _sync(self, s: Json) -> None:
+        """One warp needs no barrier: its accesses are in order."""
+        if self.threads > WARP and s[1] != "warp":
+            self.e.emit(BAR, 0)
+        self._touched(b.number for b in self.buffers if b.scope == "shared" or b.role)
+
+    def _touched(self, buffers: Iterable[int]) -> None:
+        """What was loaded from these buffers may have changed."""
+        for b in buffers:
+            self.p.versions[b] = self.p.versions.get(b, 0) + 1
+
+    def _let(self, s: Json) -> None:
+        """Pure values are computed where they are used; what memory or variables give is what they give now."""
+        lanes = self.p.expr(s[2])
+        self.p.variables[s[1]] = [self._settled(x) if x.depth == EVERYWHERE else x for x in lanes]
+
+    def _settled(self, x: Expr) -> Expr:
+        return self._leaf(x.dtype, self._unaliased(self.value(x)), x)
+
+    def _leaf(self, dtype: str, v: Value, like: Expr) -> Expr:
+        """An expression that stands for a value."""
+        if like.is_constant:
+            return like
+        self.fresh += 1
+        leaf = self.pool.make("value", dtype, data=self.fresh, range=like.range, uniform=False, depth=EVERYWHERE)
+        self.leaves[leaf] = v
+        return leaf
+
+    def _unaliased(self, v: Value) -> Value:
+        """A copy, if the value sits in the home of a variable, which will change."""
+        if not any(v.at is home for home in self.homes.values()):
+            return v
+        d = self.e.reg(words(v.dtype))
+        self.e.move(d, v)
+        return Value(v.dtype, d)
+
+    # --- stores
+
+    def _store(self, s: Json) -> None:
+        b = self.buffers[s[1]]
+        places, values = self.p.elements(b, s[2]), self.p.expr(s[3])
+        values = values * (len(places) // len(values))
+        if b.scope == "local" and b.number not in self.p.in_memory:
+            for place, x in zip(places, values, strict=True):
+                if place.op != "int":
+                    raise NeedsMemory(b.number)
+                self._assign((b.number, place.offset), b.dtype, x)
+            return
+        self.store(b, places, values)
+        self._touched([b.number])
+
+    def _assign(self, key: tuple[int, int], dtype: str, x: Expr) -> None:
+        if key in self.homes:
+            self._assign_home(key, dtype, x)
+            return
+        v = self._unaliased(self.value(x))
+        if self.guards:
+            old = self.p.registers.get(key, self.p.zero(dtype))
+            self.p.registers[key] = self._leaf(dtype, self.e.select(self.guards[-1], v, self.value(old)), self._free(dtype))
+        else:
+            self.p.registers[key] = self._leaf(dtype, v, x)
+
+    def _free(self, dtype: str) -> Expr:
+        """A value of which nothing is known."""
+        self.fresh += 1
+        return self.pool.make("unknown", dtype, data=self.fresh, uniform=False, depth=EVERYWHERE)
+
+    def _assign_home(self, key: tuple[int, int], dtype: str, x: Expr) -> None:
+        """Write a variable's register. Booleans have no register of their own: they are kept as 0 and 1."""
+        home = self.homes[key]
+        stored = "u32" if dtype == "bool" else dtype
+        if dtype == "bool" or self.guards:
+            self.e.move(home, self.e.convert(self.value(x), stored), guard=self.guard)
+        else:
+            v = self.value(x, into=home)
+            if v.at is not home:
+                self.e.move(home, v)
+            else:
+                self._forget(x)
+        self._refresh(key, dtype)
+
+    def _forget(self, x: Expr) -> None:
+        """The value sits in a variable now, so the expression must not be found there later."""
+        for scope in self.scopes:
+            scope.pop(x, None)
+
+    def _refresh(self, key: tuple[int, int], dtype: str) -> None:
+        """A new name for what a home holds now."""
+        like = self._free(dtype)
+        v = Value(dtype, self.homes[key]) if dtype != "bool" else Value("u32", self.homes[key])
+        if dtype == "bool":
+            self.fresh += 1
+            leaf = self.pool.make("value", "u32", data=self.fresh, uniform=False, depth=EVERYWHERE)
+            self.leaves[leaf] = v
+            self.p.registers[key] = self.pool.make("ne", "bool", leaf, self.pool.int(0, "u32"), uniform=False)
+        else:
+            self.p.registers[key] = self._leaf(dtype, v, like)
+
+    def _settle_homes(self, body: Json) -> None:
+        """Before a region that may run more or less than once: its variables get homes, its stores make old loads stale."""
+        for number in dict.fromkeys(_buffers(body, "store")):
+            b = self.buffers[number]
+            if b.scope != "local" or number in self.p.in_memory:
+                continue
+            for i in range(b.elements):
+                if (number, i) not in self.homes:
+                    self._make_home((number, i), b.dtype)
+        self._touched(_buffers(body, "store"))
+
+    def _make_home(self, key: tuple[int, int], dtype: str) -> None:
+        old = self.value(self.p.registers.get(key, self.p.zero(dtype)))
+        home = self.e.reg(words(dtype))
+        self.e.move(home, self.e.convert(old, "u32") if dtype == "bool" else old)
+        self.homes[key] = home
+        self._refresh(key, dtype)
+
+    # --- if
+
+    def _if(self, s: Json) -> None:
+        _, condition, then, other = s
+        c = self.p.scalar(condition)
+        if c.op == "int":
+            self.statement(then if c.data else other)
+            return
+        v = self._unaliased(self.value(c))
+        if c.uniform:
+            self._branch(v, then, other)
+        elif weight(then) + weight(other) <= PREDICATED and not (_has(then, _UNPREDICATED) or _has(other, _UNPREDICATED)):
+            self._predicated(v, then, other)
+        else:
+            self._diverging(v, then, other)
+
+    def _predicated(self, v: Value, then: Json, other: Json) -> None:
+        for body, condition in ((then, v), (other, self.e.inverse(v))):
+            if body != ["seq"]:
+                self.open(condition)
+                self.statement(body)
+                self.close()
+
+    def _branch(self, v: Value, then: Json, other: Json) -> None:
+        """Jump over what does not run."""
+        self._settle_homes(["seq", then, other])
+        otherwise, end = self.e.label(), self.e.label()
+        self.e.emit(BRA, otherwise, guard=self.e.predicate(self.e.inverse(v)))
+        self._region(then)
+        if other != ["seq"]:
+            self.e.emit(BRA, end)
+        self.e.place(otherwise)
+        self._region(other)
+        self.e.place(end)
+
+    def _diverging(self, v: Value, then: Json, other: Json) -> None:
+        barrier, end = self._barrier()
+        self._branch(v, then, other)
+        self._converge(barrier, end)
+
+    def _region(self, body: Json) -> None:
+        variables = dict(self.p.variables)
+        self.open()
+        self.statement(body)
+        self.close()
+        self.p.variables = variables
+
+    def _barrier(self) -> tuple[Convergence, VLabel]:
+        """Open a convergence region."""
+        barrier, end = Convergence(self.barriers), self.e.label()
+        self.barriers += 1
+        if self.barriers > 16:
+            raise CompileError("E443", "more than 16 nested divergent regions", where=f"kernel {self.e.name}")
+        self.e.emit(BSSY, barrier, end)
+        return barrier, end
+
+    def _converge(self, barrier: Convergence, end: VLabel) -> None:
+        self.e.place(end)
+        self.e.emit(BSYNC, barrier)
+        self.barriers -= 1
+
+    # --- loops
+
+    def _for(self, s: Json) -> None:
+        _, variable, first, count, body = s
+        start, n = (self.p.scalar(x) for x in (first, count))
+        start, n = (self.pool.narrow(x) for x in (start, n))
+        if n.op == "int" and self._unrolls(variable, n.offset, body):
+            self._unrolled(variable, start, n.offset, body)
+        elif n.op == "int" and n.offset < 1:
+            return
+        elif start.uniform and n.uniform:
+            self._uniform_loop(variable, start, n, body)
+        else:
+            self._lane_loop(variable, start, n, body)
+
+    def _unrolls(self, variable: int, n: int, body: Json) -> bool:
+        w = weight(body)
+        limit = 4 * UNROLLED if self._indexes_registers(variable, body) else UNROLLED
+        return n <= 1 or n * w <= limit
+
+    def _indexes_registers(self, variable: int, body: Json) -> bool:
+        """Whether a local array is indexed by the loop's variable."""
+        found = (x for x in _nodes(body) if x[0] in ("load", "store"))
+        places = ((x[2], x[3]) if x[0] == "load" else (x[1], x[2]) for x in found)
+        return any(self.buffers[b].scope == "local" and self.buffers[b].elements > 1 and _mentions(i, variable) for b, i in places)
+
+    def _unrolled(self, variable: int, start: Expr, n: int, body: Json) -> None:
+        steps = [self.pool.add(start, self.pool.int(i)) for i in range(n)]
+        if n in (2, 4, 8):
+            self._note_neighbours(variable, steps, body)
+        for i in steps:
+            self.p.variables[variable] = [i]
+            self.statement(body)
+
+    def _note_neighbours(self, variable: int, steps: list[Expr], body: Json) -> None:
+        """Loads of successive iterations that one wide access can do, where none of them is conditional."""
+        written = set(_buffers(body, "store"))
+        for x in _unconditional_loads(body):
+            b = self.buffers[x[2]]
+            if b.scope == "local" or b.number in written or not _mentions(x[3], variable) or not self._is_parsable(x[3], variable):
+                continue
+            lanes = []
+            for i in steps:
+                self.p.variables[variable] = [i]
+                lanes += [self.p.load(b, place) for place in self.p.elements(b, x[3])]
+            if len(lanes) == len(steps):
+                self.p._packed(lanes)
+
+    def _is_parsable(self, index: Json, variable: int) -> bool:
+        """Whether an index is made of nothing that the body has still to define."""
+        return all(x[0] != "load" and (x[0] != "var" or x[2] == variable or x[2] in self.p.variables) for x in _nodes(index))
+
+    def _counter(self, n: Expr, start: Expr, *, uniform: bool) -> Expr:
+        low, high = start.range or (0, 0), n.range or (0, 0)
+        self.fresh += 1
+        bounds = (low[0], max(low[0], low[1] + high[1] - 1))
+        return self.pool.make("counter", "i32", data=self.fresh, range=bounds, uniform=uniform, depth=self.depth)
+
+    def _uniform_loop(self, variable: int, start: Expr, n: Expr, body: Json) -> None:
+        self._settle_homes(body)
+        self.depth += 1
+        counter = self._counter(n, start, uniform=True)
+        self._hoist(variable, counter, body)
+        end = self.value(self.pool.add(start, n))
+        u, p, top, after = self.e.ureg(), self.e.pred(), self.e.label(), self.e.label()
+        self.e.emit(UMOV, u, self.value(start).at)
+        if n.op != "int":
+            q = self.e.pred()
+            self.e.emit(UISETP, Cmp.GE, IntType.S32, q, u, self.e.source(end))
+            self.e.emit(BRA, after, guard=q)
+        self.leaves[counter] = Value("i32", u)
+        self.e.place(top)
+        self.e.weight *= n.offset if n.op == "int" else 8
+        self._iteration(variable, counter, body)
+        self.e.emit(UIADD, Bits32._32, u, u, 1)
+        self.e.emit(UISETP, Cmp.LT, IntType.S32, p, u, self.e.source(end))
+        self.e.emit(BRA, top, guard=p)
+        self._leave_loop(body, n)
+        self.e.place(after)
+
+    def _lane_loop(self, variable: int, start: Expr, n: Expr, body: Json) -> None:
+        self._settle_homes(body)
+        self.depth += 1
+        counter = self._counter(n, start, uniform=False)
+        last = self._unaliased(self.value(self.pool.add(start, n)))
+        d, p, top = self.e.reg(), self.e.pred(), self.e.label()
+        self.e.move(d, self.value(start))
+        self.leaves[counter] = Value("i32", d)
+        barrier, end = self._barrier()
+        self.e.place(top)
+        self.e.emit(ISETP, Cmp.GE, IntType.S32, p, d, self.e.source(last))
+        self.e.emit(BRA, end, guard=p)
+        self.e.weight *= 8
+        self._iteration(variable, counter, body)
+        self.e.emit(IADD, IntType.S32, d, d, 1)
+        self.e.emit(BRA, top)
+        self._leave_loop(body, n)
+        self._converge(barrier, end)
+
+    def _iteration(self, variable: int, counter: Expr, body: Json) -> None:
+        self.p.variables[variable] = [counter]
+        self._region(body)
+
+    def _leave_loop(self, body: Json, n: Expr) -> None:
+        self.depth -= 1
+        self.e.weight /= n.offset if n.op == "int" else 8
+        self._touched(_buffers(body, "store"))
+
+    def _while(self, s: Json) -> None:
+        _, condition, body = s
+        self._settle_homes(body)
+        self.depth += 1
+        barrier, end = self._barrier()
+        top = self.e.label()
+        self.e.place(top)
+        self.open()
+        v = self.value(self.p.scalar(condition))
+        self.e.emit(BRA, end, guard=self.e.predicate(self.e.inverse(v)))
+        self.close()
+        self._region(body)
+        self.e.emit(BRA, top)
+        self.depth -= 1
+        self._touched(_buffers(body, "store"))
+        self._converge(barrier, end)
+
+    def _hoist(self, variable: int, counter: Expr, body: Json) -> None:
+        """Compute what addresses in the body have of terms that the loop does not change."""
+        saved = dict(self.p.variables)
+        self.p.variables[variable] = [counter]
+        for b, index in _accesses(body):
+            if self.buffers[b].scope != "local" and self._is_parsable(index, variable):
+                for place in self.p.elements(self.buffers[b], index):
+                    self._hoist_address(b, place)
+        self.p.variables = saved
+
+    def _hoist_address(self, b: int, place: Expr) -> None:
+        scaled = self.pool.scale(self.pool.narrow(place), size(self.buffers[b].dtype))
+        for uniform in (False, True):
+            still = {a: c for a, c in scaled.terms.items() if a.depth < self.depth and a.uniform == uniform}
+            if still:
+                self.value(self.pool.sum("i32", 0, still))
+        for x in walk(scaled):
+            if x.op in ("floordiv", "floormod") and x.depth < self.depth:
+                self.value(x)
+
+
+_UNPREDICATED = frozenset({"for", "while", "sync", "if"})
+
+
+def _flat(s: Json) -> list[Json]:
+    """The statements of nested sequences."""
+    return [x for y in s[1:] for x in _flat(y)] if s[0] == "seq" else [s]
+
+
+def _nodes(j: Json) -> Iterator[Json]:
+    """All statements and expressions in a tree."""
+    if isinstance(j, list) and j:
+        if isinstance(j[0], str):
+            yield j
+        for x in j:
+            if isinstance(x, list):
+                yield from _nodes(x)
+
+
+def _buffers(j: Json, kind: str) -> Iterator[int]:
+    """Buffers that are loaded or stored in a tree."""
+    at = 2 if kind == "load" else 1
+    return (x[at] for x in _nodes(j) if x[0] == kind)
+
+
+def _accesses(j: Json) -> Iterator[tuple[int, Json]]:
+    """(buffer, index) of every load and store."""
+    for x in _nodes(j):
+        if x[0] == "load":
+            yield x[2], x[3]
+        elif x[0] == "store":
+            yield x[1], x[2]
+
+
+def _unconditional_loads(j: Json) -> Iterator[Json]:
+    """Loads that every run of the statement does."""
+    if not isinstance(j, list) or not j or j[0] in ("if", "while", "for", "select") or j[:3:2] == ["call", "if_then_else"]:
+        return
+    if j[0] == "load":
+        yield j
+    for x in j:
+        yield from _unconditional_loads(x)
+
+
+def _mentions(j: Json, variable: int) -> bool:
+    return any(x[0] == "var" and x[2] == variable for x in _nodes(j))
+
+
+def _has(j: Json, kinds: frozenset[str]) -> bool:
+    return any(x[0] in kinds for x in _nodes(j))
+
+
+_FREE = frozenset({"int", "float", "var", "seq", "broadcast", "ramp", "alloc", "let"})
+
+
+def weight(j: Json) -> int:
+    """Roughly how many instructions a statement is."""
+    total = 0
+    for x in _nodes(j):
+        if x[0] in _FREE:
+            continue
+        lanes = int(x[1].partition("x")[2] or 1) if isinstance(x[1], str) else 1
+        total += lanes * (8 if x[0] == "call" else 1)
+        if x[0] == "for" and x[3][0] == "int":
+            total += (x[3][2] - 1) * weight(x[4])
+    return total
+
+
+def _common_condition(statements: list[Json]) -> Json | None:
+    """The condition under which every store and loop of a kernel is, if there is just one and nothing must be done together."""
+    if _has(["seq", *statements], frozenset({"sync"})) or any("warp_shuffle" in str(x[2]) for s in statements for x in _nodes(s) if x[0] == "call"):
+        return None
+    conditions: list[Json] = []
+    for s in statements:
+        if not _collect_conditions(s, conditions):
+            return None
+    first = conditions[0] if conditions else None
+    return first if all(c == first for c in conditions) else None
+
+
+def _collect_conditions(s: Json, found: list[Json]) -> bool:
+    """Whether all that a statement does is under an `if` without `else`; the conditions are added to `found`."""
+    match s[0]:
+        case "if":
+            found.append(s[1])
+            return bool(s[3] == ["seq"])
+        case "for":
+            return _collect_conditions(s[4], found)
+        case "seq":
+            return all(_collect_conditions(x, found) for x in s[1:])
+    return s[0] in ("let", "alloc")
+
+
+def _without(s: Json, condition: Json) -> Json:
+    """The statement where the condition is known to hold."""
+    match s[0]:
+        case "if" if s[1] == condition:
+            return s[2]
+        case "for":
+            return [*s[:4], _without(s[4], condition)]
+        case "seq":
+            return ["seq", *(_without(x, condition) for x in s[1:])]
+    return s
+
+
+__all__ = ["MOV", "RZ", "Translated", "known", "translate"]
