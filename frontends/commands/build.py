@@ -16,7 +16,7 @@ from .. import files
 from .options import consts, shapes
 
 if TYPE_CHECKING:
-    from knapper.compiler.driver import Dump
+    from knapper.compiler.driver import Dump, Options
     from knapper.compiler.ir import Graph
     from knapper.compiler.plan import Plan
     from knapper.isa.machine import Machine

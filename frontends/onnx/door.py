@@ -23,6 +23,8 @@ from .forms import COMPLETE, FORMS
 from .schemas import NEWEST, formals, schema
 from .tensors import Value, array_of, attribute, dtype_of
 
+NONSENSE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+"""What shape inference and protobuf raise on attributes, sizes and names that no exporter writes."""
 DEPTH_LIMIT = 32
 """Functions inside functions; a real model has three or so."""
 
@@ -82,7 +84,11 @@ def read(
 
     Raises FrontendError, or Problems with every one that was found.
     """
-    return Door(open_model(model)).graph(shapes or {}, consts or {})
+    opened = open_model(model)
+    try:
+        return Door(opened).graph(shapes or {}, consts or {})
+    except NONSENSE as e:
+        raise FrontendError("E209", f"cannot be imported: {e}", where=opened.name) from e
 
 
 class Door:
@@ -219,7 +225,7 @@ class Door:
             dict(zip(names, operands, strict=False)),
             self._attributes(p, scope),
             tuple(p.output),
-            scope.loc or self.builder.location(scope.path + (p.name or p.output[0])),
+            scope.loc or self.builder.location(scope.path + _label(p)),
             version,
             declared,
         )
@@ -295,7 +301,7 @@ class Door:
         """Import a function's body in place of its call."""
         if scope.depth >= DEPTH_LIMIT:
             raise FrontendError("E209", f"functions are nested more than {DEPTH_LIMIT} deep")
-        name = scope.loc or self.builder.location(scope.path + (p.name or p.output[0]))
+        name = scope.loc or self.builder.location(scope.path + _label(p))
         opsets = {**scope.opsets, **{_domain(o.domain): o.version for o in f.opset_import}}
         declared = schema(p.op_type, scope.version(_domain(p.domain)), _domain(p.domain))
         defaults = inline.defaults(declared)
@@ -324,7 +330,9 @@ class Door:
                 hint="if one of them is fixed in your use, bind it: --const NAME=VALUE",
             )
         wanted = "then_branch" if condition.ravel()[0] else "else_branch"
-        branch = next(a.g for a in p.attribute if a.name == wanted)
+        branch = next((a.g for a in p.attribute if a.name == wanted), None)
+        if branch is None:
+            raise FrontendError("E209", f"If has no {wanted}")
         inner = replace(scope, values={}, parent=scope, depth=scope.depth + 1)
         self._initializers(branch, inner)
         self.nodes(branch.node, inner)
@@ -359,6 +367,17 @@ class Door:
         except KnapperError as e:
             code = e.code if isinstance(e, FrontendError) else "E206"
             self.problems.append(FrontendError(code, e.message, where=place, hint=e.hint))
+        except NONSENSE as e:
+            reason = f"cannot be imported: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+            self.problems.append(
+                FrontendError("E209", reason, where=place, hint="is the file damaged?")
+            )
+            self.problems[-1].__cause__ = e
+
+
+def _label(p: NodeProto) -> str:
+    """What a node is called: its name, else its first result's."""
+    return p.name or next((o for o in p.output if o), p.op_type)
 
 
 def _domain(domain: str) -> str:
