@@ -186,6 +186,13 @@ class Writer:
         """
         return self.ops(1, name, *operands, **attrs)[0]
 
+    def again(self, n: Node, *operands: str, **changes: Attr) -> str:
+        """A node once more, on other operands and with some attributes changed; keeps its place."""
+        outer, self.at = self.at, replace(self.at, loc=n.loc)
+        v = self.op(n.op, *operands, **{**n.attrs, **changes})
+        self.at = outer
+        return v
+
     def ops(self, results: int, name: str, *operands: str, **attrs: Attr) -> tuple[str, ...]:
         """`op` with several results."""
         while operands and not operands[-1]:
@@ -265,7 +272,7 @@ class Writer:
     def named(self, new: Sequence[str], old: Sequence[str]) -> tuple[str, ...]:
         """Give the results of the node that was just made the names of those they stand for."""
         n = next(reversed(self.nodes.values()), None)
-        fresh = n is not None and n.outputs == tuple(new) and n.loc == self.at.loc
+        fresh = n is not None and n.outputs == tuple(new)
         if n is None or not fresh or not self._types.keys().isdisjoint(old):
             return tuple(new)
         del self.nodes[n.outputs[0]]

@@ -89,7 +89,7 @@ def _folded(w: Writer, x: str, s: Array | None, t: Array | None) -> str | None:
     if t is not None or bias.any():
         total = (bias if s is None else bias * s) + (0 if t is None else t)
         operands += _new_bias(w, n, np.asarray(total, weights.dtype))
-    y = w.op(n.op, *operands[:2] if n.op == "MatMul" else operands, **n.attrs)
+    y = w.again(n, *operands[:2] if n.op == "MatMul" else operands)
     return w.op("Add", y, operands[2]) if n.op == "MatMul" and len(operands) > 2 else y
 
 

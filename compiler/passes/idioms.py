@@ -178,17 +178,20 @@ def whole(w: Writer, v: str, x: str, axis: int) -> str | None:
     return w.constant(small, v) if small.shape == shape else None
 
 
-def layer_norm(
-    w: Writer, x: str, axes: tuple[int, ...], epsilon: str, scale: str, bias: str
+def centred_norm(
+    w: Writer, x: str, axes: tuple[int, ...], a: int, scale: str, epsilon: float
 ) -> str | None:
-    """(x - mean) / √(mean of (x - mean)² + ε) · γ + β"""
-    axis, eps = trailing(w, x, axes), scalar(w, epsilon)
-    if axis is None or eps is None:
+    """The RMSNormalization of x - mean is (x - mean) / √(variance + ε) · γ"""
+    same = trailing(w, x, axes) == a % w.type(x).rank
+    return w.op("LayerNormalization", x, scale, axis=a, epsilon=epsilon) if same else None
+
+
+def biased_norm(w: Writer, x: str, a: int, scale: str, bias: str, epsilon: float) -> str | None:
+    """… + β"""
+    beta = whole(w, bias, x, a % w.type(x).rank)
+    if beta is None:
         return None
-    gamma, beta = (whole(w, v, x, axis) for v in (scale, bias))
-    if gamma is None or beta is None:
-        return None
-    return w.op("LayerNormalization", x, gamma, beta, axis=axis - w.type(x).rank, epsilon=eps)
+    return w.op("LayerNormalization", x, scale, beta, axis=a, epsilon=epsilon)
 
 
 def rms_norm(w: Writer, x: str, axes: tuple[int, ...], epsilon: str, scale: str) -> str | None:
@@ -217,12 +220,9 @@ NORMS = [
     P.Div(shifted, P.ReduceSum(shifted, axes=axes, keepdims=1)) >> softmax,
     P.Div(P.Exp(x), P.ReduceSum(P.Exp(x), axes=axes, keepdims=1)) >> softmax,
     P.Log(P.Softmax(x, axis=a)) >> (lambda w, x, a: w.op("LogSoftmax", x, axis=a)),
-    *(
-        P.Add(P.Mul(r, scale), bias) >> layer_norm
-        for q in squares(centred)
-        for r in roots(centred, q)
-    ),
     *(P.Mul(r, scale) >> rms_norm for q in squares(x) for r in roots(x, q)),
+    P.RMSNormalization(centred, scale, axis=a, epsilon=Bound("epsilon")) >> centred_norm,
+    P.Add(P.LayerNormalization(x, scale, axis=a, epsilon=Bound("epsilon")), bias) >> biased_norm,
 ]
 
 RULES: list[Rule] = [*CLIPPING, *ACTIVATIONS, *GELU, *NORMS]

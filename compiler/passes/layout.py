@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -128,7 +128,10 @@ class _Layout(Writer):
     def _transposed(self, v: str, perm: Ints) -> str:
         a = self.array(v)
         if a is None:
-            return self.op("Transpose", v, perm=perm)
+            t = self.type(v)
+            types = (replace(t, shape=tuple(t.shape[i] for i in perm)),)
+            name = self.fresh(v, "t")
+            return self.emit(Node("Transpose", (v,), (name,), types, {"perm": perm}, self.at.loc))[0]
         return self.constant(a.transpose(perm), v, "last")  # a view: `precision` copies it once
 
     def common(self, n: Node) -> Ints | None:

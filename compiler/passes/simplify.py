@@ -149,7 +149,7 @@ def _with_pads(w: Writer, x: str, pads: Ints, axes: Ints, **more: Attr) -> str |
         return None
     own = n.attr("pads") or (0,) * (2 * rank - 4)
     total = tuple(p + q for p, q in zip(own, (*begins[2:], *ends[2:]), strict=True))
-    return w.op(n.op, x, *n.inputs[1:], **{**n.attrs, **more, "pads": total})
+    return w.again(n, x, *n.inputs[1:], **more, pads=total)
 
 
 def _per_axis(widths: Ints, axes: Ints, rank: int) -> Ints:
@@ -190,7 +190,7 @@ def transposed_constant(w: Writer, c: str, operand: int) -> str:
     n = w.root
     turned = w.constant(w.known(c).swapaxes(-1, -2), c, "t")  # a view: copied when it is stored
     operands = [turned if i == operand else v for i, v in enumerate(n.inputs)]
-    return w.op("MatMul", *operands, **{**n.attrs, ("trans_a", "trans_b")[operand]: False})
+    return w.again(n, *operands, **{("trans_a", "trans_b")[operand]: False})
 
 
 def sub(w: Writer, x: str, c: str) -> str:
