@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from knapper.isa.errors import FrontendError
@@ -67,12 +68,7 @@ def open_model(source: str | Path | ModelProto) -> Model:
     weights: dict[int, memoryview] = {}
     try:
         proto = ModelProto.FromString(b"".join(_without_weights(data, weights)))
-    except Truncated:
-        reason = f"the file is not a model, or ends too early: after {len(data)} bytes"
-        raise _not_a_model(path, reason, "is the download complete?") from None
-    except Exception as e:
-        if type(e).__name__ != "DecodeError":  # google.protobuf does not promise where it lives
-            raise
+    except (Truncated, DecodeError):
         raise _not_a_model(path, _describe(data), "is the download complete?") from None
     if not proto.ir_version or not proto.HasField("graph"):
         raise _not_a_model(path, _describe(data))
@@ -95,8 +91,9 @@ def _bytes_of(path: Path) -> memoryview:
 
 def _describe(data: memoryview) -> str:
     head = bytes(data[:256])
-    text = all(b in b"\t\r\n" or 32 <= b < 127 for b in head)
-    return "this is a text file, not an ONNX model" if text else "this is not an ONNX model"
+    if all(b in b"\t\r\n" or 32 <= b < 127 for b in head):
+        return "this is a text file, not an ONNX model"
+    return f"this is no ONNX model, or not all of one ({len(data)} bytes)"
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

@@ -159,6 +159,12 @@ def _(b: Builder, call: Call) -> list[str]:
 
 # --- axes ---------------------------------------------------------------------------------------------------------------
 
+
+def counted(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Axes from the front; those outside the rank stay, for the op to refuse."""
+    return tuple(a % rank if -rank <= a < rank else a for a in axes)
+
+
 REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 
 
@@ -167,20 +173,25 @@ def _(b: Builder, call: Call) -> Call | list[str]:
     axes = b.ints(call, "axes")
     if not axes and call.attrs.get("noop_with_empty_axes", 0):
         return [call.operand(0)]
-    every = tuple(range(len(b.shape(call.operand(0)))))
-    return call.now(drop=["noop_with_empty_axes"], axes=axes or every)
+    rank = b.type(call.operand(0)).rank
+    return call.now(
+        drop=["noop_with_empty_axes"], axes=counted(axes, rank) if axes else tuple(range(rank))
+    )
 
 
 @form("Squeeze")
 def _(b: Builder, call: Call) -> Call:
-    ones = (i for i, n in enumerate(b.shape(call.operand(0))) if n == 1)
+    shape = b.shape(call.operand(0))
     axes = b.ints(call, "axes")
-    return call.now(axes=tuple(ones) if axes is None else axes)
+    if axes is None:
+        axes = tuple(i for i, n in enumerate(shape) if n == 1)
+    return call.now(axes=counted(axes, len(shape)))
 
 
 @form("Unsqueeze")
 def _(b: Builder, call: Call) -> Call:
-    return call.now(axes=b.ints(call, "axes") or ())
+    axes = b.ints(call, "axes") or ()
+    return call.now(axes=counted(axes, b.type(call.operand(0)).rank + len(axes)))
 
 
 @form("Slice")
@@ -188,6 +199,7 @@ def _(b: Builder, call: Call) -> Call:
     starts, ends = b.ints(call, "starts") or (), b.ints(call, "ends") or ()
     axes = b.ints(call, "axes") or tuple(range(len(starts)))
     steps = b.ints(call, "steps") or (1,) * len(starts)
+    axes = counted(axes, b.type(call.operand(0)).rank)
     return call.now(starts=starts, ends=ends, axes=axes, steps=steps)
 
 
@@ -224,15 +236,15 @@ def _(b: Builder, call: Call) -> Call:
 
 @form("Split")
 def _(b: Builder, call: Call) -> Call:
-    axis = call.integer("axis")
     shape = b.shape(call.operand(0))
-    size = shape[axis] if -len(shape) <= axis < len(shape) else 0
+    (axis,) = counted((call.integer("axis"),), len(shape))
+    size = shape[axis] if axis in range(len(shape)) else 0
     sizes = b.ints(call, "split")
     if sizes is None:
         parts = call.integer("num_outputs", len(call.outputs))
         chunk = -(-size // parts) if parts > 0 else size
         sizes = tuple(min(chunk, size - at) for at in range(0, size, chunk)) if chunk else ()
-    return call.now(drop=["num_outputs"], split=sizes)
+    return call.now(drop=["num_outputs"], split=sizes, axis=axis)
 
 
 @form("Pad")
