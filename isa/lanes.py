@@ -157,13 +157,13 @@ def canonical(x: Value) -> Value:
     """A numpy value whose NaNs are all the positive quiet one without payload: what registers and memory get to see."""
     if type_of(x).kind != "f":
         return x
-    return np.where(x == x, x, np.full(LANES, np.nan, x.dtype))
+    return np.where(np.isnan(x), np.full_like(x, np.nan), x)
 
 
 @lanewise
 def isnan(x: Value) -> Value:
     """Booleans: which lanes are NaN."""
-    return x != x
+    return np.isnan(x)
 
 
 @lanewise

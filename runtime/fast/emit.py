@@ -8,7 +8,7 @@ Layouts are numpy dtypes, so Python and the compiled code share one declaration 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,7 +105,7 @@ class Num:
         """The low bits."""
         return Num(self.code, self.code.b.trunc(self.value, type))
 
-    def int(self, type: Any = I32) -> Num:
+    def flag(self, type: Any = I32) -> Num:
         """A truth value as 0 or 1."""
         return Num(self.code, self.code.b.zext(self.value, type))
 
@@ -120,10 +120,15 @@ class Num:
 class Struct:
     """A struct in memory by its numpy dtype: reading a field loads it, assigning one stores."""
 
+    code: Code
+    dtype: np.dtype[Any]
+    pointer: Any
+
     def __init__(self, code: Code, dtype: np.dtype[Any], pointer: Any) -> None:
         self.__dict__.update(code=code, dtype=dtype, pointer=pointer)
 
     def _place(self, name: str, index: Num | int = 0) -> tuple[Any, Any]:
+        assert self.dtype.fields is not None
         field, offset = self.dtype.fields[name][:2]
         base = field.base
         where = self.code.at(self.pointer, offset)
@@ -167,7 +172,7 @@ class Code:
 
     @property
     def arguments(self) -> Sequence[Any]:
-        return self.function.args
+        return tuple(self.function.args)
 
     # --- scalars and memory
 
@@ -278,9 +283,10 @@ class Code:
         one = self.b.insert_element(ir.Constant(vector(scalar.type, count), ir.Undefined), scalar, ir.Constant(I32, 0))
         return self.b.shuffle_vector(one, one, ir.Constant(vector(I32, count), [0] * count))
 
-    def shuffle(self, a: Any, b: Any, order: Sequence[int]) -> Any:
+    def shuffle(self, a: Any, b: Any, order: Iterable[int]) -> Any:
         """Elements of a and b, numbered through."""
-        return self.b.shuffle_vector(a, b, ir.Constant(vector(I32, len(order)), list(order)))
+        order = list(order)
+        return self.b.shuffle_vector(a, b, ir.Constant(vector(I32, len(order)), order))
 
     def lane_mask(self, mask: Num) -> Any:
         """32 bits as booleans."""

@@ -9,6 +9,7 @@ from llvmlite import ir
 from knapper.isa.lanes import TYPES
 
 from ..decode import Variant
+from .algebra import Algebra
 from .emit import Code
 from .interpreter import RUN_BLOCKS, RUN_WARP, Blocks, Warp
 from .matrix import WIDEN, emit_widen
@@ -63,8 +64,8 @@ class Builders:
         m.finish()
 
     def widen(self, type: str, name: str, module: ir.Module, features: frozenset[str], require: Require) -> None:
-        code = Code(module, symbol(name), WIDEN, inline="noinline")
-        emit_widen(Scratch(code, features), TYPES[type.upper()])
+        code = Code(module, name, WIDEN, inline="noinline")
+        emit_widen(Algebra(code, features), TYPES[type.upper()])
 
     def interpreter(self, name: str, module: ir.Module, require: Require) -> None:
         head, _, checked = name.partition(".")

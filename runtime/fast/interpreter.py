@@ -214,7 +214,7 @@ class _Callee:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        return self.function_type.args
+        return tuple(self.function_type.args)
 
     def get_reference(self) -> str:
         return str(self.pointer.get_reference())
@@ -333,7 +333,7 @@ class Blocks:
                 w.pc = w.pc + 1
             if self.checked:
                 self.forget()
-        return (waiting.x != FULL).int()
+        return (waiting.x != FULL).flag()
 
     def compare(self, first: Num, other: Num) -> None:
         """Two warps at a barrier: both there, at the same one."""

@@ -14,7 +14,7 @@ from knapper.isa.lanes import BF16, F32, U32, LaneType
 from knapper.isa.modifiers import Trans
 
 from ..decode import ROW
-from .algebra import Traced
+from .algebra import Algebra, Traced
 from .emit import FLOAT, FULL, HALF, I16, I32, PTR, VOID, Code, Num, constant_vector, vector
 from .moves import counter, mover
 from .trace import TraceWarp
@@ -24,16 +24,16 @@ N = 16
 WIDEN = ir.FunctionType(VOID, [PTR, PTR])
 """void widen(fragment, scratch): 256 16-bit floats as fp32."""
 
-def single(m: TraceWarp, half: Any, type: LaneType) -> Any:
+def single(algebra: Algebra, half: Any, type: LaneType) -> Any:
     """A vector of 16-bit floats as fp32."""
-    b, n = m.code.b, half.type.count
+    code, b, n = algebra.code, algebra.b, half.type.count
     if type is BF16:
         return b.bitcast(b.shl(b.zext(half, vector(I32, n)), constant_vector(I32, [16] * n)), vector(FLOAT, n))
-    if "f16c" in m.algebra.features:
+    if "f16c" in algebra.features:
         return b.fpext(b.bitcast(half, vector(HALF, n)), vector(FLOAT, n))
-    wide = m.code.shuffle(half, half, [i % n for i in range(32)])
-    value = m.algebra.single(Traced(m.algebra, wide, type)).v
-    return m.code.shuffle(value, value, range(n))
+    wide = code.shuffle(half, half, [i % n for i in range(32)])
+    value = algebra.single(Traced(algebra, wide, type)).v
+    return code.shuffle(value, value, range(n))
 
 
 def widen(m: TraceWarp, fragment: Any, type: LaneType) -> Any:
@@ -45,13 +45,14 @@ def widen(m: TraceWarp, fragment: Any, type: LaneType) -> Any:
     return scratch
 
 
-def emit_widen(m: TraceWarp, type: LaneType) -> None:
+def emit_widen(algebra: Algebra, type: LaneType) -> None:
     """The body of `widen`."""
-    source, target = m.code.arguments[:2]
+    code = algebra.code
+    source, target = code.arguments
     for i in range(N):
-        half = m.code.load(m.code.at(source, 2 * N * i), vector(I16, N), 32)
-        m.code.store(single(m, half, type), m.code.at(target, 4 * N * i), 64)
-    m.code.b.ret_void()
+        half = code.load(code.at(source, 2 * N * i), vector(I16, N), 32)
+        code.store(single(algebra, half, type), code.at(target, 4 * N * i), 64)
+    code.b.ret_void()
 
 
 def multiply_add(m: TraceWarp, type: LaneType, a: Any, b: Any, c: Any) -> Any:
@@ -71,7 +72,7 @@ def hmma(m: TraceWarp, i: Any) -> None:
     row = vector(FLOAT, N)
     sums = [code.load(code.at(c, 4 * N * r), row, 64) for r in range(N)]
     for k in range(N):
-        right = single(m, code.load(code.at(b, 2 * N * k), vector(I16, N), 32), t)
+        right = single(m.algebra, code.load(code.at(b, 2 * N * k), vector(I16, N), 32), t)
         for r in range(N):
             left = code.load(code.at(a, 4 * (N * r + k)), FLOAT, 4)
             sums[r] = multiply_add(m, t, code.splat(left, N), right, sums[r])
@@ -128,6 +129,7 @@ def ldsm(m: TraceWarp, i: Any) -> None:
 
 
 def ldsm_fast(m: TraceWarp, i: Any, origin: Num, pitch: Num) -> None:
+    """All lanes active, every row inside: rows are copied whole."""
     code = m.code
     host, d = code.at(m.state.pointer_to("shared"), origin), m.row(i.d)
     rows = [code.load(code.at(host, pitch.wide() * r), vector(I16, N), 2) for r in range(N)]
@@ -142,8 +144,7 @@ def transposed(code: Code, rows: list[Any]) -> list[Any]:
     for _ in range(4):
         mixed = []
         for r in range(8):
-            pair = rows[r], rows[r + 8]
-            mixed += [code.shuffle(*pair, [x for j in range(h, h + 8) for x in (j, j + 16)]) for h in (0, 8)]
+            mixed += [code.shuffle(rows[r], rows[r + 8], [x for j in range(h, h + 8) for x in (j, j + 16)]) for h in (0, 8)]
         rows = mixed
     return rows
 

@@ -192,7 +192,8 @@ class _Bytes:
     """Context: for every byte of a lane's access, its address."""
 
     def __init__(self, move: Move, lane: Num) -> None:
-        self.start, self.loop = move.at(lane), move.code.each(move.code.num(move.size, I64))
+        self.start = move.at(lane)
+        self.loop = move.code.each(move.code.num(move.size, I64))
 
     def __enter__(self) -> Num:
         return self.start + self.loop.__enter__()
@@ -232,14 +233,15 @@ def coalesce(move: Move) -> None:
             last = code.variable((1 << 64) - 1, I64)
             with code.lanes(move.mask) as lane:
                 this = code.of(code.load(code.at(place, lane.wide() * 8), I64, 8))
-                requests.x = requests.x + (this != last.x).int()
+                requests.x = requests.x + (this != last.x).flag()
                 last.x = this
                 touch(code, move.state, move.use, this)
     add_requests(code, move.state, move.record.pointer, move.use, requests.x)
 
 
 def add_requests(code: Code, state: Struct, record: Any, use: int, requests: Num) -> None:
-    column, total = ("l2_read", "l2_write")[use], counter(code, state, record)
+    """Count requests of a sector each."""
+    total, column = counter(code, state, record), ("l2_read", "l2_write")[use]
     total.set(column, total.get(column) + requests.wide() * SECTOR)
 
 
@@ -262,7 +264,7 @@ def touch(code: Code, state: Struct, use: int, sector: Num) -> None:
     with code.when(code.of(code.load(place, I8)) != epoch, likely=False):
         old = code.of(code.b.atomic_rmw("xchg", place, epoch.value, "monotonic"))
         name = ("dram_read", "dram_write")[use]
-        state.set(name, state.get(name) + (old != epoch).int(I64))
+        state.set(name, state.get(name) + (old != epoch).flag(I64))
 
 
 # --- lanes ↔ rows
@@ -306,7 +308,7 @@ def gather_blocks(code: Code, hosts: Sequence[Any]) -> list[Any]:
     joined = []
     for j in range(4):
         pairs = [code.shuffle(blocks[j + 8 * h], blocks[j + 8 * h + 4], range(8)) for h in (0, 1)]
-        joined.append(code.shuffle(*pairs, range(16)))
+        joined.append(code.shuffle(pairs[0], pairs[1], range(16)))
     return transposed(code, joined)
 
 

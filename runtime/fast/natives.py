@@ -88,6 +88,10 @@ class Place:
             return self.start + lane.wide(signed=True)
         return (self.start + lane).wide()
 
+    def quick(self) -> Num:
+        """Whether the fast path serves."""
+        return self.uniform() if self.space == "local" else self.consecutive()
+
     def consecutive(self) -> Num:
         """Whether all lanes are active and their accesses lie side by side, aligned, inside their space."""
         code, b = self.m.code, self.m.code.b
@@ -142,13 +146,9 @@ def load(m: TraceWarp, i: Any, place: Place, mask: Num | None = None) -> None:
     code, size, words = m.code, i.width.bytes, i.width.words
     if mask is not None or m.checked:
         return slow_load(m, i, place, m.mask if mask is None else mask)
-    if place.space == "local":
-        quick = place.uniform() if size >= 4 else None
-    else:
-        quick = place.consecutive()
-    if quick is None:
+    if place.space == "local" and size < 4:
         return slow_load(m, i, place, m.mask)
-    with code.either(quick) as (fast, slow):
+    with code.either(place.quick()) as (fast, slow):
         with fast:
             for n, row in enumerate(fast_local_rows(place, words) if place.space == "local" else fast_rows(place)):
                 code.store(extended(m, row, i.width.lane), m.row(i.d + n), 64)
@@ -159,6 +159,7 @@ def load(m: TraceWarp, i: Any, place: Place, mask: Num | None = None) -> None:
 
 
 def slow_load(m: TraceWarp, i: Any, place: Place, mask: Num) -> None:
+    """By a mover, whatever the addresses are."""
     words = i.width.words
     rows = m.code.stack(words * ROW)
     m.move(mover("load", place.space, i.width.bytes, m.checked), mask, spill(m, place.addresses()), rows)
@@ -181,11 +182,12 @@ def fast_rows(place: Place) -> list[Any]:
         return [code.shuffle(a, b, IOTA) for a, b in zip(*halves, strict=True)]
     if size == 8:
         pairs = [code.load(code.at(host, 128 * h), vector(I32, 32), 8) for h in (0, 1)]
-        return [code.shuffle(*pairs, range(w, 64, 2)) for w in (0, 1)]
+        return [code.shuffle(pairs[0], pairs[1], range(w, 64, 2)) for w in (0, 1)]
     return [code.load(host, vector(ir.IntType(8 * size)), size)]
 
 
 def fast_local_rows(place: Place, words: int) -> list[Any]:
+    """One local address in all lanes: words of all lanes side by side."""
     code = place.m.code
     host = code.at(place.m.state.pointer_to("local"), place.first() << 5)
     return [code.load(code.at(host, w * ROW), vector(I32), 64) for w in range(words)]
@@ -198,7 +200,7 @@ def store(m: TraceWarp, i: Any, place: Place) -> None:
     if m.checked or (place.space == "local" and size < 4):
         m.move(name, m.mask, spill(m, place.addresses()), lay(m, words))
         return
-    with code.either(place.uniform() if place.space == "local" else place.consecutive()) as (fast, slow):
+    with code.either(place.quick()) as (fast, slow):
         with fast:
             if place.space == "local":
                 host = code.at(m.state.pointer_to("local"), place.first() << 5)
@@ -232,18 +234,21 @@ def fast_store(place: Place, words: list[Any]) -> None:
 
 
 def global_place(m: TraceWarp, i: Any, use: int) -> Place:
+    """A uniform 64-bit base and an offset."""
     lane = m.read(i.a, S32).v
     base = m.uniform_word(i.base).wide() | m.uniform_word(i.base + 1).wide() << 32
     return Place(m, "global", base + offset(m, i).wide(signed=True), lane, i.width.bytes, use)
 
 
 def shared_place(m: TraceWarp, i: Any, use: int) -> Place:
+    """A uniform 32-bit base and an offset; wraps."""
     base = m.uniform_word(i.base)
     lane = m.read(i.a, U32).v
     return Place(m, "shared", base + offset(m, i), lane, i.width.bytes, use)
 
 
 def local_place(m: TraceWarp, i: Any, use: int) -> Place:
+    """An offset."""
     return Place(m, "local", offset(m, i), m.read(i.a, U32).v, i.width.bytes, use)
 
 

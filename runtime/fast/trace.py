@@ -255,7 +255,7 @@ class TraceWarp:
             for i in (0, 16):
                 index = code.shuffle(lane.v, lane.v, range(i, i + 16))
                 picked.append(code.call("llvm.x86.avx512.vpermi2var.d.512", ir.FunctionType(half, [half] * 3), low, index, high))
-            return code.shuffle(*picked, range(32))
+            return code.shuffle(picked[0], picked[1], range(32))
         place = code.stack(ROW)
         code.store(word, place, 64)
         out = ir.Constant(vector(I32), ir.Undefined)
