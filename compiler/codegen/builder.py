@@ -54,7 +54,9 @@ def Not(p: VPred) -> VPred:
 class KernelBuilder:
     """Collects the instructions of one kernel. `matrix` marks a kernel whose multiply-accumulates are counted."""
 
-    def __init__(self, name: str, block: tuple[int, int, int], machine: Machine, matrix: bool = False) -> None:
+    def __init__(
+        self, name: str, block: tuple[int, int, int], machine: Machine, matrix: bool = False
+    ) -> None:
         self.name, self.block, self.machine, self.matrix = name, block, machine, matrix
         self.records: list[Record] = []
         self.groups = regalloc.Groups()
@@ -122,12 +124,18 @@ class KernelBuilder:
         """
         fields, positions, defaults = signature(cls)
         if len(operands) < len(fields):
-            operands += tuple(more[n] if n in more else defaults[n] for n, _, _ in fields[len(operands) :])
+            operands += tuple(
+                more[n] if n in more else defaults[n] for n, _, _ in fields[len(operands) :]
+            )
         modifiers = tuple([operands[i] for i in positions])
         key = (cls, modifiers)
-        s = self._shapes.get(key) or self._shapes.setdefault(key, shape(cls, modifiers, self._latencies, self.name))
+        s = self._shapes.get(key) or self._shapes.setdefault(
+            key, shape(cls, modifiers, self._latencies, self.name)
+        )
         where = self.name
-        values = [v for i, v in enumerate(operands) if i not in positions] if positions else operands
+        values = (
+            [v for i, v in enumerate(operands) if i not in positions] if positions else operands
+        )
         checked = tuple([check(slot, v, where) for slot, v in zip(s.slots, values, strict=True)])
         self.records.append(self._record(s, checked, self._guard if guard is None else guard))
 
@@ -156,17 +164,25 @@ class KernelBuilder:
         limits = self._limits()
         try:
             order = schedule.schedule(self.records, blocks, live, self.groups, limits)
-            places = regalloc.allocate(self.records, order, blocks, live, self.groups, limits, self.name)
+            places = regalloc.allocate(
+                self.records, order, blocks, live, self.groups, limits, self.name
+            )
         except CompileError:  # the schedule lengthened too many lives: the source order is the one that was written to fit
             order = list(range(len(self.records)))
-            places = regalloc.allocate(self.records, order, blocks, live, self.groups, limits, self.name)
+            places = regalloc.allocate(
+                self.records, order, blocks, live, self.groups, limits, self.name
+            )
         return self._encode(order, places)
 
     def _limits(self) -> tuple[int, int, int]:
         """Registers of each file that a thread may use."""
         x, y, z = self.block
         warps = -(-x * y * z // 32)
-        return min(self.machine.registers_per_thread, self.machine.registers_per_sm // (32 * warps)), 63, 7
+        return (
+            min(self.machine.registers_per_thread, self.machine.registers_per_sm // (32 * warps)),
+            63,
+            7,
+        )
 
     def _encode(self, order: list[int], places: regalloc.Places) -> Kernel:
         words = b"".join(encode(self.records[i], places.at).to_bytes(16, "little") for i in order)
@@ -180,7 +196,10 @@ def encode(r: Record, at: list[int]) -> int:
     """The 128-bit word; `at` maps virtual words to physical registers."""
     s = r.shape
     guard = r.guard
-    word = s.bits | ((at[guard.base] + 8 * guard.negated) if isinstance(guard, Virtual) else int(guard)) << 10
+    word = (
+        s.bits
+        | ((at[guard.base] + 8 * guard.negated) if isinstance(guard, Virtual) else int(guard)) << 10
+    )
     for slot, v in zip(s.slots, r.operands, strict=True):
         if isinstance(v, Virtual):
             raw = at[v.base]

@@ -1,8 +1,9 @@
 """Which values are alive where: basic blocks, and the classic backward data flow over them, as bit sets in Python integers.
 
-Registers are per lane and writes touch active lanes only, so the control-flow graph of one lane is enough for vector registers and for predicates that
-lanes write: a lane parked on another path keeps what it had. Two kinds of write do touch parked lanes: uniform registers and predicates that the uniform unit
-sets. While lanes may be parked (`divergent`), such a value keeps its register to itself (`regalloc`).
+Registers are per lane and writes touch active lanes only, so the control-flow graph of one lane is enough for vector
+registers and for predicates that lanes write: a lane parked on another path keeps what it had. Two kinds of write do touch
+parked lanes: uniform registers, and predicates that the uniform unit sets. While lanes may be parked (`divergent`), such a
+value keeps its register to itself (`regalloc`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ class Live:
 def blocks(code: list[Record], labels: list[VLabel]) -> list[Block]:
     """Cut the code at labels and after instructions that end a block."""
     n = len(code)
-    cuts = {0, n} | {label.at for label in labels} | {i + 1 for i, r in enumerate(code) if r.shape.fence}
+    cuts = (
+        {0, n}
+        | {label.at for label in labels}
+        | {i + 1 for i, r in enumerate(code) if r.shape.fence}
+    )
     edges = sorted(cuts)
     found = []
     for k, (first, last) in enumerate(pairwise(edges)):
@@ -123,7 +128,10 @@ def divergent(code: list[Record]) -> list[tuple[int, int]]:
     for i, r in enumerate(code):
         if r.name == "BSSY" and r.target is not None:
             regions.append((i, r.target.at))
-        elif r.name == "BRA" and r.guarded and r.guard.base not in uniform:
-            if not any(a <= i <= z for a, z in regions):
-                regions.append((i, len(code)))
+        elif _diverges(r, uniform) and not any(a <= i <= z for a, z in regions):
+            regions.append((i, len(code)))
     return sorted(regions, key=lambda region: region[1] - region[0])
+
+
+def _diverges(r: Record, uniform: set[int]) -> bool:
+    return r.name == "BRA" and r.guarded and r.guard.base not in uniform

@@ -48,7 +48,13 @@ class Places:
 
 
 def allocate(
-    code: list[Record], order: list[int], blocks: list[Block], live: Live, groups: Groups, limits: tuple[int, int, int], where: str
+    code: list[Record],
+    order: list[int],
+    blocks: list[Block],
+    live: Live,
+    groups: Groups,
+    limits: tuple[int, int, int],
+    where: str,
 ) -> Places:
     """Place every group; CompileError E432 if a file of registers does not suffice."""
     start, end = intervals(code, order, blocks, live, groups)
@@ -65,7 +71,12 @@ def allocate(
         file, words = groups.file[g], groups.words[g]
         first = _fit(free[file], words, limits[file])
         if first < 0:
-            raise CompileError("E432", f"needs more than {limits[file]} {FILE_NAMES[file]}", where=f"kernel {where}", hint="use a smaller tile")
+            raise CompileError(
+                "E432",
+                f"needs more than {limits[file]} {FILE_NAMES[file]}",
+                where=f"kernel {where}",
+                hint="use a smaller tile",
+            )
         bits = ((1 << words) - 1) << first
         free[file] ^= bits
         heappush(active, (end[g], file, bits))
@@ -74,7 +85,9 @@ def allocate(
     return Places(at, used)
 
 
-def intervals(code: list[Record], order: list[int], blocks: list[Block], live: Live, groups: Groups) -> tuple[list[int], list[int]]:
+def intervals(
+    code: list[Record], order: list[int], blocks: list[Block], live: Live, groups: Groups
+) -> tuple[list[int], list[int]]:
     """First and last position of each group's life; an end of −1 means that it is never touched."""
     owner = groups.owner
     start, end = [1 << 60] * len(groups.base), [-1] * len(groups.base)

@@ -14,7 +14,20 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from knapper.isa.instructions import CVT, FADD, FDIV, FFMA, FMNMX, FMUL, FRND, FSETP, LOP, MOV, MUFU, SEL
+from knapper.isa.instructions import (
+    CVT,
+    FADD,
+    FDIV,
+    FFMA,
+    FMNMX,
+    FMUL,
+    FRND,
+    FSETP,
+    LOP,
+    MOV,
+    MUFU,
+    SEL,
+)
 from knapper.isa.modifiers import Bits32, Cmp, FloatType, Fn, Logic, MinMax, Rounding, Scalar
 
 from .builder import RZ, KernelBuilder, VPred, VReg
@@ -210,7 +223,12 @@ def _rounding(name: str, mode: Rounding) -> None:
     SCALAR[name] = lower
 
 
-for _name, _mode in {"Floor": Rounding.RM, "Ceil": Rounding.RP, "Round": Rounding.RN, "Trunc": Rounding.RZ}.items():
+for _name, _mode in {
+    "Floor": Rounding.RM,
+    "Ceil": Rounding.RP,
+    "Round": Rounding.RN,
+    "Trunc": Rounding.RZ,
+}.items():
     _rounding(_name, _mode)
 
 # --- one operand, by special functions
@@ -256,7 +274,9 @@ def _(b: KernelBuilder, x: VReg, *, alpha: float = 1.0) -> VReg:
 @lowers("Softplus")
 def _(b: KernelBuilder, x: VReg) -> VReg:
     """max(x, 0) + log(1 + e^-|x|): no overflow."""
-    small = special(b, Fn.LOG, plus(b, special(b, Fn.EXP, SCALAR["Neg"](b, SCALAR["Abs"](b, x))), 1))
+    small = special(
+        b, Fn.LOG, plus(b, special(b, Fn.EXP, SCALAR["Neg"](b, SCALAR["Abs"](b, x))), 1)
+    )
     return arith(b, FADD, SCALAR["Relu"](b, x), small)
 
 

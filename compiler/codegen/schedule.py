@@ -19,7 +19,13 @@ FLOORS = (64, 32, 4)
 """Pressure a file that is always allowed: occupancy does not gain below it."""
 
 
-def schedule(code: list[Record], blocks: list[Block], live: Live, groups: Groups, limits: tuple[int, int, int]) -> list[int]:
+def schedule(
+    code: list[Record],
+    blocks: list[Block],
+    live: Live,
+    groups: Groups,
+    limits: tuple[int, int, int],
+) -> list[int]:
     """A permutation of the instructions that stays inside blocks and respects dependences."""
     order: list[int] = []
     files = [groups.file[g] for g in groups.owner]
@@ -40,7 +46,8 @@ def _block(body: list[Record], pressure: _Pressure) -> list[int]:
     for i in range(n - 1, -1, -1):
         for j, latency in after[i]:
             height[i] = max(height[i], latency + height[j])
-    earliest, done, order = [0] * n, [False] * n, []
+    earliest, done = [0] * n, [False] * n
+    order: list[int] = []
     ready: list[tuple[int, int]] = []
     pending: list[tuple[int, int]] = [(0, i) for i in range(n) if not waits[i]]
     now = oldest = 0
@@ -114,7 +121,14 @@ def _dependences(body: list[Record]) -> tuple[list[list[tuple[int, int]]], list[
 class _Pressure:
     """Words alive in each file while a block is being ordered. `high` says that some file is at its limit."""
 
-    def __init__(self, body: list[Record], files: list[int], into: list[int], out: set[int], limits: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        body: list[Record],
+        files: list[int],
+        into: list[int],
+        out: set[int],
+        limits: tuple[int, int, int],
+    ) -> None:
         self.body, self.files, self.out = body, files, out
         self.start = frozenset(into)
         self.limit = [1 << 30] * 3
@@ -125,7 +139,8 @@ class _Pressure:
             peak = [max(p, c) for p, c in zip(peak, self.count, strict=True)]
         margins = (8, 4, 1)
         self.limit = [
-            min(top - margin, max(p, floor)) for top, margin, p, floor in zip(limits, margins, peak, FLOORS, strict=True)
+            min(top - margin, max(p, floor))
+            for top, margin, p, floor in zip(limits, margins, peak, FLOORS, strict=True)
         ]
         self._reset()
 

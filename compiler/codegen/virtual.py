@@ -10,9 +10,8 @@ its fields is compiled once into a `Shape` for each (class, modifiers) that occu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self, cast
 
 from knapper.isa.core import Guard, Instr, Label, Modifier, Pred, Reg, Src, UReg
 from knapper.isa.errors import CompileError
@@ -33,9 +32,13 @@ class Virtual:
     file: int = VECTOR
     negated: bool = False
 
-    def __getitem__(self, key: int | slice) -> Virtual:
+    def __getitem__(self, key: int | slice) -> Self:
         """One word, or a sub-range of words."""
-        lo, hi = (key.start or 0, self.words if key.stop is None else key.stop) if isinstance(key, slice) else (key, key + 1)
+        lo, hi = (
+            (key.start or 0, self.words if key.stop is None else key.stop)
+            if isinstance(key, slice)
+            else (key, key + 1)
+        )
         if not 0 <= lo < hi <= self.words:
             raise IndexError(f"words {lo}:{hi} of a virtual register of {self.words}")
         return type(self)(self.base + lo, hi - lo, self.file, self.negated)
@@ -63,7 +66,7 @@ class VPred(Virtual):
 
 
 class VLabel:
-    """A branch target; `block` is the index of the instruction it stands before, once placed."""
+    """A branch target; `at` is the index of the instruction it stands before, once placed."""
 
     __slots__ = ("at",)
 
@@ -108,7 +111,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Record:
-    """One instruction before allocation. `reads` and `writes` are word numbers; """
+    """One instruction before allocation. `reads` and `writes` are word numbers;"""
 
     shape: Shape
     operands: tuple[Any, ...]
@@ -132,16 +135,25 @@ class Record:
         return self.shape.cls.mnemonic
 
 
-@cache
-def signature(cls: type[Instr]) -> tuple[tuple[tuple[str, Any, Any], ...], tuple[int, ...], dict[str, Any]]:
+Signature = tuple[tuple[tuple[str, Any, Any], ...], tuple[int, ...], dict[str, Any]]
+_SIGNATURES: dict[Any, Signature] = {}
+
+
+def signature(cls: type[Instr]) -> Signature:
     """(fields in constructor order, positions of the modifiers among them, defaults)."""
+    return _SIGNATURES.get(cls) or _SIGNATURES.setdefault(cls, _signature(cls))
+
+
+def _signature(cls: type[Instr]) -> Signature:
     fields = tuple((n, kind, b) for n, (kind, b) in cls.layout.items() if n != "guard")
     modifiers = tuple(i for i, (_, kind, _) in enumerate(fields) if issubclass(kind, Modifier))
     defaults = {n: getattr(cls, n) for n, _, _ in fields if hasattr(cls, n)}
     return fields, modifiers, defaults
 
 
-def shape(cls: type[Instr], modifiers: tuple[int, ...], latencies: dict[str, int], where: str) -> Shape:
+def shape(
+    cls: type[Instr], modifiers: tuple[int, ...], latencies: dict[str, int], where: str
+) -> Shape:
     """Compile a class body for chosen modifiers; CompileError E430 if they do not exist. `where` names the kernel."""
     fields, positions, _ = signature(cls)
     chosen = {fields[i][0]: fields[i][1](m) for i, m in zip(positions, modifiers, strict=True)}
@@ -150,15 +162,23 @@ def shape(cls: type[Instr], modifiers: tuple[int, ...], latencies: dict[str, int
     for name, kind, b in fields:
         if name in chosen:
             if b.only and chosen[name] not in b.only:
-                raise CompileError("E430", f"{name} is one of {', '.join(map(str, b.only))}, got {chosen[name]}", where=where)
+                raise CompileError(
+                    "E430",
+                    f"{name} is one of {', '.join(map(str, b.only))}, got {chosen[name]}",
+                    where=where,
+                )
             word |= chosen[name].pack(b.width) << b.lo
             continue
         words = b.words if isinstance(b.words, int) else b.words(stand_in)
         low, high = kind.bounds(b.width)
         slots.append(Slot(name, kind, b.lo, b.width, b.use, words, low, high))
     registers = [s for s in slots if "w" in s.use and s.kind in (Reg, UReg, Pred)]
-    resource = cls.resource(stand_in)
-    memory = cls.unit.removeprefix("lsu_") if cls.unit.startswith("lsu_") and "offset" in cls.layout else ""
+    resource = cls.resource(cast(Instr, stand_in))
+    memory = (
+        cls.unit.removeprefix("lsu_")
+        if cls.unit.startswith("lsu_") and "offset" in cls.layout
+        else ""
+    )
     return Shape(
         cls, word, tuple(slots), latencies.get(resource, 1), memory, bool(memory) and not registers,
         fence=cls.unit in ("control", "barrier") and not registers and cls.mnemonic != "NOP",
@@ -190,7 +210,11 @@ def check(slot: Slot, value: Any, where: str) -> Any:
             return int(Src.of(value))
     elif slot.low <= value <= slot.high:
         return int(value) & ((1 << slot.width) - 1)
-    expected = f"{slot.words} words of {kind.__name__}" if slot.use else f"a number in [{slot.low}, {slot.high}]"
+    expected = (
+        f"{slot.words} words of {kind.__name__}"
+        if slot.use
+        else f"a number in [{slot.low}, {slot.high}]"
+    )
     raise CompileError("E430", f"{slot.name} takes {expected}, got {value!r}", where=where)
 
 
@@ -198,5 +222,5 @@ def _fits(slot: Slot, value: Virtual) -> bool:
     if slot.kind is Src:
         return value.file != PREDICATE and value.words >= slot.words
     if value.file == PREDICATE:
-        return slot.kind is Guard or slot.kind is Pred and not value.negated
+        return slot.kind is Guard or (slot.kind is Pred and not value.negated)
     return FILES.get(slot.kind) == value.file and value.words >= slot.words

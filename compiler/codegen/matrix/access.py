@@ -100,7 +100,18 @@ class Bounded:
             a, offset, pix = self.places[m]
             d = b.reg(self.width.words)
             tap = 0 if self.tap is None else self.tap
-            b.emit(LDG_IM2COL, self.width, d, self.base, a, offset, pix, tap, self.size, guard=m.guard or PT)
+            b.emit(
+                LDG_IM2COL,
+                self.width,
+                d,
+                self.base,
+                a,
+                offset,
+                pix,
+                tap,
+                self.size,
+                guard=m.guard or PT,
+            )
             found.append(d)
         return found
 
@@ -118,21 +129,44 @@ class Edges:
 
 
 def dense(
-    b: KernelBuilder, base: VUReg, g: Geometry, pitch: int, element: int, edges: Edges, steps: int, bk: int, signed: bool = False
+    b: KernelBuilder,
+    base: VUReg,
+    g: Geometry,
+    pitch: int,
+    element: int,
+    edges: Edges,
+    steps: int,
+    bk: int,
+    signed: bool = False,
 ) -> Bounded:
     """Tiles of a matrix whose rows are `pitch` bytes apart. Column edges are multiples of the vector."""
     row = mul(b, g.row, pitch, mul(b, g.col, element))
-    pix = _pixel(b, g.row if edges.rows is not None else fixed(b, 0), divmod_(b, g.col, g.v)[0] if edges.cols is not None else fixed(b, 0))
+    pix = _pixel(
+        b,
+        g.row if edges.rows is not None else fixed(b, 0),
+        divmod_(b, g.col, g.v)[0] if edges.cols is not None else fixed(b, 0),
+    )
     rows = EVERYWHERE if edges.rows is None else edges.rows
     cols: Number = EVERYWHERE if edges.cols is None else edges.cols
     watched = (edges.cols if edges.along == "col" else edges.rows) is not None
-    move = Dim(steps, bk * element, bk // g.v) if edges.along == "col" else Dim(steps, bk * pitch, bk << 16)
+    move = (
+        Dim(steps, bk * element, bk // g.v)
+        if edges.along == "col"
+        else Dim(steps, bk * pitch, bk << 16)
+    )
     access = Bounded(
-        base, g, width_of(g.v * element, signed), (move,), umov(b, 0) if watched else None, _size(b, rows, cols)
+        base,
+        g,
+        width_of(g.v * element, signed),
+        (move,),
+        umov(b, 0) if watched else None,
+        _size(b, rows, cols),
     )
     addresses, pixels = Sums(b, row), Sums(b, pix)
     for m in g.moves:
-        step = (m.row << 16 if edges.rows is not None else 0) + (m.col // g.v if edges.cols is not None else 0)
+        step = (m.row << 16 if edges.rows is not None else 0) + (
+            m.col // g.v if edges.cols is not None else 0
+        )
         access.places[m] = (*addresses.near(m.row * pitch + m.col * element), pixels.at(step))
     return access
 
@@ -187,7 +221,14 @@ Pixels = dict[int, tuple[VReg, VReg]]
 """Row of a move → (byte offset, packed pixel)."""
 
 
-def pixels(b: KernelBuilder, g: Geometry, image: Image, first: Number, count: int | None, lane: VReg | None = None) -> Pixels:
+def pixels(
+    b: KernelBuilder,
+    g: Geometry,
+    image: Image,
+    first: Number,
+    count: int | None,
+    lane: VReg | None = None,
+) -> Pixels:
     """For each distinct row of the moves: output pixel `first` + row, far outside from `count` on; offsets begin at `lane`."""
     found: Pixels = {}
     origin = add(b, g.row, first)
@@ -197,7 +238,9 @@ def pixels(b: KernelBuilder, g: Geometry, image: Image, first: Number, count: in
     return found
 
 
-def pixel_of(b: KernelBuilder, m: VReg, image: Image, lane: VReg | None, count: int | None) -> tuple[VReg, VReg]:
+def pixel_of(
+    b: KernelBuilder, m: VReg, image: Image, lane: VReg | None, count: int | None
+) -> tuple[VReg, VReg]:
     """Row m of the product: where its top left input pixel lies in memory, and that pixel, packed."""
     w = image.window
     n, rest = divmod_(b, m, w.oh * w.ow) if w.images > 1 else (None, m)
@@ -214,7 +257,9 @@ def pixel_of(b: KernelBuilder, m: VReg, image: Image, lane: VReg | None, count: 
     return offset, inside
 
 
-def im2col(b: KernelBuilder, base: VUReg, g: Geometry, image: Image, rows: Pixels, bk: int) -> Bounded:
+def im2col(
+    b: KernelBuilder, base: VUReg, g: Geometry, image: Image, rows: Pixels, bk: int
+) -> Bounded:
     """Tiles whose k step lies within one tap: bk divides the channels of a group."""
     w = image.window
     dims = (
@@ -254,7 +299,14 @@ class Gathered:
     def fetch(self, b: KernelBuilder, ahead: int) -> None:
         """Read the table's entries for the current step, or the one after."""
         for col, e in self.entries.items():
-            b.emit(LDG, Width._64, e, self.base, self.lane, ahead * self.stride + col // self.geometry.v * 8)
+            b.emit(
+                LDG,
+                Width._64,
+                e,
+                self.base,
+                self.lane,
+                ahead * self.stride + col // self.geometry.v * 8,
+            )
 
     def load(self, b: KernelBuilder) -> list[VReg]:
         found = []
@@ -262,7 +314,18 @@ class Gathered:
             (offset, pix), e = self.rows[m.row], self.entries[m.col]
             a, d = b.reg(), b.reg(self.width.words)
             b.emit(IADD, S32, a, offset, e[0])
-            b.emit(LDG_IM2COL, self.width, d, self.image_base, a, 0, pix, e[1], self.size, guard=m.guard or PT)
+            b.emit(
+                LDG_IM2COL,
+                self.width,
+                d,
+                self.image_base,
+                a,
+                0,
+                pix,
+                e[1],
+                self.size,
+                guard=m.guard or PT,
+            )
             found.append(d)
         self.fetch(b, 1)
         return found
@@ -277,7 +340,18 @@ def gather(
     entries = {m.col: b.reg(2) for m in g.moves}
     lane = mul(b, divmod_(b, g.col, g.v)[0], 8)
     size = umov(b, w.h << 16 | w.w)
-    made = Gathered(base, table, g, width_of(g.v * image.element, signed), steps, bk // g.v * 8, lane, size, rows, entries)
+    made = Gathered(
+        base,
+        table,
+        g,
+        width_of(g.v * image.element, signed),
+        steps,
+        bk // g.v * 8,
+        lane,
+        size,
+        rows,
+        entries,
+    )
     made.fetch(b, 0)
     return made
 
@@ -290,7 +364,9 @@ def gather_table(image: Image, v: int, bk: int, steps: int) -> Array:
     y, x = tap // w.kw * w.dy, tap % w.kw * w.dx
     inside = tap < w.taps
     offset = (y * w.w + x) * image.pitch + c * image.element
-    entries = np.stack([np.where(inside, offset, 0), np.where(inside, y << 16 | x, FAR - (1 << 32))], -1)
+    entries = np.stack(
+        [np.where(inside, offset, 0), np.where(inside, y << 16 | x, FAR - (1 << 32))], -1
+    )
     return entries.astype(np.int32).reshape(steps + 1, bk // v, 2)
 
 
@@ -326,7 +402,9 @@ class Walk:
         for i, (c, d) in enumerate(zip(self.counters, self.dims, strict=True)):
             if i:
                 self.b.emit(UMOV, self.counters[i - 1], spent.count)
-            self._move(self.deep, d.bytes - spent.count * spent.bytes, d.tap - spent.count * spent.tap)
+            self._move(
+                self.deep, d.bytes - spent.count * spent.bytes, d.tap - spent.count * spent.tap
+            )
             self.b.emit(UIADD, Bits32._32, c, c, -1)
             repeat(c)
             spent = d
@@ -340,4 +418,3 @@ class Walk:
         move_base(self.b, operand.base, nbytes)
         if tap and operand.tap is not None:
             self.b.emit(UIADD, Bits32._32, operand.tap, operand.tap, tap)
-

@@ -38,7 +38,7 @@ def product(group: Group) -> Product:
 def access(p: Product, bk: int) -> str:
     """How A is read."""
     w = p.window
-    if w is None or w.pointwise and w.sy == w.sx == 1:
+    if w is None or (w.pointwise and w.sy == w.sx == 1):
         return "dense"
     return "im2col" if p.channels % bk == 0 else "gather"
 
@@ -65,7 +65,11 @@ def vector_b(p: Product, most: int) -> int:
 def unaddressable(p: Product, element: int, way_b: str) -> str | None:
     """Why the conv unit cannot reach an operand, or None."""
     most = 16 // element
-    runs = [("k" if p.trans_a else "k in vectors", p.k if p.trans_a else p.k // vector_a(p, most))] if p.window is None else []
+    runs = (
+        [("k" if p.trans_a else "k in vectors", p.k if p.trans_a else p.k // vector_a(p, most))]
+        if p.window is None
+        else []
+    )
     if way_b == "dense":
         runs.append(("k", p.k // vector_b(p, most) if p.trans_b else p.k))
     long = [f"{name} is {n}, up to {FURTHEST} can be addressed" for name, n in runs if n > FURTHEST]
@@ -78,7 +82,15 @@ class Block:
     `element` is the bytes of an operand's element in memory, `stored` the numpy type of packed weights.
     """
 
-    def __init__(self, group: Group, p: Product, tile: tuple[int, int, int], element: int, way: str, stored: Any = None) -> None:
+    def __init__(
+        self,
+        group: Group,
+        p: Product,
+        tile: tuple[int, int, int],
+        element: int,
+        way: str,
+        stored: Any = None,
+    ) -> None:
         self.group, self.p, self.element, self.way = group, p, element, way
         self.bm, self.bn, self.bk = bm, bn, bk = tile
         self.stored = np.dtype(stored or DTYPES[p.dtype])
@@ -145,20 +157,35 @@ class Block:
         return self._dense(b, base, g, p.b_pitch, not p.trans_b, p.n, self.nt, self.bn, signed)
 
     def _dense(
-        self, b: KernelBuilder, base: VUReg, g: Geometry, pitch: int, k_down: bool, length: int, tile: Number, size: int, signed: bool
+        self,
+        b: KernelBuilder,
+        base: VUReg,
+        g: Geometry,
+        pitch: int,
+        k_down: bool,
+        length: int,
+        tile: Number,
+        size: int,
+        signed: bool,
     ) -> Bounded:
         """`length` is the operand's own axis (m or n), `tile` the block's number on it; `k_down`: k runs down the rows."""
         k = self.p.k if self.p.k % self.bk else None
         ragged = length % size != 0
         if k_down:
             move_base(b, base, umul(b, tile, size * self.element))
-            cols = umin(b, usub(b, length // g.v, umul(b, tile, size // g.v)), FURTHEST) if ragged else None
+            cols = (
+                umin(b, usub(b, length // g.v, umul(b, tile, size // g.v)), FURTHEST)
+                if ragged
+                else None
+            )
             edges = Edges(k, cols, "row")
         else:
             move_base(b, base, umul(b, tile, size * pitch * self.element))
             rows = umin(b, usub(b, length, umul(b, tile, size)), size) if ragged else None
             edges = Edges(rows, None if k is None else k // g.v, "col")
-        return ways.dense(b, base, g, pitch * self.element, self.element, edges, self.steps, self.bk, signed)
+        return ways.dense(
+            b, base, g, pitch * self.element, self.element, edges, self.steps, self.bk, signed
+        )
 
     def packed_base(self, b: KernelBuilder) -> VUReg:
         """Where this block's packed weights begin."""
@@ -197,10 +224,14 @@ class Block:
         return launched(kernel, self.group, self.p, self.grid, self.names)
 
 
-def launched(kernel: Kernel, group: Group, p: Product, grid: tuple[int, int, int], names: tuple[str, ...]) -> Emitted:
+def launched(
+    kernel: Kernel, group: Group, p: Product, grid: tuple[int, int, int], names: tuple[str, ...]
+) -> Emitted:
     """A launch of a kernel, which gets a name that says its content."""
-    digest = hashlib.sha256(kernel.words + repr((kernel.block, kernel.shared_bytes)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(
+        kernel.words + repr((kernel.block, kernel.shared_bytes)).encode()
+    ).hexdigest()[:12]
     kernel = replace(kernel, name=f"{p.node.op.lower()}_{digest}")
-    uses = {v: "r" for v in names} | {v: "w" for v in group.outputs}
+    uses = dict.fromkeys(names, "r") | dict.fromkeys(group.outputs, "w")
     nodes = tuple(n.loc or n.outputs[0] for n in group.nodes)
     return Emitted(kernel, grid, names, uses, nodes, p.macs)

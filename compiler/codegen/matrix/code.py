@@ -47,9 +47,9 @@ def umov(b: KernelBuilder, x: Number) -> VUReg:
 def uadd(b: KernelBuilder, x: Number, y: Number) -> Number:
     """x + y."""
     if isinstance(x, int):
+        if isinstance(y, int):
+            return x + y
         x, y = y, x
-    if isinstance(x, int):
-        return x + int(y)
     if isinstance(y, int) and y == 0:
         return x
     d = b.ureg()

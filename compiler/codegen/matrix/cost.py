@@ -47,7 +47,9 @@ def cycles(w: Work, nodes: int, machine: Machine) -> float:
     busy = resident * _step(w, machine)
     alone = _chain(w, machine)
     first = machine.l2_latency + 2 * machine.units["lsu_shared"].latency
-    epilogue = w.results * (EPILOGUE + 2 * nodes) * max(1.0, resident * w.warps / machine.subcores) * 2
+    epilogue = (
+        w.results * (EPILOGUE + 2 * nodes) * max(1.0, resident * w.warps / machine.subcores) * 2
+    )
     return machine.launch_cycles + rounds * (first + w.steps * max(busy, alone) + epilogue)
 
 
@@ -65,7 +67,12 @@ def _step(w: Work, machine: Machine) -> float:
 def _chain(w: Work, machine: Machine) -> float:
     """Cycles a k step of one warp by itself: its multiplies in a row, then the barrier and the next fragments."""
     units = machine.units
-    return w.multiplies * units[w.unit].interval + units["lsu_shared"].latency + units["barrier"].latency + units[w.unit].latency
+    return (
+        w.multiplies * units[w.unit].interval
+        + units["lsu_shared"].latency
+        + units["barrier"].latency
+        + units[w.unit].latency
+    )
 
 
 def hmma(p: Product, t: Any, way: str, machine: Machine, nodes: int) -> float:

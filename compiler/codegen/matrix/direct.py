@@ -26,7 +26,20 @@ from ..generator import Emitted, Group, Lowered, Options, register
 from ..scalar import convert
 from . import blocks, cost, evaluate
 from .access import FAR, WIDTHS, Image, Sums, pixel_of
-from .code import S32, add, block_index, divmod_, fixed, move_base, mul, param, thread_id, ucompare, umov, umul
+from .code import (
+    S32,
+    add,
+    block_index,
+    divmod_,
+    fixed,
+    move_base,
+    mul,
+    param,
+    thread_id,
+    ucompare,
+    umov,
+    umul,
+)
 from .epilogue import TYPES, Epilogue, Frame, Spot, operands, refusal
 from .product import Product, product_of
 
@@ -60,7 +73,9 @@ class Direct:
                 yield {"pixels": pixels}
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        return cost.direct(whole(blocks.product(group)), pixels_of(options), THREADS, machine, len(group.nodes))
+        return cost.direct(
+            whole(blocks.product(group)), pixels_of(options), THREADS, machine, len(group.nodes)
+        )
 
     def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
         """Nothing is slow enough to start early."""
@@ -78,7 +93,9 @@ class Direct:
         bias = values[p.bias] if p.bias else None
         acc = chain(p, values[p.a], values[p.b], pixels_of(options))
         out = str(p.node.attrs.get("out", ""))
-        values[p.node.outputs[0]] = finish(acc.reshape(p.out_type.shape), bias, out, values[p.a].dtype)
+        values[p.node.outputs[0]] = finish(
+            acc.reshape(p.out_type.shape), bias, out, values[p.a].dtype
+        )
         return evaluate.rest(group, p, values)
 
 
@@ -106,7 +123,10 @@ def chain(p: Product, x: Array, w: Array, pixels: int) -> Array:
     for m in range(0, p.m, pixels):
         part = taps[m : m + pixels]
         out[m : m + pixels] = accumulate(
-            (part.shape[0], p.out_pitch), part, weights, lambda a, b: ((a[:, t], b[t]) for t in range(b.shape[0]))
+            (part.shape[0], p.out_pitch),
+            part,
+            weights,
+            lambda a, b: ((a[:, t], b[t]) for t in range(b.shape[0])),
         )
     return out
 
@@ -135,9 +155,11 @@ class _Kernel:
         self.size = umov(b, self.w.h << 16 | self.w.w)
         self.acc = [b.reg() for _ in range(self.pixels)]
         self._rows()
-        frame = Frame(0, 0, self.row, self.channel, self.bound, self.w.ow, None, ())
+        frame = Frame(0, 0, self.row, self.channel, self.bound, self.w.ow, 0, ())
         parameters = {v: 2 + i for i, v in enumerate(names[2:])}
-        Epilogue(b, self.group, p, frame, parameters).emit([Spot(acc, i, 0) for i, acc in enumerate(self.acc)])
+        Epilogue(b, self.group, p, frame, parameters).emit(
+            [Spot(acc, i, 0) for i, acc in enumerate(self.acc)]
+        )
         b.emit(EXIT)
         grid = (-(-self.count // THREADS), 1, 1)
         return blocks.launched(b.finish(), self.group, self.grouped, grid, names)
@@ -151,7 +173,11 @@ class _Kernel:
         line, run = divmod_(b, run, self.runs) if self.runs > 1 else (run, fixed(b, 0))
         x = mul(b, run, self.pixels)
         self.row = mul(b, line, w.ow, x)
-        source = divmod_(b, self.channel, self.p.n // self.p.a_pitch)[0] if self.p.n > self.p.a_pitch else self.channel
+        source = (
+            divmod_(b, self.channel, self.p.n // self.p.a_pitch)[0]
+            if self.p.n > self.p.a_pitch
+            else self.channel
+        )
         image = Image(w, self.p.a_pitch * self.element, self.element, 1)
         self.address, self.pix = pixel_of(b, self.row, image, mul(b, source, self.element), None)
         self.weight = mul(b, self.channel, self.element)
@@ -207,12 +233,21 @@ class _Kernel:
     def _input(self, sums: Sums, x: int) -> VReg:
         d = self.b.reg()
         a, offset = sums.near(x * self.p.a_pitch * self.element)
-        self.b.emit(LDG_IM2COL, WIDTHS[self.element], d, self.image_base, a, offset, self.pix, x, self.size)
+        self.b.emit(
+            LDG_IM2COL, WIDTHS[self.element], d, self.image_base, a, offset, self.pix, x, self.size
+        )
         return self._wide(d)
 
     def _weight(self, tap: int) -> VReg:
         d = self.b.reg()
-        self.b.emit(LDG, WIDTHS[self.element], d, self.weight_base, self.weight, tap * self.p.n * self.element)
+        self.b.emit(
+            LDG,
+            WIDTHS[self.element],
+            d,
+            self.weight_base,
+            self.weight,
+            tap * self.p.n * self.element,
+        )
         return d
 
     def _wide(self, x: VReg) -> VReg:

@@ -15,7 +15,7 @@ from typing import Any
 from knapper.isa.instructions import FADD, IMNMX, ISETP, LDG, SEL, STG
 from knapper.isa.modifiers import Bits32, Cmp, MinMax, Scalar
 
-from ...ir import Node, Type
+from ...ir import Node
 from ..builder import PT, KernelBuilder, VPred, VReg, VUReg
 from ..generator import Group
 from ..scalar import SCALAR, arith, convert
@@ -43,7 +43,7 @@ class Frame:
     """Where the thread's spots begin in the result: uniform parts in `row0`, `col0`, lane parts in `row`, `col`.
 
     `bound` is what must stay below `limit` minus the spot's row (None: all rows exist); `cols` is the number of columns if some
-    spots lie beyond it. `axes` are the block's coordinates on the batch axes.
+    spots lie beyond it, else 0. `axes` are the block's coordinates on the batch axes.
     """
 
     row0: Number
@@ -52,7 +52,7 @@ class Frame:
     col: VReg
     bound: VReg | None
     limit: int
-    cols: int | None
+    cols: int
     axes: tuple[Number, ...]
 
 
@@ -85,7 +85,9 @@ def operands(group: Group, p: Product) -> list[str]:
 class Epilogue:
     """Emits the epilogue of one kernel. `parameters` maps values in memory to their parameter's number."""
 
-    def __init__(self, b: KernelBuilder, group: Group, p: Product, frame: Frame, parameters: dict[str, int]) -> None:
+    def __init__(
+        self, b: KernelBuilder, group: Group, p: Product, frame: Frame, parameters: dict[str, int]
+    ) -> None:
         self.b, self.group, self.p, self.frame, self.parameters = b, group, p, frame, parameters
         self.maker = {v: n for n in group.nodes for v in n.outputs}
         self.role = {n.outputs[0]: i for i, n in enumerate(group.nodes)}
@@ -97,7 +99,9 @@ class Epilogue:
         self.lanes: dict[tuple[Any, ...], VReg] = {}
         self.guards: dict[tuple[int, int], VPred | Any] = {}
         read = operands(group, p)
-        ways = {v: broadcast_of(p, t) for v, t in self.types.items() if v in self.maker or v in read}
+        ways = {
+            v: broadcast_of(p, t) for v, t in self.types.items() if v in self.maker or v in read
+        }
         self.ways = {v: way for v, way in ways.items() if isinstance(way, Broadcast)}
         self.own = self._dependent()
 
@@ -118,7 +122,9 @@ class Epilogue:
             self._forget(s)
 
     def _forget(self, s: Spot) -> None:
-        self.values = {k: r for k, r in self.values.items() if k[1] is None or k[2] is None and k[1] == s.row}
+        self.values = {
+            k: r for k, r in self.values.items() if k[1] is None or (k[2] is None and k[1] == s.row)
+        }
         self.guards = {k: g for k, g in self.guards.items() if k[0] == s.row}
 
     # --- who takes part
@@ -126,18 +132,18 @@ class Epilogue:
     def _guard(self, s: Spot) -> VPred | Any:
         """The predicate of the lanes whose spot exists."""
         f = self.frame
-        key = (s.row, s.col if f.cols is not None else 0)
+        key = (s.row, s.col if f.cols else 0)
         if key not in self.guards:
             self.guards[key] = self._inside(s)
         return self.guards[key]
 
     def _inside(self, s: Spot) -> VPred | Any:
-        b, f = self.b, self.frame
-        if f.bound is None and f.cols is None:
+        f = self.frame
+        if f.bound is None and not f.cols:
             return PT
         if f.bound is None:
-            return self._below(self._column(), f.cols - s.col)  # type: ignore[operator]  # cols is a number here
-        bound = f.bound if f.cols is None else self._bound(s.col)
+            return self._below(self._column(), f.cols - s.col)
+        bound = f.bound if not f.cols else self._bound(s.col)
         return self._below(bound, f.limit - s.row)
 
     def _below(self, x: VReg, limit: int) -> VPred:
@@ -153,7 +159,7 @@ class Epilogue:
 
         def make() -> VReg:
             d = self.b.reg()
-            inside = self._below(self._column(), self.frame.cols - col)  # type: ignore[operator]  # asked with columns only
+            inside = self._below(self._column(), self.frame.cols - col)
             self.b.emit(SEL, Bits32._32, d, self.frame.bound, 0x7FFFFFFF, inside)
             return d
 
@@ -186,13 +192,15 @@ class Epilogue:
 
     def _clamped(self, way: Broadcast) -> bool:
         """A vector along the columns is read in every lane, so lanes beyond its end read its last element."""
-        return self.frame.cols is not None and way.col == 1 and not way.row
+        return self.frame.cols > 0 and way.col == 1 and not way.row
 
     def _address(self, value: str, s: Spot) -> tuple[VReg, int]:
         b, f, way, size = self.b, self.frame, self.ways[value], BYTES[self.types[value].dtype]
         if self._clamped(way):
             return self._once(("clamped", s.col, size), lambda: self._last(s.col, size)), 0
-        lane = self._once(("lane", way.row, way.col, size), lambda: self._lane(f, way.row * size, way.col * size))
+        lane = self._once(
+            ("lane", way.row, way.col, size), lambda: self._lane(f, way.row * size, way.col * size)
+        )
         offset = (s.row * way.row + s.col * way.col) * size
         return (lane, offset) if offset < 1 << 23 else (add(b, lane, offset), 0)
 
@@ -203,7 +211,9 @@ class Epilogue:
 
     def _last(self, col: int, size: int) -> VReg:
         d = self.b.reg()
-        self.b.emit(IMNMX, MinMax.MIN, S32, d, add(self.b, self._column(), col), self.frame.cols - 1)  # type: ignore[operator]
+        self.b.emit(
+            IMNMX, MinMax.MIN, S32, d, add(self.b, self._column(), col), self.frame.cols - 1
+        )
         return mul(self.b, d, size)
 
     # --- values
@@ -264,4 +274,6 @@ class Epilogue:
         base = self._base(value)
         a, offset = self._address(value, s)
         self.b.role(self.role[self.maker[value].outputs[0]])
-        self.b.emit(STG, WIDTHS[BYTES[self.types[value].dtype]], base, a, offset, register, guard=guard)
+        self.b.emit(
+            STG, WIDTHS[BYTES[self.types[value].dtype]], base, a, offset, register, guard=guard
+        )

@@ -35,7 +35,9 @@ def tiled(group: Group, p: Product, t: Tiles, env: dict[str, Array]) -> dict[str
                 out[z, m : m + t.bm, n : n + t.bn] = chain(a[m : m + t.bm], b[:, n : n + t.bn])
     shaped = out.transpose(1, 0, 2) if p.window else out
     bias = values[p.bias] if p.bias else None
-    values[p.node.outputs[0]] = finish(shaped.reshape(p.out_type.shape), bias, str(p.node.attrs.get("out", "")), values[p.a].dtype)
+    values[p.node.outputs[0]] = finish(
+        shaped.reshape(p.out_type.shape), bias, str(p.node.attrs.get("out", "")), values[p.a].dtype
+    )
     return rest(group, p, values)
 
 
@@ -44,18 +46,27 @@ def rest(group: Group, p: Product, values: dict[str, Any]) -> dict[str, Array]:
     for n in group.nodes:
         if n is not p.node:
             result = OPS[n.op].facets["reference"](*(values[v] for v in n.inputs), **n.attrs)
-            values |= zip(n.outputs, result if isinstance(result, tuple) else (result,), strict=False)
+            values |= zip(
+                n.outputs, result if isinstance(result, tuple) else (result,), strict=False
+            )
     return {v: values[v] for v in group.outputs}
 
 
 def chain(a: Array, b: Array) -> Array:
     """a[m, k] · b[k, n], k increasing, one rounding a step."""
-    return accumulate((a.shape[0], b.shape[1]), a, b, lambda x, y: ((x[:, k, None], y[k]) for k in range(x.shape[1])))
+    return accumulate(
+        (a.shape[0], b.shape[1]),
+        a,
+        b,
+        lambda x, y: ((x[:, k, None], y[k]) for k in range(x.shape[1])),
+    )
 
 
 def coordinates(p: Product, z: int) -> tuple[int, ...]:
     """Batch number → a coordinate on each axis."""
-    return tuple(int(i) for i in np.unravel_index(z, [axis.size for axis in p.axes])) if p.axes else ()
+    return (
+        tuple(int(i) for i in np.unravel_index(z, [axis.size for axis in p.axes])) if p.axes else ()
+    )
 
 
 def left(p: Product, a: Array, z: int) -> Array:
@@ -81,12 +92,21 @@ def pixels(p: Product, x: Array, z: int) -> Array:
     w = p.window
     assert w is not None
     c = p.channels
-    image = x.reshape(w.images, w.h, w.w, -1)[..., z * c : (z + 1) * c] if p.axes else x.reshape(w.images, w.h, w.w, c)
+    image = (
+        x.reshape(w.images, w.h, w.w, -1)[..., z * c : (z + 1) * c]
+        if p.axes
+        else x.reshape(w.images, w.h, w.w, c)
+    )
     columns = []
     for i in range(w.kh):
         for j in range(w.kw):
-            y, xx = np.arange(w.oh) * w.sy + i * w.dy - w.py, np.arange(w.ow) * w.sx + j * w.dx - w.px
+            y, xx = (
+                np.arange(w.oh) * w.sy + i * w.dy - w.py,
+                np.arange(w.ow) * w.sx + j * w.dx - w.px,
+            )
             inside = ((y >= 0) & (y < w.h))[:, None] & ((xx >= 0) & (xx < w.w))
             taken = image[:, y.clip(0, w.h - 1)][:, :, xx.clip(0, w.w - 1)]
-            columns.append(np.where(inside[..., None], taken, np.zeros((), x.dtype)).reshape(p.m, c))
+            columns.append(
+                np.where(inside[..., None], taken, np.zeros((), x.dtype)).reshape(p.m, c)
+            )
     return np.concatenate(columns, 1)

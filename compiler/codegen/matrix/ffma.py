@@ -100,16 +100,29 @@ class Ffma:
             return f"a product of {p.dtype} takes no epilogue"
         element = KINDS[p.dtype].element
         why = refusal(group, p) if floating else None
-        return why or blocks.unaddressable(p, element, "packed" if p.b in group.constants else "dense")
+        return why or blocks.unaddressable(
+            p, element, "packed" if p.b in group.constants else "dense"
+        )
 
     def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
         p = blocks.product(group)
         for t in tilings(p):
-            yield {"tile": (t.bm, t.bn, t.bk), "thread": (t.tm, t.tn), "access": blocks.access(p, t.bk)}
+            yield {
+                "tile": (t.bm, t.bn, t.bk),
+                "thread": (t.tm, t.tn),
+                "access": blocks.access(p, t.bk),
+            }
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
         p = blocks.product(group)
-        return cost.ffma(p, Tiling.of(options), KINDS[p.dtype].words, str(options["access"]), machine, len(group.nodes))
+        return cost.ffma(
+            p,
+            Tiling.of(options),
+            KINDS[p.dtype].words,
+            str(options["access"]),
+            machine,
+            len(group.nodes),
+        )
 
     def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
         """Nothing is slow enough to start early."""
@@ -129,16 +142,21 @@ class Ffma:
 FFMA_GENERATOR = register(Ffma())
 
 
+SHAPES = (
+    (128, 128, 8, 8), (128, 64, 8, 8), (64, 64, 8, 8), (64, 64, 8, 4), (128, 32, 8, 4),
+    (32, 64, 4, 4), (32, 32, 4, 4), (16, 64, 4, 4), (4, 128, 4, 4),
+)  # fmt: skip
+WIDE_SHAPES = ((64, 64, 4, 4), (32, 32, 4, 4), (16, 32, 2, 4))
+"""(bm, bn, rows and columns a thread): of 32-bit and of 64-bit types."""
+
+
 def tilings(p: Product) -> Iterable[Tiling]:
     """Block tiles that may pay for this product."""
     wide = KINDS[p.dtype].words == 2
-    bk = 8 if wide else 16
-    shapes = ((64, 64, 4, 4), (32, 32, 4, 4), (16, 32, 2, 4)) if wide else (
-        (128, 128, 8, 8), (128, 64, 8, 8), (64, 64, 8, 8), (64, 64, 8, 4), (32, 64, 4, 4), (32, 32, 4, 4), (128, 32, 8, 4), (16, 64, 4, 4), (4, 128, 4, 4),
-    )  # fmt: skip
-    fits = [s for s in shapes if (s[0] // 2 < p.m or s[0] <= 16) and (s[1] // 2 < p.n or s[1] <= 32)]
+    shapes = WIDE_SHAPES if wide else SHAPES
+    fits = [s for s in shapes if (s[0] < 2 * p.m or s[0] <= 16) and (s[1] < 2 * p.n or s[1] <= 32)]
     for bm, bn, tm, tn in fits or shapes[-1:]:
-        yield Tiling(bm, bn, bk, tm, tn)
+        yield Tiling(bm, bn, 8 if wide else 16, tm, tn)
 
 
 @dataclass(frozen=True)
@@ -164,7 +182,9 @@ class _Kernel:
         self.size = 4 * self.how.words
         self.run = 4 // self.how.words
         tile = (self.t.bm, self.t.bn, self.t.bk)
-        self.block = Block(group, self.p, tile, self.how.element, str(options["access"]), self.how.stored)
+        self.block = Block(
+            group, self.p, tile, self.how.element, str(options["access"]), self.how.stored
+        )
 
     def constants(self) -> dict[str, Array]:
         found = self.block.tables(self.most * self.how.element)
@@ -187,14 +207,20 @@ class _Kernel:
         self.block.begin(b)
         self.tx_count, self.ty_count = t.bn // t.tn, t.bm // t.tm
         self.ty, self.tx = divmod_(b, thread_id(b), self.tx_count)
-        a, start = self._tile(p.trans_a, t.bm, 0, self.block.vector_a(self.most), self.block.a_access)
+        a, start = self._tile(
+            p.trans_a, t.bm, 0, self.block.vector_a(self.most), self.block.a_access
+        )
         if self.block.packed:
             bt, end = self._packed(start)
         else:
-            bt, end = self._tile(not p.trans_b, t.bn, start, self.block.vector_b(self.most), self.block.b_access)
+            bt, end = self._tile(
+                not p.trans_b, t.bn, start, self.block.vector_b(self.most), self.block.b_access
+            )
         buffers = Buffers(b, end, self.block.steps)
         self.a = self._operand(buffers, a, p.trans_a, t.bm, t.tm, self.ty, self.ty_count)
-        self.bb = self._operand(buffers, bt, self.block.packed or not p.trans_b, t.bn, t.tn, self.tx, self.tx_count)
+        self.bb = self._operand(
+            buffers, bt, self.block.packed or not p.trans_b, t.bn, t.tn, self.tx, self.tx_count
+        )
         self.acc = [[b.reg(self.how.words) for _ in range(t.tn)] for _ in range(t.tm)]
         run(b, [a, bt], buffers, self.block.steps, self._compute, self._clear, peel=False)
         self._epilogue()
@@ -211,24 +237,49 @@ class _Kernel:
         rows, cols = (self.t.bk, extent) if across else (extent, self.t.bk)
         pitch = self._pitch(across, extent)
         g = grid(self.b, rows, cols, v, self.t.threads, pitch, self.size)
-        return Tile(reach(self.b, g, self.how.signed), g, start, self.size, self._widened()), start + rows * pitch
+        return Tile(
+            reach(self.b, g, self.how.signed), g, start, self.size, self._widened()
+        ), start + rows * pitch
 
     def _widened(self) -> Any:
-        return (lambda b, x: convert(b, x, Scalar.F32, self.how.widen)) if self.how.widen is not None else None
+        return (
+            (lambda b, x: convert(b, x, Scalar.F32, self.how.widen))
+            if self.how.widen is not None
+            else None
+        )
 
     def _packed(self, start: int) -> tuple[Tile, int]:
         t, v = self.t, self.run
         g = grid(self.b, t.bk, t.bn, v, t.threads, t.bn * self.size, self.size)
         nbytes = t.bk * t.bn * self.size
         base = self.block.packed_base(self.b)
-        return Tile(Packed(base, g, nbytes, self.block.steps, Width._128), g, start, self.size), start + nbytes
+        return Tile(
+            Packed(base, g, nbytes, self.block.steps, Width._128), g, start, self.size
+        ), start + nbytes
 
-    def _operand(self, buffers: Buffers, tile: Tile, across: bool, extent: int, per_thread: int, place: VReg, count: int) -> _Operand:
+    def _operand(
+        self,
+        buffers: Buffers,
+        tile: Tile,
+        across: bool,
+        extent: int,
+        per_thread: int,
+        place: VReg,
+        count: int,
+    ) -> _Operand:
         size = min(self.run, per_thread)
         pitch = self._pitch(across, extent)
         step = self.size if across else pitch
         lane = mul(self.b, place, size * step)
-        return _Operand(buffers.pointer(tile.start), lane, across, pitch, per_thread // size, size, size * count * step)
+        return _Operand(
+            buffers.pointer(tile.start),
+            lane,
+            across,
+            pitch,
+            per_thread // size,
+            size,
+            size * count * step,
+        )
 
     def _clear(self) -> None:
         for acc in (c for row in self.acc for c in row):
@@ -244,20 +295,29 @@ class _Kernel:
             b.emit(UMOV, pointer, o.pointer)
         b.emit(UMOV, counter, turns)
         b.place(loop)
-        xs, ys = (self._read(o, pointer) for o, pointer in zip((self.a, self.bb), pointers, strict=True))
+        xs, ys = (
+            self._read(o, pointer) for o, pointer in zip((self.a, self.bb), pointers, strict=True)
+        )
         for k in range(self.run):
             for x, row in zip(xs, self.acc, strict=True):
                 for y, acc in zip(ys, row, strict=True):
                     b.emit(self.how.multiply, self.how.type, acc, x[k], y[k], acc)
         for pointer, o in zip(pointers, (self.a, self.bb), strict=True):
-            b.emit(UIADD, Bits32._32, pointer, pointer, self.run * (o.pitch if o.across else self.size))
+            b.emit(
+                UIADD, Bits32._32, pointer, pointer, self.run * (o.pitch if o.across else self.size)
+            )
         b.emit(UIADD, Bits32._32, counter, counter, -1)
         b.emit(BRA, loop, guard=ucompare(b, Cmp.NE, counter, 0))
 
     def _read(self, o: _Operand, pointer: VUReg) -> list[list[VReg]]:
         """The thread's elements of an operand, [x][k]."""
         if o.across:
-            rows = [self._vectors(o, pointer, [k * o.pitch + g * o.apart for g in range(o.groups)], o.size) for k in range(self.run)]
+            rows = [
+                self._vectors(
+                    o, pointer, [k * o.pitch + g * o.apart for g in range(o.groups)], o.size
+                )
+                for k in range(self.run)
+            ]
             return [[row[x] for row in rows] for x in range(o.groups * o.size)]
         places = [g * o.apart + i * o.pitch for g in range(o.groups) for i in range(o.size)]
         flat = self._vectors(o, pointer, places, self.run)
@@ -268,7 +328,7 @@ class _Kernel:
         for place in places:
             d = self.b.reg(count * w)
             self.b.emit(LDS, WIDTHS[4 * count * w], d, pointer, o.lane, place)
-            found += [d[i * w : (i + 1) * w] for i in range(count)]  # type: ignore[misc]  # a slice of a VReg is one
+            found += [d[i * w : (i + 1) * w] for i in range(count)]
         return found
 
     def _epilogue(self) -> None:
@@ -276,11 +336,23 @@ class _Kernel:
         gm, gn = self.a.size, self.bb.size
         row, col = mul(b, self.ty, gm), mul(b, self.tx, gn)
         bound = add(b, row, self.block.m0) if p.m % t.bm else None
-        frame = Frame(self.block.m0, self.block.n0, row, col, bound, p.m, p.n if p.n % t.bn else None, self.block.axes)
+        frame = Frame(
+            self.block.m0,
+            self.block.n0,
+            row,
+            col,
+            bound,
+            p.m,
+            p.n if p.n % t.bn else 0,
+            self.block.axes,
+        )
         spots = [
-            Spot(self.acc[i][j], i // gm * gm * self.ty_count + i % gm, j // gn * gn * self.tx_count + j % gn)
+            Spot(
+                self.acc[i][j],
+                i // gm * gm * self.ty_count + i % gm,
+                j // gn * gn * self.tx_count + j % gn,
+            )
             for i in range(t.tm)
             for j in range(t.tn)
         ]
         Epilogue(b, self.group, p, frame, self.block.parameters).emit(spots)
-

@@ -46,7 +46,9 @@ def spread(rows: int, cols: int, warps: int) -> bool:
     return rows % warps == 0 or warps % rows == 0
 
 
-def fragments(b: KernelBuilder, rows: int, cols: int, v: int, warps: int, warp: VUReg | int) -> Geometry:
+def fragments(
+    b: KernelBuilder, rows: int, cols: int, v: int, warps: int, warp: VUReg | int
+) -> Geometry:
     """rows × cols fragments of 16 × 16, one a warp at a time, fragment (r, c) at place c · rows + r; v of 16 bits a lane.
 
     A warp carries a fragment in 8 / v moves: lane l takes chunk l % (16 / v) of row l // (16 / v), then 2v rows further down.
@@ -66,7 +68,9 @@ def fragments(b: KernelBuilder, rows: int, cols: int, v: int, warps: int, warp: 
     for i in range(-(-rows * cols // warps)):
         r, c = 16 * warps * (i % turns), 16 * (i // turns) * max(warps // rows, 1)
         guard = last if (i + 1) * warps > rows * cols else None
-        moves += [Move(r + 2 * v * s, c, i * warps * FRAGMENT + 64 * v * s, guard) for s in range(8 // v)]
+        moves += [
+            Move(r + 2 * v * s, c, i * warps * FRAGMENT + 64 * v * s, guard) for s in range(8 // v)
+        ]
     return Geometry(v, tuple(moves), row, col, place)
 
 
@@ -77,7 +81,9 @@ def _short(b: KernelBuilder, count: int, warps: int, warp: VUReg | int) -> VPred
     return ucompare(b, Cmp.LT, warp, count % warps)
 
 
-def grid(b: KernelBuilder, rows: int, cols: int, v: int, threads: int, pitch: int, size: int) -> Geometry:
+def grid(
+    b: KernelBuilder, rows: int, cols: int, v: int, threads: int, pitch: int, size: int
+) -> Geometry:
     """A tile in plain rows of `pitch` bytes, threads side by side along the columns; elements take `size` bytes in shared memory."""
     tid, chunks = thread_id(b), cols // v
     if chunks >= threads:
@@ -95,5 +101,8 @@ def grid(b: KernelBuilder, rows: int, cols: int, v: int, threads: int, pitch: in
         b.emit(ISETP, Cmp.LT, S32, last, row, rows % step)
     for r in range(0, rows, step):
         guard = last if r + step > rows else None
-        moves += [Move(r, c * threads * v, r * pitch + c * threads * v * size, guard) for c in range(across)]
+        moves += [
+            Move(r, c * threads * v, r * pitch + c * threads * v * size, guard)
+            for c in range(across)
+        ]
     return Geometry(v, tuple(moves), row, col, place)

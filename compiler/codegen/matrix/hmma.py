@@ -7,8 +7,8 @@
     │ warp 1    │ warp 3    │
     └───────────┴───────────┘
 
-Tiles lie in shared memory as whole fragments, 512 bytes each without a gap: a warp's load of 16 bytes a lane, its store and LDSM all move one fragment
-and touch every bank equally.
+Tiles lie in shared memory as whole fragments, 512 bytes each without a gap: a warp's load of 16 bytes a lane, its store and
+LDSM all move one fragment and touch every bank equally.
 """
 
 from __future__ import annotations
@@ -84,13 +84,19 @@ class Hmma:
             return p
         if p.dtype not in ("f16", "bf16"):
             return f"operands are {p.dtype}, the Tensor Core takes f16 and bf16"
-        return refusal(group, p) or blocks.unaddressable(p, ELEMENT, "packed" if p.b in group.constants else "dense")
+        return refusal(group, p) or blocks.unaddressable(
+            p, ELEMENT, "packed" if p.b in group.constants else "dense"
+        )
 
     def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
         p = blocks.product(group)
         for t in tilings(p, p.b in group.constants):
             if t.bm * t.bk * ELEMENT + t.bn * t.bk * ELEMENT <= machine.shared_bytes_per_block // 2:
-                yield {"tile": (t.bm, t.bn, t.bk), "warps": (t.wm, t.wn), "access": blocks.access(p, t.bk)}
+                yield {
+                    "tile": (t.bm, t.bn, t.bk),
+                    "warps": (t.wm, t.wn),
+                    "access": blocks.access(p, t.bk),
+                }
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
         p, t = blocks.product(group), Tiling.of(options)
@@ -116,7 +122,13 @@ HMMA_GENERATOR = register(Hmma())
 
 def tilings(p: Product, packed: bool) -> Iterable[Tiling]:
     """Block tiles that may pay for this product."""
-    bk = 64 if p.k % 64 == 0 and p.k >= 256 else 32 if p.channels % 32 == 0 or p.channels % 16 else 16
+    bk = (
+        64
+        if p.k % 64 == 0 and p.k >= 256
+        else 32
+        if p.channels % 32 == 0 or p.channels % 16
+        else 16
+    )
     rows = -(-p.m // 16)
     cols = -(-p.n // 16)
     for bm, wm in ((128, 2), (128, 1), (64, 1), (64, 2), (32, 1), (16, 1)):
@@ -155,7 +167,9 @@ class _Kernel:
     def __init__(self, group: Group, options: Options, machine: Machine) -> None:
         self.group, self.machine, self.t = group, machine, Tiling.of(options)
         self.p = blocks.product(group)
-        self.block = Block(group, self.p, (self.t.bm, self.t.bn, self.t.bk), ELEMENT, str(options["access"]))
+        self.block = Block(
+            group, self.p, (self.t.bm, self.t.bn, self.t.bk), ELEMENT, str(options["access"])
+        )
 
     def constants(self) -> dict[str, Array]:
         found = self.block.tables(16)
@@ -179,7 +193,9 @@ class _Kernel:
         a, bt = self._a(), self._b()
         buffers = Buffers(b, (t.bm + t.bn) * t.bk * ELEMENT, self.block.steps)
         self.read_a = buffers.pointer(umul(b, self.wm, t.fm * self.stride_a * FRAGMENT))
-        self.read_b = buffers.pointer(uadd(b, umul(b, self.wn, t.fn * self.stride_b * FRAGMENT), bt.start))
+        self.read_b = buffers.pointer(
+            uadd(b, umul(b, self.wn, t.fn * self.stride_b * FRAGMENT), bt.start)
+        )
         self.acc = [[b.reg(8) for _ in range(t.fn)] for _ in range(t.fm)]
         self.guards = self._row_guards()
         self.rows = [f for f, guard in enumerate(self.guards) if guard is not None]
@@ -209,7 +225,12 @@ class _Kernel:
         g = fragments(self.b, rows, cols, v, t.warps, self.warp)
         if self.block.packed:
             base = self.block.packed_base(self.b)
-            return Tile(Packed(base, g, t.bk * t.bn * ELEMENT, self.block.steps, Width._128), g, start, ELEMENT)
+            return Tile(
+                Packed(base, g, t.bk * t.bn * ELEMENT, self.block.steps, Width._128),
+                g,
+                start,
+                ELEMENT,
+            )
         return Tile(self.block.b_access(self.b, g), g, start, ELEMENT)
 
     # --- the product
@@ -224,7 +245,9 @@ class _Kernel:
         if isinstance(row0, int):
             return PT if 16 * f < self.p.m else None
         surely = not tail or 16 * (f + t.fm * (t.wm - 1)) < tail
-        return PT if surely or f >= PREDICATES else ucompare(self.b, Cmp.LT, row0, self.p.m - 16 * f)
+        return (
+            PT if surely or f >= PREDICATES else ucompare(self.b, Cmp.LT, row0, self.p.m - 16 * f)
+        )
 
     def _clear(self) -> None:
         for acc in (c for f in self.rows for c in self.acc[f]):
@@ -233,19 +256,36 @@ class _Kernel:
 
     def _compute(self, first: bool) -> None:
         for kk in range(self.t.kk):
-            a = [self._fragment(self.read_a, self.p.trans_a, kk, f, self.stride_a, self.t.bm) for f in self.rows]
+            a = [
+                self._fragment(self.read_a, self.p.trans_a, kk, f, self.stride_a, self.t.bm)
+                for f in self.rows
+            ]
             trans_b = self.p.trans_b and not self.block.packed
-            bs = [self._fragment(self.read_b, trans_b, kk, j, self.stride_b, self.t.bn) for j in range(self.t.fn)]
+            bs = [
+                self._fragment(self.read_b, trans_b, kk, j, self.stride_b, self.t.bn)
+                for j in range(self.t.fn)
+            ]
             for f, x in zip(self.rows, a, strict=True):
                 for y, acc in zip(bs, self.acc[f], strict=True):
                     c = RZ if first and not kk else acc
-                    self.b.emit(HMMA, Half[self.p.dtype.upper()], acc, x, y, c, guard=self.guards[f])
+                    self.b.emit(
+                        HMMA, Half[self.p.dtype.upper()], acc, x, y, c, guard=self.guards[f]
+                    )
 
-    def _fragment(self, base: VUReg, transposed: bool, kk: int, f: int, stride: int, width: int) -> VReg:
+    def _fragment(
+        self, base: VUReg, transposed: bool, kk: int, f: int, stride: int, width: int
+    ) -> VReg:
         """Fragment (f, kk) of an operand: neighbours along its own axis lie `stride` fragments apart."""
         d = self.b.reg(4)
         step = width // 16 if stride == 1 else 1
-        self.b.emit(LDSM, Trans.T if transposed else Trans.N, d, base, (f * stride + kk * step) * FRAGMENT, 32)
+        self.b.emit(
+            LDSM,
+            Trans.T if transposed else Trans.N,
+            d,
+            base,
+            (f * stride + kk * step) * FRAGMENT,
+            32,
+        )
         return d
 
     def _epilogue(self) -> None:
@@ -254,7 +294,7 @@ class _Kernel:
         row0 = uadd(b, self.block.m0, umul(b, self.wm, 16 * t.fm))
         col0 = uadd(b, self.block.n0, umul(b, self.wn, 16 * t.fn))
         bound = add(b, row, row0) if p.m % t.bm else None
-        frame = Frame(row0, col0, row, col, bound, p.m, p.n if p.n % t.bn else None, self.block.axes)
+        frame = Frame(row0, col0, row, col, bound, p.m, p.n if p.n % t.bn else 0, self.block.axes)
         spots = [
             Spot(acc[r], 16 * f + 2 * r, 16 * j)
             for f in self.rows

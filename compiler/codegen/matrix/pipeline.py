@@ -1,7 +1,7 @@
 """The main loop of every tiled product: two operands, double-buffered through registers into shared memory.
 
-    load 0 ─ store 0 ─┬─► load s+1 ─ compute s ─ store s+1 ─ BAR ─┬─► compute last
-                      └───────────────────────────────────────────┘
+load 0 ─ store 0 ─┬─► load s+1 ─ compute s ─ store s+1 ─ BAR ─┬─► compute last
+                  └───────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -51,10 +51,15 @@ class Buffers:
         here = uadd(self.b, offset, self.base)
         if self.steps == 1:
             return umov(self.b, here)
-        there = uadd(self.b, here, self.nbytes)
         u = umov(self.b, here)
-        self.toggles.append((u, here ^ int(there) if isinstance(here, int) else uxor(self.b, here, there)))
+        self.toggles.append((u, self._toggle(here)))
         return u
+
+    def _toggle(self, here: Number) -> Number:
+        """What turns an address in one buffer into that in the other, and back."""
+        if isinstance(here, int):
+            return here ^ (here + self.nbytes)
+        return uxor(self.b, here, uadd(self.b, here, self.nbytes))
 
     def swap(self, which: list[VUReg] | None = None) -> None:
         """Point into the other buffer: all pointers, or those named."""
@@ -64,7 +69,13 @@ class Buffers:
 
 
 def run(
-    b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, compute: Callable[[bool], None], clear: Callable[[], None], peel: bool = True
+    b: KernelBuilder,
+    tiles: list[Tile],
+    buffers: Buffers,
+    steps: int,
+    compute: Callable[[bool], None],
+    clear: Callable[[], None],
+    peel: bool = True,
 ) -> None:
     """Emit the whole walk over k. `compute(first)` consumes the current buffer; `first`: accumulators start at +0 there.
 
@@ -91,7 +102,13 @@ def run(
     compute(False)
 
 
-def _step(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, compute: Callable[[bool], None], first: bool) -> None:
+def _step(
+    b: KernelBuilder,
+    tiles: list[Tile],
+    buffers: Buffers,
+    compute: Callable[[bool], None],
+    first: bool,
+) -> None:
     fetched = _load(b, tiles)
     compute(first)
     _store(b, tiles, fetched, buffers)
@@ -103,9 +120,18 @@ def _load(b: KernelBuilder, tiles: list[Tile]) -> list[list[VReg]]:
     return [t.access.load(b) for t in tiles]
 
 
-def _store(b: KernelBuilder, tiles: list[Tile], fetched: list[list[VReg]], buffers: Buffers) -> None:
+def _store(
+    b: KernelBuilder, tiles: list[Tile], fetched: list[list[VReg]], buffers: Buffers
+) -> None:
     for t, registers in zip(tiles, fetched, strict=True):
         for m, r in zip(t.geometry.moves, registers, strict=True):
             with b.under(m.guard or PT):
                 stored = t.convert(b, r) if t.convert else r
-                b.emit(STS, WIDTHS[t.element * t.geometry.v], buffers.write, t.geometry.place, t.start + m.place, stored)
+                b.emit(
+                    STS,
+                    WIDTHS[t.element * t.geometry.v],
+                    buffers.write,
+                    t.geometry.place,
+                    t.start + m.place,
+                    stored,
+                )

@@ -121,9 +121,14 @@ def _conv(node: Node, types: dict[str, Type]) -> Product | str:
         return "Conv is not in layout NHWC"
     if x.rank not in (3, 4):
         return f"Conv over {x.rank - 2} axes"
-    (images, h, width, c), (kh, kw, per_group, o) = _square(x.shape), (1, *w.shape) if x.rank == 3 else w.shape
+    (images, h, width, c), (kh, kw, per_group, o) = (
+        _square(x.shape),
+        (1, *w.shape) if x.rank == 3 else w.shape,
+    )
     lead = 4 - x.rank
-    strides, dilations = ((1,) * lead + tuple(at.get(name) or (1,) * (2 - lead)) for name in ("strides", "dilations"))
+    strides, dilations = (
+        (1,) * lead + tuple(at.get(name) or (1,) * (2 - lead)) for name in ("strides", "dilations")
+    )
     begins = (0,) * lead + tuple(at.get("pads") or (0,) * 4)[: 2 - lead]
     oh, ow = _square(y.shape)[1:3]
     window = Window(images, h, width, oh, ow, kh, kw, *strides, *begins, *dilations)
@@ -145,7 +150,10 @@ def _square(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 
 def _matmul(node: Node, types: dict[str, Type]) -> Product | str:
     a, b, y = types[node.inputs[0]], types[node.inputs[1]], node.types[0]
-    trans_a, trans_b = bool(node.attrs.get("trans_a", False)), bool(node.attrs.get("trans_b", False))
+    trans_a, trans_b = (
+        bool(node.attrs.get("trans_a", False)),
+        bool(node.attrs.get("trans_b", False)),
+    )
     if a.dtype != b.dtype:
         return f"operands of different types: {a.dtype} and {b.dtype}"
     sa = a.shape if a.rank > 1 else (1, *a.shape)
@@ -156,7 +164,10 @@ def _matmul(node: Node, types: dict[str, Type]) -> Product | str:
     batch_a, batch_b = ((1,) * (len(lead) - len(s) + 2) + s[:-2] for s in (sa, sb))
     folds = not trans_a and math.prod(batch_b) == 1 and a.rank > 1
     axes = () if folds else _axes(lead, batch_a, batch_b, m * k, k * n, m * n)
-    shape: dict[str, Any] = {"lead": 0 if folds else len(lead), "rows": (a.rank > 1) + (len(lead) if folds else 0)}
+    shape: dict[str, Any] = {
+        "lead": 0 if folds else len(lead),
+        "rows": (a.rank > 1) + (len(lead) if folds else 0),
+    }
     m = math.prod(lead) * m if folds else m
     return Product(
         node, a.dtype, m, n, k, axes, node.inputs[0], node.inputs[1], a, b, sa[-1], sb[-1], y, n, trans_a, trans_b, **shape,
