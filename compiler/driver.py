@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from knapper.isa import image
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 
@@ -146,6 +147,8 @@ class Files:
             self._program(self.folder / name, level)
 
     def _program(self, stem: Path, program: Program) -> None:
+        from knapper.isa.asm import disassemble
+
         source, blobs = disassemble(program)
         stem.with_suffix(".s").write_text(source)
         for key, data in blobs.items():

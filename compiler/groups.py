@@ -15,9 +15,8 @@ from knapper.isa.errors import CompileError, raise_all
 
 from .codegen.generator import Group
 from .ir import Array, Graph, Node, Type
+from .launches import VIEWS
 
-VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-"""Ops whose result has the bytes of the first operand, in the same order."""
 
 
 def is_view(node: Node) -> bool:
