@@ -1,4 +1,30 @@
-"""Control flow, divergence, barriers, and what a warp knows of itself."""
+"""Control flow, divergence, barriers, and what a warp knows of itself.
+
+A warp has one program counter. Of its live lanes, those on the current path are active; an instruction acts on the active lanes that its
+guard picks, and if the guard picks none it does nothing.
+
+    BRA L      Of the active lanes, the guard's go to L, the others fall through. If both groups have lanes, the warp has diverged:
+               the ones that fall through are pushed on the warp's stack, as (program counter, lanes), the others run on.
+    BSSY Bn, L The region Bn opens: it records the active lanes, and that L is its BSYNC.
+    BSYNC Bn   The active lanes park. When every live lane that Bn recorded is parked, the region closes and all of them go
+               on together behind the BSYNC. Until then the path on top of the stack runs.
+    EXIT       The lanes end. If no lane is left on this path, the path on top of the stack runs.
+
+Paths on the stack are disjoint sets of lanes, so it is at most 32 deep. Lanes that never meet at a BSYNC never rejoin: each path runs
+to its EXIT by itself.
+
+         ISETP.LT.S32 P0, R0, 5                      lanes 0–4         lanes 5–31
+         BSSY B0, L9                                     │  B0 = all lanes │
+         @P0 BRA L6                                      ├────────────────▶│ pushed
+         …  lanes 5–31, then BRA L9 or fall to it        │                 │
+     L6: …  lanes 0–4                                    │                 │
+     L9: BSYNC B0                                        └─── together ────┘
+
+Faults: a BSSY whose region is open already; a BSYNC of a region that is not open, that names another BSYNC, or by lanes that the region
+did not record; a guard that parts the active lanes at BSSY or BSYNC; an EXIT of some live lanes inside an open region that
+recorded them; lanes that wait at a BSYNC for others that can no longer come; a BAR with fewer than all live lanes of the warp, or when a warp
+of the block has exited; running past the last instruction.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +46,7 @@ class NOP(Instr, opcode=0x000, unit="control"):
 class EXIT(Instr, opcode=0x001, unit="control"):
     """End the lanes that execute it.
 
-    If only some live lanes of the warp exit, no convergence barrier that names them may be open: that is a fault.
+    An open region must not have recorded them, unless all live lanes of the warp end together.
     """
 
     def execute(self, m: Any) -> None:
@@ -28,11 +54,7 @@ class EXIT(Instr, opcode=0x001, unit="control"):
 
 
 class BRA(Instr, opcode=0x002, unit="control"):
-    """Jump: the guard's lanes go to `target`, the others fall through.
-
-    If both groups are non-empty the warp has diverged: the lanes that fall through wait on the warp's stack until the
-    jumping ones end, reach their convergence barrier, or exit.
-    """
+    """Jump: the guard's lanes go to `target`, the others fall through and, if there are both, wait on the warp's stack."""
 
     target: Label = bits(127, 104)
 
@@ -41,7 +63,7 @@ class BRA(Instr, opcode=0x002, unit="control"):
 
 
 class BSSY(Instr, opcode=0x003, unit="control"):
-    """Open a convergence region: barrier `b` records the active lanes; `target` is the BSYNC that closes it."""
+    """Open a region: `b` records the active lanes; `target` is the BSYNC that closes it."""
 
     b: Convergence = bits(29, 26, use=WRITE)
     target: Label = bits(127, 104)
@@ -51,7 +73,7 @@ class BSSY(Instr, opcode=0x003, unit="control"):
 
 
 class BSYNC(Instr, opcode=0x004, unit="control"):
-    """Close a convergence region: lanes park until every live lane that barrier `b` recorded is here, then go on together."""
+    """Close a region: lanes park until every live lane that `b` recorded is here, then go on together."""
 
     b: Convergence = bits(29, 26, use=READ)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from .. import functions
 from ..core import READ, WRITE, Instr, Pred, Reg, Src, bits, by_type
 from ..lanes import U16, U32, ceil, convert, floor, fma, rint, shl, trunc
 from ..modifiers import Cmp, FloatType, Fn, Half, MinMax, Rounding, Scalar
@@ -129,10 +130,8 @@ class MUFU(Float, opcode=0x047, unit="sfu"):
     a: Reg = bits(41, 34, use=READ, words=by_type)
 
     def execute(self, m: Any) -> None:
-        from ..functions import MUFU as FUNCTIONS
-
         t = self.type.lane
-        m.write(self.d, FUNCTIONS[self.fn.name, t](m.read(self.a, t)))
+        m.write(self.d, functions.MUFU[self.fn.name, t](m.read(self.a, t)))
 
 
 def to_words(i: Any) -> int:
