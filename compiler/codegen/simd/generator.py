@@ -14,6 +14,7 @@ import numpy as np
 from knapper.isa.machine import Machine
 
 from ...ir import OPS, Array, Attr, Node, evaluate
+from ...launches import MATRIX
 from ...structure import Canonical
 from ..generator import Emitted, Group, Lowered, Options, register
 from .translate import Translated, translate
@@ -32,6 +33,8 @@ class Simd:
     kind: str = "simd"
 
     def serves(self, group: Group, machine: Machine) -> str | None:
+        if matrix := sorted({n.op for n in group.nodes} & MATRIX):
+            return f"{', '.join(matrix)} must add in the order of k, which TVM does not promise"
         missing = sorted({n.op for n in group.nodes if "relax" not in OPS[n.op].facets})
         return f"{', '.join(missing)} cannot be lowered by TVM" if missing else None
 
