@@ -35,10 +35,8 @@ PACKAGES = ("apache-tvm",)
 
 
 def folder() -> Path:
-    """Where kernels are kept: `$KNAPPER_CACHE`, or the user's cache folder."""
-    if place := os.environ.get("KNAPPER_CACHE"):
-        return Path(place)
-    return Path(platformdirs.user_cache_dir("knapper")) / "kernels"
+    """Where kernels are kept: `kernels` in `$KNAPPER_CACHE`, or in the user's cache folder."""
+    return Path(os.environ.get("KNAPPER_CACHE") or platformdirs.user_cache_dir("knapper")) / "kernels"
 
 
 @dataclass(frozen=True)

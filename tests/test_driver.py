@@ -341,7 +341,7 @@ def test_a_plugins_source_is_part_of_the_key(tmp_path: Path) -> None:
 
 def test_the_folder_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KNAPPER_CACHE", "/somewhere")
-    assert folder() == Path("/somewhere")
+    assert folder() == Path("/somewhere/kernels")
     monkeypatch.delenv("KNAPPER_CACHE")
     assert folder().parts[-2:] == ("knapper", "kernels")
 
