@@ -194,7 +194,7 @@ def _fma64(a: float, b: float, c: float) -> float:
     try:
         return float(exact) if exact else rough  # an exact zero has the sign that IEEE addition gives it
     except OverflowError:
-        return math.copysign(math.inf, exact)
+        return math.inf if exact > 0 else -math.inf
 
 
 @lanewise

@@ -115,9 +115,13 @@ class Algebra:
 
     def lift(self, x: Any, type: LaneType) -> Traced:
         """A value as it is; a Python number as a value of `type`."""
-        return x if isinstance(x, Traced) else self.constant(x, type)
+        return x if isinstance(x, Traced) else self.number(x, type)
 
-    def constant(self, x: Number, type: LaneType) -> Traced:
+    def constant(self, like: Traced, x: Number, type: LaneType) -> Traced:
+        return self.number(x, type)
+
+    def number(self, x: Number, type: LaneType) -> Traced:
+        """A number in every lane."""
         if type.kind in "su":
             return Traced(self, self._ints(type, int(x)), type)
         if type.bits == 16:
@@ -213,7 +217,7 @@ class Algebra:
 
     def negate(self, x: Traced) -> Traced:
         if x.type.kind != "f":
-            return self.constant(0, x.type) - x
+            return self.number(0, x.type) - x
         if x.type.bits == 16:
             return Traced(self, self.b.xor(x.v, self._ints(x.type, 0x8000)), x.type)
         return Traced(self, self.b.fneg(x.v), x.type)
@@ -248,12 +252,12 @@ class Algebra:
     def _odd(self, x: Traced, above: Traced, below: Traced, finite: Traced) -> Traced:
         """x, or where the exact value is above or below it and x is even, its odd neighbour on that side."""
         bits = self._raw(x, {32: S32, 64: S64}[x.type.bits])
-        away = self.select(bits < 0, -1, self.constant(1, bits.type))  # one unit further from zero, for a value above x
+        away = self.select(bits < 0, -1, self.number(1, bits.type))  # one unit further from zero, for a value above x
         zero = self.absolute(x) == 0  # the least subnormal, of the exact value's sign
         step = self.select(above, away, self.select(below, -away, 0))
         even = ((bits & 1) == 0) & finite & ~zero
         moved = self._raw(bits + self.select(even, step, 0), x.type)
-        tiny = self._raw(self.constant(1, bits.type), x.type)
+        tiny = self._raw(self.number(1, bits.type), x.type)
         return self.select(zero & above, tiny, self.select(zero & below, -tiny, moved))
 
     def sqrt(self, x: Traced) -> Traced:
@@ -329,7 +333,7 @@ class Algebra:
     def _exact64(self, x: Traced) -> Traced:
         """An integer as F64; beyond 2**53 with its low bits folded into a sticky one, which is all that rounding to 16 bits sees."""
         if x.type.bits == 64:
-            sticky = self.shl(self.select((x & 0x7FF) != 0, 1, self.constant(0, x.type)), 11)
+            sticky = self.shl(self.select((x & 0x7FF) != 0, 1, self.number(0, x.type)), 11)
             rough = self.absolute(self._to_float(x, F64))
             x = self.select(rough >= 2.0**53, self.shl(self.shr(x, 11), 11) | sticky, x)
         return self._to_float(x, F64)
@@ -379,7 +383,7 @@ class Algebra:
         x, y = (self._raw(self.absolute(v), unsigned) for v in (a, b))
         quotient = self._raw(self._divide(x, self.select(y == 0, 1, y)), a.type)
         signed = quotient if a.type.kind == "u" else self.select((a < 0) ^ (b < 0), -quotient, quotient)
-        return self.select(b == 0, self.constant(-1, a.type), signed)
+        return self.select(b == 0, self.number(-1, a.type), signed)
 
     def _divide(self, x: Traced, y: Traced) -> Traced:
         """Unsigned. 32-bit quotients come from float64 division, whose rounding error is too small to carry over an integer."""

@@ -28,13 +28,13 @@ WORDS = (
     "epoch", "target", "barrier", "fault_lane", "fault_aux", "fault_warp", "fault_pc", "fault_block",
 )  # fmt: skip
 STATE = np.dtype(
-    [(n, "u8") for n in POINTERS]
+    [("zeros", "u1", 512), ("waste", "u1", 512)]
+    + [(n, "u8") for n in POINTERS]
     + [("fault_value", "u8")]
-    + [(n, "u4") for n in WORDS]
-    + [("zeros", "u1", 512), ("waste", "u1", 512)],
+    + [(n, "u4") for n in WORDS],
     align=True,
 )
-"""`zeros` and `waste` are where lanes that are not active load from and store to."""
+"""`zeros` and `waste` are where lanes that are not active load from and store to; first, so that they are aligned as a state is."""
 
 UREGS, PREDS = 68, 12
 """Words of a warp's uniform and predicate files: URZ is word 63 (64 of a pair), waste 65 and 66; PT is 7, waste 8."""

@@ -250,8 +250,8 @@ def fresh_any(move: Move, sectors: Any) -> None:
     code, b = move.code, move.code.b
     touched, seen = move.state.pointer_to(("touched_read", "touched_write")[move.use]), ir.Constant(I8, 0)
     epoch = move.state.get("epoch").low(I8).value
-    for lane in range(32):
-        index = code.of(code.load(code.at(sectors, 8 * lane), I64, 8))
+    for i in range(32):
+        index = code.of(code.load(code.at(sectors, 8 * i), I64, 8))
         seen = b.or_(seen, b.xor(code.load(code.at(touched, index), I8), epoch))
     with code.when(code.of(seen) != 0, likely=False), code.lanes(move.mask) as lane:
         touch(code, move.state, move.use, code.of(code.load(code.at(sectors, lane.wide() * 8), I64, 8)))
