@@ -137,7 +137,7 @@ class Writer:
     """
 
     def __init__(self, g: Graph, rules: Sequence[Rule] = ()) -> None:
-        self.old = g
+        self.old = g = prune(g)
         self.constants = dict(g.constants)
         self.nodes: dict[str, Node] = {}  # by first result
         self._types = dict(g.inputs) | {v: Type.of(a) for v, a in g.constants.items()}
@@ -146,6 +146,8 @@ class Writer:
         self._uses = Counter(v for n in g.nodes for v in n.inputs) + Counter(g.outputs.values())
         self._left = self._uses.copy()
         self._taken = {*self._types, *(v for n in g.nodes for v in n.outputs)}
+        self._last: Node | None = None
+        self._copies: dict[str, str] = {}
         self._rules: dict[str, list[Rule]] = {}
         self.at = self.root = Node("", (), ("",), ())
         for r in rules:
@@ -249,9 +251,16 @@ class Writer:
 
     # walking
 
+    def begin(self, n: Node) -> None:
+        """From now on nodes are made for an old one, and take its place in the model."""
+        self.at, self._last = n, self._newest()
+
+    def _newest(self) -> Node | None:
+        return next(reversed(self.nodes.values()), None)
+
     def visit(self, n: Node) -> None:
         """Carry over a node of the old graph."""
-        self.at = n
+        self.begin(n)
         new = self.emit(replace(n, inputs=tuple(map(self.now, n.inputs))))
         self.let(n, new)
 
@@ -271,9 +280,10 @@ class Writer:
 
     def named(self, new: Sequence[str], old: Sequence[str]) -> tuple[str, ...]:
         """Give the results of the node that was just made the names of those they stand for."""
-        n = next(reversed(self.nodes.values()), None)
-        fresh = n is not None and n.outputs == tuple(new)
-        if n is None or not fresh or not self._types.keys().isdisjoint(old):
+        n = self._newest()
+        if n is None or n is self._last or n.outputs != tuple(new):
+            return tuple(new)
+        if not self._types.keys().isdisjoint(old):
             return tuple(new)
         del self.nodes[n.outputs[0]]
         for v in new:
@@ -295,14 +305,16 @@ class Writer:
     def _stored(self, name: str, v: str) -> str:
         if v in self._makers or self.old.outputs[name] == v:
             return v
-        copy = self.fresh(v)
-        self._add(Node("Identity", (v,), (copy,), (self._types[v],)))
-        return copy
+        if v not in self._copies:
+            old = self.old.outputs[name]
+            self._copies[v] = old if old not in self._types else self.fresh(v)
+            self._add(Node("Identity", (v,), (self._copies[v],), (self._types[v],)))
+        return self._copies[v]
 
 
 def rewrite(g: Graph, rules: Sequence[Rule]) -> Graph:
     """Apply rules everywhere, to the fixed point."""
-    w = Writer(prune(g), rules)
+    w = Writer(g, rules)
     for n in w.old.nodes:
         w.visit(n)
     return w.graph()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ir import DTYPES, Array, Graph, Node, Type, compute
-from ..rewrite import Writer, prune
+from ..rewrite import Writer
 from .base import Pass
 
 SHAPE_ONLY = frozenset({"Shape", "Size", "EyeLike"})  # the content of their operand is not read
@@ -28,7 +28,7 @@ class Fold(Pass):
 
     def run(self, g: Graph) -> Graph:
         """One walk forward."""
-        w = Writer(prune(g))
+        w = Writer(g)
         kept = set(g.outputs.values())  # a constant output is an Identity, which stores it
         for n in w.old.nodes:
             if (n.op == "Identity" and n.outputs[0] in kept) or not self._folds(n, w):

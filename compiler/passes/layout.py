@@ -38,7 +38,7 @@ from ..axes import (
 )
 from ..ir import OPS, Attr, Graph, Node
 from ..launches import ELEMENTWISE
-from ..rewrite import Writer, prune
+from ..rewrite import Writer
 from .base import Pass
 from .simplify import VIEWS
 
@@ -88,14 +88,14 @@ class _Layout(Writer):
     """The new graph, and how each value of the old one is held."""
 
     def __init__(self, g: Graph) -> None:
-        super().__init__(prune(g), VIEWS)
+        super().__init__(g, VIEWS)
         self.sizes = {v: t.shape for v, t in self.old.types().items()}
-        self.held = {v: Held(v, identity(len(self.sizes[v]))) for v in (*g.inputs, *g.constants)}
+        self.held = {v: Held(v, identity(len(self.sizes[v]))) for v in (*g.inputs, *self.constants)}
         self.made: dict[tuple[str, Ints], str] = {}
 
     def convert(self, n: Node) -> None:
         """Carry a node over, on what is stored if it can be."""
-        self.at = n
+        self.begin(n)
         channels_first = "layout" in OPS[n.op].attrs and n.attr("layout") == "NCHW"
         handler = image if channels_first else HANDLERS.get(n.op)
         results = handler(self, n) if handler else None
@@ -126,13 +126,15 @@ class _Layout(Writer):
         return self.made[h.stored, change]
 
     def _transposed(self, v: str, perm: Ints) -> str:
-        a = self.array(v)
-        if a is None:
-            t = self.type(v)
-            types = (replace(t, shape=tuple(t.shape[i] for i in perm)),)
-            name = self.fresh(v, "t")
-            return self.emit(Node("Transpose", (v,), (name,), types, {"perm": perm}, self.at.loc))[0]
-        return self.constant(a.transpose(perm), v, "last")  # a view: `precision` copies it once
+        if (a := self.array(v)) is not None:
+            return self.constant(a.transpose(perm), v, "last")  # a view: `precision` copies it once
+        t = self.type(v)
+        shape = tuple(t.shape[i] for i in perm)
+        op, attrs = "Transpose", {"perm": perm}
+        if moves_nothing(perm, shape):
+            op, attrs = "Reshape", {"shape": shape}
+        types = (replace(t, shape=shape),)
+        return self.emit(Node(op, (v,), (self.fresh(v, "t"),), types, attrs, self.at.loc))[0]
 
     def common(self, n: Node) -> Ints | None:
         """The order that most bytes of a node's full-rank operands are held in; None: the model's."""

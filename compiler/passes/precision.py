@@ -29,7 +29,7 @@ from knapper.isa.errors import PassError
 from ..ir import Graph, Node
 from ..launches import INJECTIVE, MATRIX, MOVES, launches
 from ..ops.unary import cast
-from ..rewrite import Writer, prune
+from ..rewrite import Writer
 from .base import Pass
 
 TYPES = {"fp16": "f16", "bf16": "bf16", "fp32": "f32"}
@@ -57,10 +57,10 @@ class _Precision(Writer):
     """The new graph. A value of the old one is in `inside` (a register) or `stored` (memory) or both."""
 
     def __init__(self, g: Graph, narrow: str) -> None:
-        super().__init__(prune(g))
+        super().__init__(g)
         self.narrow, self.old_types = narrow, self.old.types()
         self.inside: dict[str, str] = {}
-        self.stored = {v: v for v in (*g.inputs, *g.constants)}
+        self.stored = {v: v for v in (*g.inputs, *self.constants)}
         self.launch = {
             v: k
             for k, found in enumerate(launches(self.old))
@@ -122,7 +122,7 @@ class _Precision(Writer):
 
     def convert(self, n: Node) -> None:
         """Carry a node over."""
-        self.at = n
+        self.begin(n)
         if self._is_view(n):
             self._view(n)
         elif n.op in MATRIX:

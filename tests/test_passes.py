@@ -1,0 +1,493 @@
+"""Passes keep the meaning of graphs; pipelines are text; real networks come out as few launches."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from knapper.compiler import launches, pipeline, text
+from knapper.compiler.codegen.scalar import SCALAR
+from knapper.compiler.ir import OPS, Array, Graph, Node, Type, evaluate, infer
+from knapper.compiler.passes import PASSES, Pass
+from knapper.compiler.passes.idioms import RULES as IDIOMS
+from knapper.compiler.passes.simplify import RULES as SIMPLIFY
+from knapper.compiler.rewrite import Bound, Const, Pattern, Rule, Var, Writer
+from knapper.isa.errors import IRError, KnapperError, PassError
+
+
+def run(g: Graph, passes: str) -> Graph:
+    return pipeline.run(g, pipeline.parse(passes))
+
+
+def inputs_of(g: Graph, seed: int = 0) -> dict[str, Array]:
+    """Small integers: their sums and products are exact, whatever the order."""
+    rng = np.random.default_rng(seed)
+    return {v: rng.integers(-3, 4, t.shape).astype(np.float32) for v, t in g.inputs.items()}
+
+
+# --- random graphs ------------------------------------------------------------------------------
+
+
+class Net:
+    """A graph that grows by drawn nodes of real ops."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
+        self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        shape = (draw(st.integers(1, 2)), *(draw(st.integers(1, 5)) for _ in range(3)))
+        self.inputs = {"x": Type("f32", shape)}
+        self.constants: dict[str, Array] = {}
+        self.nodes: list[Node] = []
+        self.types = dict(self.inputs)
+
+    def pick(self, *ranks: int) -> str:
+        fits = [v for v, t in self.types.items() if v not in self.constants and t.rank in (ranks or range(9))]
+        assume(fits)
+        return self.draw(st.sampled_from(fits[-4:]))
+
+    def constant(self, *shape: int) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = self.rng.integers(-2, 3, shape).astype(np.float32)
+        self.types[name] = Type("f32", shape)
+        return name
+
+    def add(self, op: str, *operands: str, **attrs: Any) -> None:
+        types = infer(op, [self.types[v] for v in operands], attrs)
+        types = types if op in ("Split", "TopK") else types[:1]
+        names = tuple(f"{len(self.nodes)}.{i}" for i in range(len(types)))
+        self.nodes.append(Node(op, operands, names, types, attrs, f"node {len(self.nodes)}"))
+        self.types |= zip(names, types, strict=True)
+
+    def graph(self) -> Graph:
+        made = [v for n in self.nodes for v in n.outputs]
+        chosen = self.draw(st.lists(st.sampled_from(made), min_size=1, max_size=3, unique=True))
+        outputs = {f"out{i}": v for i, v in enumerate([*chosen, made[-1]])}
+        return Graph("g", self.inputs, outputs, tuple(self.nodes), self.constants).verify()
+
+
+def conv(n: Net) -> None:
+    x = n.pick(4)
+    _, c, h, w = n.types[x].shape
+    group = n.draw(st.sampled_from([1, c]))
+    kernel = [min(n.draw(st.integers(1, 3)), size) for size in (h, w)]
+    o = group * n.draw(st.integers(1, 3))
+    bias = [n.constant(o)] if n.draw(st.booleans()) else []
+    attrs = {"pads": n.draw(st.sampled_from([(0,) * 4, (1, 0, 0, 1), (1,) * 4]))}
+    attrs["strides"] = n.draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))
+    n.add("Conv", x, n.constant(o, c // group, *kernel), *bias, group=group, **attrs)
+
+
+def matmul(n: Net) -> None:
+    x = n.pick(2, 3, 4)
+    k = n.types[x].shape[-1]
+    n.add("MatMul", x, n.constant(k, n.draw(st.integers(1, 4))))
+
+
+def pool(n: Net) -> None:
+    x = n.pick(4)
+    op = n.draw(st.sampled_from(["MaxPool", "AveragePool", "GlobalMaxPool"]))
+    if op == "GlobalMaxPool":
+        n.add(op, x)
+    elif min(n.types[x].shape[2:]) >= 2:
+        n.add(op, x, kernel_shape=(2, 2), strides=(n.draw(st.integers(1, 2)),) * 2)
+
+
+def unary(n: Net) -> None:
+    op = n.draw(st.sampled_from(["Relu", "Neg", "Abs", "Identity", "Clip", "LeakyRelu"]))
+    n.add(op, n.pick(), **{"Clip": {"min": -1.0, "max": 2.0}, "LeakyRelu": {"alpha": 0.5}}.get(op, {}))
+
+
+def binary(n: Net) -> None:
+    x = n.pick()
+    t = n.types[x]
+    same = [v for v, u in n.types.items() if u == t and v not in n.constants]
+    channels = n.constant(*(t.shape[1:2] + (1,) * (t.rank - 2)))
+    other = n.draw(st.sampled_from([*same, channels, n.constant(*t.shape), n.constant()]))
+    op = n.draw(st.sampled_from(["Add", "Sub", "Mul", "Max"]))
+    n.add(op, *n.draw(st.permutations([x, other])))
+
+
+def norm(n: Net) -> None:
+    x = n.pick(2, 4)
+    c = n.types[x].shape[1]
+    scale, bias, mean = (n.constant(c) for _ in range(3))
+    n.constants[f"v{len(n.nodes)}"] = np.full(c, 4, np.float32)
+    n.types[f"v{len(n.nodes)}"] = Type("f32", (c,))
+    n.add("BatchNormalization", x, scale, bias, mean, f"v{len(n.nodes)}", epsilon=0.0)
+
+
+def join(n: Net) -> None:
+    x = n.pick(2, 3, 4)
+    axis = n.draw(st.integers(-1, n.types[x].rank - 1))
+    n.add("Concat", x, x, axis=axis)
+
+
+def cut(n: Net) -> None:
+    x = n.pick(2, 3, 4)
+    t = n.types[x]
+    axis = n.draw(st.integers(0, t.rank - 1))
+    size = t.shape[axis]
+    at = n.draw(st.integers(0, size - 1))
+    kind = n.draw(st.sampled_from(["Slice", "Split", "Pad", "Gather"]))
+    if kind == "Slice":
+        n.add(kind, x, starts=(at,), ends=(size,), axes=(axis,), steps=(1,))
+    elif kind == "Split" and at:
+        n.add(kind, x, split=(at, size - at), axis=axis)
+    elif kind == "Pad":
+        n.add(kind, x, pads=tuple(int(i == axis) for i in range(t.rank)) + (0,) * t.rank)
+    elif kind == "Gather":
+        i = f"i{len(n.nodes)}"
+        n.constants[i] = np.array(at if n.draw(st.booleans()) else [at, 0], np.int64)
+        n.types[i] = Type.of(n.constants[i])
+        n.add(kind, x, i, axis=axis)
+
+
+def shuffle(n: Net) -> None:
+    x = n.pick(2, 3, 4)
+    n.add("Transpose", x, perm=tuple(n.draw(st.permutations(range(n.types[x].rank)))))
+
+
+def reshape(n: Net) -> None:
+    x = n.pick()
+    shape = list(n.types[x].shape)
+    for _ in range(n.draw(st.integers(0, 2))):
+        if len(shape) > 1:
+            i = n.draw(st.integers(0, len(shape) - 2))
+            shape[i : i + 2] = [shape[i] * shape[i + 1]]
+    if n.draw(st.booleans()) and len(shape) < 4:
+        shape.insert(n.draw(st.integers(0, len(shape))), 1)
+    n.add("Reshape", x, shape=tuple(shape))
+
+
+def reduce_(n: Net) -> None:
+    x = n.pick(2, 3, 4)
+    axes = tuple(n.draw(st.lists(st.integers(0, n.types[x].rank - 1), min_size=1, max_size=2, unique=True)))
+    op = n.draw(st.sampled_from(["ReduceSum", "ReduceMax"]))
+    n.add(op, x, axes=axes, keepdims=n.draw(st.integers(0, 1)))
+
+
+STEPS = [conv, conv, conv, matmul, pool, unary, unary, binary, binary, norm, join, cut, shuffle, reshape, reduce_]
+
+
+@st.composite
+def graphs(draw: st.DrawFn, steps: Any = tuple(STEPS)) -> Graph:
+    """A small network of real ops on small integers."""
+    n = Net(draw)
+    for step in draw(st.lists(st.sampled_from(steps), min_size=1, max_size=9)):
+        step(n)
+    assume(n.nodes)
+    assume(sum(t.count for t in n.types.values()) < 20_000)
+    return n.graph()
+
+
+def assert_same(g: Graph, h: Graph) -> None:
+    """Same signature and, value for value, same results."""
+    x = inputs_of(g)
+    want, got = evaluate(g, x), evaluate(h, x)
+    assert list(want) == list(got)
+    assert h.inputs == g.inputs
+    for name in want:
+        assert Type.of(want[name]) == Type.of(got[name])
+        np.testing.assert_array_equal(got[name], want[name])
+
+
+@pytest.mark.parametrize("passes", ["fold", "dead", "simplify", "layout", "fuse", "simplify,layout,simplify,fuse"])
+def test_a_pass_keeps_every_value(passes: str) -> None:
+    @given(graphs())
+    @settings(max_examples=60 if "layout" in passes else 30)
+    def holds(g: Graph) -> None:
+        h = run(g, passes)
+        assert_same(g, h)
+        assert len(run(h, passes).nodes) == len(h.nodes)  # there is nothing left to do
+
+    holds()
+
+
+@given(graphs())
+def test_folding_into_weights_costs_roundings_only(g: Graph) -> None:
+    x = inputs_of(g)
+    want, got = evaluate(g, x), evaluate(run(g, "bn,idioms"), x)
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-5 * np.abs(want[name]).max())
+
+
+# --- launches and precision ---------------------------------------------------------------------
+
+
+def groups(g: Graph) -> dict[str, list[Node]]:
+    found: dict[str, list[Node]] = {}
+    for n in g.nodes:
+        found.setdefault(n.group, []).append(n)
+    views = found.pop("", [])
+    assert all(n.op in launches.VIEWS for n in views)
+    return found
+
+
+def kernels(g: Graph) -> list[list[str]]:
+    """What each launch computes, not counting Casts."""
+    return sorted(sorted(n.op for n in ns if n.op != "Cast") for ns in groups(g).values())
+
+
+@given(graphs())
+def test_launches_have_one_sink_and_an_order(g: Graph) -> None:
+    h = run(g, "simplify,layout,fuse")
+    assert Counter(n.op for n in h.nodes) == Counter(n.op for n in run(g, "simplify,layout").nodes)
+    found = groups(h)
+    outputs = set(h.outputs.values())
+    for name, nodes in found.items():
+        assert sum(n.op in launches.MATRIX for n in nodes) <= 1
+        read = {v for n in h.nodes if n.group != name for v in n.inputs} | outputs
+        assert len([n for n in nodes if read & set(n.outputs)]) == 1
+    order = [n.group for n in h.nodes if n.group]
+    assert len([1 for a, b in zip(["", *order], order, strict=False) if a != b]) == len(found)
+
+
+@given(graphs())
+@settings(max_examples=60)
+def test_casts_stand_at_the_boundaries_of_launches_and_move_none(g: Graph) -> None:
+    f32 = run(g, "simplify,layout")
+    f16 = run(f32, "precision,fuse")
+    extra = [k for k in kernels(f16) if k == []]  # Casts alone: of network inputs and outputs
+    moved = Counter(map(tuple, kernels(f16))) - Counter(map(tuple, kernels(run(f32, "fuse"))))
+    assert sum(moved.values()) == len(extra)
+    made = {v: n for n in f16.nodes for v in n.outputs}
+    outputs = set(f16.outputs.values())
+    for n in f16.nodes:
+        for v in n.inputs:
+            if v in made and f16.types()[v].dtype == "f32" and v not in outputs:
+                stored = made[v].group != n.group
+                from_input = made[v].op in launches.VIEWS or n.op in launches.VIEWS
+                assert not stored or from_input, f"%{v} is stored as f32"
+        if n.op in launches.MATRIX:
+            assert n.types[0].dtype == "f32"
+            assert {f16.types()[v].dtype for v in n.inputs[:2]} == {"f16"}
+
+
+@given(graphs())
+def test_fp16_stays_within_its_rounding(g: Graph) -> None:
+    x = inputs_of(g)
+    h = run(g, "simplify,layout,precision,fuse")
+    want, got = evaluate(g, x), evaluate(h, x)
+    for name in want:
+        assert got[name].dtype == np.float32
+        assume(np.abs(want[name]).max(initial=0) < 2048)  # integers up to here are f16 numbers
+    bound = 2.0**-11 * (len(h.nodes) + 1)
+    for name in want:
+        scale = max(1, *(float(np.abs(a).max(initial=0)) for a in want.values()))
+        assert np.abs(got[name] - want[name]).max(initial=0) <= 64 * bound * scale
+
+
+def test_fp32_adds_no_cast() -> None:
+    g = text.parse("""graph @g(%x: f32[2,2]) {
+        const %w: f32[2,2] = [1.0,2.0,3.0,4.0]
+        %0: f32[2,2] = MatMul %x, %w
+        %1: f32[2,2] = Exp %0
+        return %1 }""")
+    assert run(g, 'precision{type="fp32"}') == g
+
+
+def test_a_model_in_f16_gets_the_rounding_of_its_products_as_a_cast() -> None:
+    g = text.parse("""graph @g(%x: f16[2,2], %w: f16[2,2]) {
+        %0: f16[2,2] = MatMul %x, %w
+        %1: f16[2,2] = Exp %0
+        return %1 }""")
+    assert [n.op for n in run(g, "precision").nodes] == ["MatMul", "Cast", "Exp"]
+    x = {k: v.astype(np.float16) for k, v in inputs_of(g).items()}
+    np.testing.assert_array_equal(*(evaluate(h, x)["1"] for h in (g, run(g, "precision,fuse"))))
+
+
+def test_matrix_kernels_have_every_epilogue_op() -> None:
+    assert launches.EPILOGUE - {"Cast"} <= SCALAR.keys()
+
+
+def test_kinds_of_ops_are_kinds_of_ops() -> None:
+    kinds = [launches.ELEMENTWISE, launches.MATRIX, launches.VIEWS, launches.MOVES, launches.ANCHORS]
+    known = set[str]().union(*kinds)
+    assert sum(map(len, kinds)) == len(known)
+    assert known - OPS.keys() <= {"Resize"}
+
+
+# --- rules --------------------------------------------------------------------------------------
+
+SHAPES = {"scale": (4,), "bias": (4,), "epsilon": ()}
+BOUND = {
+    "axes": (1,), "a": 1 / 6, "b": 0.75, "low": 0.5, "high": 2.0, "epsilon": 1e-3,
+}  # fmt: skip
+
+
+class Operands(Writer):
+    """A graph built from a rule's pattern: its left side."""
+
+    def __init__(self) -> None:
+        super().__init__(Graph("g", {"x": Type("f32", (3, 4))}, {}))
+        self.rng = np.random.default_rng(0)
+        self.bindings: dict[str, str] = {}
+
+    def build(self, p: Any) -> str:
+        if isinstance(p, Pattern):
+            attrs = {k: BOUND[v.name] if isinstance(v, Bound) else v for k, v in p.attrs}
+            if p.op in ("Softmax", "RMSNormalization", "LayerNormalization"):
+                attrs["axis"] = 1
+            return self.op(p.op, *map(self.build, p.operands), **attrs)
+        if isinstance(p, Const):
+            made = self.rng.uniform(0.1, 1, SHAPES.get(p.name, ())).astype(np.float32)
+            return self.bindings.setdefault(p.name, self.constant(made))
+        return "x" if isinstance(p, Var) else self.number(p, "f32")
+
+
+@pytest.mark.parametrize("rule", IDIOMS, ids=lambda r: f"{r.pattern.op}")
+def test_an_idiom_means_what_it_is_named(rule: Rule) -> None:
+    w = Operands()
+    y = w.build(rule.pattern)
+    g = w.graph({"y": y})
+    h = run(g, "idioms")
+    assert len(h.nodes) == 1
+    assert [n.op for n in h.nodes] != [n.op for n in g.nodes]
+    x = {"x": np.random.default_rng(1).uniform(-4, 4, (3, 4)).astype(np.float32)}
+    if rule.pattern.op == "Log" or rule.pattern.op == "Sqrt":
+        x = {"x": np.abs(x["x"])}
+    np.testing.assert_allclose(evaluate(h, x)["y"], evaluate(g, x)["y"], rtol=2e-6, atol=2e-6)
+
+
+def test_a_number_in_a_pattern_is_that_number_only() -> None:
+    g = text.parse("""graph @g(%x: f32[2,2]) {
+        const %c: f32[] = 1.0001
+        const %two: f32[2] = [1.0,1.0]
+        %0: f32[2,2] = Mul %x, %c
+        %1: f32[2,2] = Mul %0, %two
+        return %1 }""")
+    assert run(g, "simplify") == g
+
+
+# --- pipelines ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Demo(Pass):
+    """A pass with an option of each kind."""
+
+    name = "demo"
+    bits: int = 4
+    ratio: float = 0.5
+    mode: str = "a"
+    deep: bool = False
+    tile: tuple[int, ...] = ()
+
+    def run(self, g: Graph) -> Graph:
+        """Break the graph if asked to."""
+        return g.with_(outputs={"y": "nothing"}) if self.mode == "break" else g
+
+
+@given(st.lists(st.builds(Demo, st.integers(), st.floats(allow_nan=False), st.text(), st.booleans(), st.lists(st.integers()).map(tuple))))
+def test_a_pipeline_reads_back(passes: list[Demo]) -> None:
+    assert list(pipeline.parse(pipeline.show_passes(passes))) == passes
+
+
+def test_options_are_the_fields_that_differ_from_their_defaults() -> None:
+    passes = pipeline.parse('fold, demo{tile=[64, 32],bits=3,mode="x{,}"}')
+    assert pipeline.show_passes(passes) == 'fold,demo{bits=3,mode="x{,}",tile=[64,32]}'
+    assert passes[1] == Demo(bits=3, mode="x{,}", tile=(64, 32))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("foold", "E301: no pass named 'foold' (hint: did you mean fold? known: bn, dead, demo, fold"),
+        ("demo{bit=3}", "E302: pass demo has no option 'bit' (hint: did you mean bits? known: bits, deep"),
+        ('demo{bits="3"}', "E302: pass demo: bits must be int, not '3'"),
+        ("demo{deep=1}", "E302: pass demo: deep must be bool, not 1"),
+        ("fold dead", "E101: pipeline:1:6: cannot read this\nfold dead\n     ^"),
+    ],
+)  # fmt: skip
+def test_a_wrong_pipeline_says_what_there_is(spec: str, message: str) -> None:
+    with pytest.raises(KnapperError) as caught:
+        pipeline.parse(spec)
+    assert str(caught.value).startswith(message)
+
+
+def small() -> Graph:
+    return text.parse("graph @g(%x: f32[2]) {\n  %0: f32[2] = Identity %x\n  %1: f32[2] = Relu %0\n  return %1\n}\n")
+
+
+def test_hooks_see_every_step(tmp_path: Path) -> None:
+    clock, out = pipeline.Clock(), io.StringIO()
+    hooks = [pipeline.Dump(tmp_path), clock, pipeline.Diff(out)]
+    g = pipeline.run(small(), pipeline.parse("fold,simplify,dead"), hooks, stop_after="simplify")
+    assert [r[0] for r in clock.rows] == ["import", "fold", "simplify"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["00-import.ir", "01-fold.ir", "02-simplify.ir"]
+    assert text.load(tmp_path / "02-simplify.ir") == g
+    assert "-  %0: f32[2] = Identity %x\n" in out.getvalue()
+
+
+def test_a_pass_that_breaks_the_graph_is_named_and_its_input_kept(tmp_path: Path) -> None:
+    passes = pipeline.parse('simplify,demo{mode="break"},dead')
+    with pytest.raises(IRError) as caught:
+        pipeline.run(small(), passes, [pipeline.Dump(tmp_path)])
+    assert caught.value.__notes__ == ['while running pass demo{mode="break"}']
+    crash = (tmp_path / "crash.ir").read_text()
+    assert crash.startswith('// passes: demo{mode="break"},dead\ngraph @g(')
+
+
+def test_every_pass_says_what_it_does() -> None:
+    for name, cls in PASSES.items():
+        assert cls.__doc__, name
+        assert cls() == pipeline.parse(name)[0]
+
+
+@pytest.mark.parametrize("precision", pipeline.PRESETS)
+def test_presets_end_with_every_node_in_a_launch(precision: str) -> None:
+    g = pipeline.run(small(), pipeline.preset(precision))
+    assert [(n.op, n.group) for n in g.nodes] == [("Relu", "relu_0")]
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(KnapperError, match="E303: no precision 'fp61'.*did you mean fp16"):
+        pipeline.preset("fp61")
+
+
+def test_precision_refuses_an_unknown_type() -> None:
+    with pytest.raises(PassError, match="E302"):
+        run(small(), 'precision{type="fp8"}')
+
+
+# --- real networks ------------------------------------------------------------------------------
+
+NETS = [
+    ("resnet_tiny.onnx", 10, 1),
+    ("resnet20_cifar10.onnx", 24, 1),
+    ("efficientnet_lite0.onnx", 52, 1),
+    ("resnet18.onnx", 24, 1),
+    ("resnet50.onnx", 57, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "count", "transposes"), NETS)
+def test_a_real_network_becomes_few_launches(read_onnx: Any, name: str, count: int, transposes: int) -> None:
+    g = pipeline.run(read_onnx(name), pipeline.preset("fp16"))
+    found = groups(g)
+    assert len(found) == count
+    assert sum(n.op == "Transpose" for n in g.nodes) == transposes
+    assert "BatchNormalization" not in {n.op for n in g.nodes}
+    assert all(a.flags.c_contiguous for a in g.constants.values())
+    heavy = {v for n in g.nodes if n.op in launches.MATRIX for v in n.inputs[:2]} & g.constants.keys()
+    assert {g.constants[v].dtype for v in heavy} == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp16", 5e-3), ("bf16", 4e-2)])
+@pytest.mark.parametrize("name", ["resnet_tiny.onnx"])
+def test_a_real_network_keeps_its_answer(read_onnx: Any, name: str, precision: str, bound: float) -> None:
+    g = read_onnx(name)
+    rng = np.random.default_rng(0)
+    x = {v: rng.uniform(0, 1, t.shape).astype(np.float32) for v, t in g.inputs.items()}
+    want = evaluate(g, x)
+    got = evaluate(pipeline.run(g, pipeline.preset(precision)), x)
+    for name in want:
+        assert np.abs(got[name] - want[name]).max() <= bound * np.abs(want[name]).max()
