@@ -19,6 +19,7 @@ from . import (  # noqa: F401  importing is declaring
     normalisation,
     pooling,
     reduction,
+    resize,
     unary,
     views,
 )

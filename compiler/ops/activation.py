@@ -191,7 +191,7 @@ def Tanh(x: Type) -> Type:
     return floating("Tanh", x)
 
 
-unary(Tanh, np.tanh, lambda R, x: R.op.tanh(x))
+unary(Tanh, np.tanh, lambda R, x: R.op.tanh(x), dtypes="f32 f16 f64")
 
 
 @op

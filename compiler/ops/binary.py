@@ -269,7 +269,14 @@ def GreaterOrEqual(a: Type, b: Type) -> Type:
     return binary_type("GreaterOrEqual", a, b, "bool")
 
 
-binary(Equal, np.equal, lambda R, a, b: R.op.equal(a, b), dtypes="i64 i32 bool f32")
+def _equal(R: Any, a: Any, b: Any) -> Any:
+    """TVM's LLVM backend compares i1 as if it were a float: booleans go as integers."""
+    if dtype_of(a) == "bool":
+        a, b = R.op.astype(a, "int32"), R.op.astype(b, "int32")
+    return R.op.equal(a, b)
+
+
+binary(Equal, np.equal, _equal, dtypes="i64 i32 bool f32")
 binary(Less, np.less, lambda R, a, b: R.op.less(a, b), dtypes="f32 i64 i32 f64")
 binary(LessOrEqual, np.less_equal, lambda R, a, b: R.op.less_equal(a, b), dtypes="i64 f32 i32")
 binary(Greater, np.greater, lambda R, a, b: R.op.greater(a, b), dtypes="f32 i64 i32 f64")

@@ -25,11 +25,11 @@ def floating(name: str, x: Type) -> Type:
 def draw(rng: Rng, shape: tuple[int, ...], dtype: str, low: float = -3, high: float = 3) -> Array:
     """Uniform random values in [low, high); integers include both ends, bool is a coin."""
     if dtype == "bool":
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if dtype in FLOATS:
-        return rng.uniform(low, high, shape).astype(DTYPES[dtype])
+        return np.asarray(rng.uniform(low, high, shape), DTYPES[dtype])
     least = 0 if dtype[0] == "u" else int(low)
-    return rng.integers(least, int(high), shape, DTYPES[dtype], endpoint=True)
+    return np.asarray(rng.integers(least, int(high), shape, DTYPES[dtype], endpoint=True))
 
 
 def unary(
@@ -38,7 +38,7 @@ def unary(
     lowering: Callable[..., Any] | None,
     low: float = -3,
     high: float = 3,
-    dtypes: str = "f32 f16 f64",
+    dtypes: str = "f32 f16 bf16",
     attrs: tuple[dict[str, Any], ...] = ({},),
 ) -> None:
     """Give a one-operand op its facets; examples are drawn from [low, high) in each dtype, and with each of `attrs`."""

@@ -267,9 +267,8 @@ def _(indices: Array, values: Array, depth: int, axis: int = -1) -> Array:
 def _(R: Any, indices: Any, values: Any, depth: int, axis: int = -1) -> Any:
     n = rank_of(indices) + 1
     column = R.op.expand_dims(_from_start(R, indices, depth), axis % n)
-    ruler = R.op.reshape(
-        R.op.arange(0, depth, 1, dtype_of(indices)), [-1 if i == axis % n else 1 for i in range(n)]
-    )
+    numbers = emit(R, R.op.arange(0, depth, 1, dtype_of(indices)))
+    ruler = R.op.reshape(numbers, [depth if i == axis % n else 1 for i in range(n)])
     off, on = (R.op.strided_slice(values, [0], [i], [i + 1]) for i in (0, 1))
     shape = [1] * n
     return R.op.where(R.op.equal(column, ruler), R.op.reshape(on, shape), R.op.reshape(off, shape))
