@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 from . import instructions  # fills the table
 from .base.uniform import Uniform
-from .core import TABLE, Bits, Instr, Label, Modifier, Reg, Src, UReg
+from .core import TABLE, Bits, Guard, Instr, Label, Reg, Src, UReg
 from .errors import IsaError
 from .machine import Machine
 from .program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
@@ -18,8 +19,9 @@ from .program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
 def instruction(rng: Random, classes: Iterable[type[Instr]] = (), labels: int = 1 << 24) -> Instr:
     """Any legal instruction of the classes (default: of all). Label fields are below `labels`."""
     cls = rng.choice(list(classes) or list(TABLE.values()))
+    draw = _Draw(rng, labels, uniform=issubclass(cls, Uniform))
     while True:
-        i = _draw(rng, cls, labels)
+        i = draw.instruction(cls)
         try:
             i.check()
         except IsaError:  # a rule that spans fields, such as CVT's rounding: draw again
@@ -27,52 +29,55 @@ def instruction(rng: Random, classes: Iterable[type[Instr]] = (), labels: int = 
         return i
 
 
-def _draw(rng: Random, cls: type[Instr], labels: int) -> Instr:
-    """Suffixes first: they decide how many registers an operand takes, and so where it may begin."""
-    fields = {
-        n: rng.choice(b.only or list(kind))
-        for n, (kind, b) in cls.layout.items()
-        if issubclass(kind, Modifier)
-    }
-    so_far = SimpleNamespace(**fields)
-    for name, (kind, b) in cls.layout.items():
-        if name not in fields:
-            fields[name] = _operand(
-                rng, kind, b, _words(b, so_far), labels, issubclass(cls, Uniform)
-            )
-    return cls(**fields)
+@dataclass(frozen=True)
+class _Draw:
+    """Draws the fields of one instruction."""
+
+    rng: Random
+    labels: int
+    uniform: bool
+
+    def instruction(self, cls: type[Instr]) -> Instr:
+        """Suffixes first: they decide how many registers an operand takes, and so where it may begin."""
+        suffixes = {
+            n: self.rng.choice(cls.layout[n][1].only or list(k)) for n, k in cls.modifiers().items()
+        }
+        so_far = SimpleNamespace(**suffixes)
+        operands = {
+            n: self.operand(kind, b, _words(b, so_far)) for n, (kind, b) in cls.operands().items()
+        }
+        return cls(
+            **suffixes, **operands, guard=Guard(7 if self.uniform else self.rng.randrange(16))
+        )
+
+    def operand(self, kind: Any, b: Bits, words: int) -> Any:
+        """A value of a kind that takes `words` registers, if it is registers."""
+        if b.only:
+            return self.rng.choice(b.only)
+        if kind is Src:
+            return self.source(words)
+        if kind in (Reg, UReg):
+            return self.register(kind, words)
+        if kind is Label:
+            return Label(self.rng.randrange(self.labels))
+        low, high = kind.bounds(b.width)
+        return kind(self.rng.choice((low, high, self.rng.randint(low, high))))
+
+    def source(self, words: int) -> Src:
+        """A register, a uniform register or an immediate."""
+        kind = self.rng.choice((UReg, int) if self.uniform else (Reg, UReg, int))
+        return Src.of(self.rng.getrandbits(32) if kind is int else self.register(kind, words))
+
+    def register(self, kind: Any, words: int) -> Any:
+        """The first of `words` registers, or now and then RZ."""
+        zero = min(kind.special)
+        if self.rng.random() < 0.1:
+            return kind(zero)
+        return kind(self.rng.randrange(0, zero - words + 1, min(words, 4)))
 
 
 def _words(b: Bits, i: Any) -> int:
     return b.words if isinstance(b.words, int) else b.words(i)
-
-
-def _operand(rng: Random, kind: Any, b: Bits, words: int, labels: int, uniform: bool) -> Any:
-    if b.only:
-        return rng.choice(b.only)
-    if kind is Src:
-        return _source(rng, words, uniform)
-    if kind in (Reg, UReg):
-        return _register(rng, kind, words)
-    if kind is Label:
-        return Label(rng.randrange(labels))
-    if uniform and b.lo == 10:  # a uniform instruction's guard
-        return kind(7)
-    low, high = kind.bounds(b.width)
-    return kind(rng.choice((low, high, rng.randint(low, high))))
-
-
-def _source(rng: Random, words: int, uniform: bool) -> Src:
-    kind = rng.choice((UReg, int) if uniform else (Reg, UReg, int))
-    return Src.of(rng.getrandbits(32) if kind is int else _register(rng, kind, words))
-
-
-def _register(rng: Random, kind: Any, words: int) -> Any:
-    zero = min(kind.special)
-    if rng.random() < 0.1:
-        return kind(zero)
-    align = min(words, 4)
-    return kind(rng.randrange(0, zero - words + 1, align))
 
 
 def kernel(rng: Random, name: str, length: int, nodes: int = 1) -> Kernel:

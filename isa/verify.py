@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 
 from .core import Instr, Label, Reg
@@ -59,8 +59,9 @@ def _program(p: Program, machine: Machine) -> Iterator[str]:
         yield f"arena: {p.arena_bytes} bytes, expected 0 to {MEMORY}"
     for name, kernel in p.kernels.items():
         yield from (f"kernel {name}: {text}" for text in _kernel(name, kernel, machine))
+    nodes = {name: 1 + max(k.roles, default=0) for name, k in p.kernels.items()}
     for i, launch in enumerate(p.launches):
-        yield from (f"launch {i} of {launch.kernel}: {text}" for text in _launch(p, launch))
+        yield from (f"launch {i} of {launch.kernel}: {text}" for text in _launch(p, launch, nodes))
     for o in p.objects:
         yield from _object(p, o)
     yield from _twice("object", (o.name for o in p.objects))
@@ -76,6 +77,8 @@ def _kernel(name: str, k: Kernel, machine: Machine) -> Iterator[str]:
         yield f"is listed under the name {name!r}"
     if not k.words or len(k.words) % 16:
         yield f"{len(k.words)} bytes of code, expected a positive multiple of 16"
+    if min(k.roles, default=0) < 0:
+        yield f"role {min(k.roles)}"
     if len(k.roles) * 16 != len(k.words):
         yield f"{len(k.roles)} roles for {len(k.words) // 16} instructions"
     if min(k.block) < 1 or prod(k.block) > THREADS:
@@ -93,15 +96,12 @@ def _kernel(name: str, k: Kernel, machine: Machine) -> Iterator[str]:
         yield f"modes {k.mode_entry!r} and {k.mode_exit!r}, expected {', '.join(MODES)}"
 
 
-def _launch(p: Program, launch: Launch) -> Iterator[str]:
-    kernel = p.kernels.get(launch.kernel)
-    if kernel is None:
+def _launch(p: Program, launch: Launch, nodes: Mapping[str, int]) -> Iterator[str]:
+    """`nodes`: how many a launch of each kernel needs."""
+    if launch.kernel not in nodes:
         yield f"there is no kernel {launch.kernel!r}"
-    elif (
-        max(kernel.roles, default=0) >= max(len(launch.nodes), 1)
-        or min(kernel.roles, default=0) < 0
-    ):
-        yield f"its kernel works for node {max(kernel.roles)}, but the launch has {len(launch.nodes)}"
+    elif nodes[launch.kernel] > max(len(launch.nodes), 1):
+        yield f"its kernel works for node {nodes[launch.kernel] - 1}, but the launch has {len(launch.nodes)}"
     if not all(1 <= g <= most for g, most in zip(launch.grid, GRID, strict=True)):
         yield f"a grid of {launch.grid} blocks, expected 1 to {GRID}"
     if len(launch.params) > PARAMS or not all(0 <= x < 1 << 64 for x in launch.params):

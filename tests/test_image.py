@@ -333,6 +333,17 @@ def test_a_section_that_makes_no_sense_is_named(section, change, message):
     assert message in str(refused(resealed(elf.build(swapped)), "E521", "E522"))
 
 
+def test_many_launches_of_a_long_kernel_are_checked_in_linear_time():
+    k = replace(PROGRAM.kernels["conv_0"], name="k", words=bytes(16) * 20_000, roles=(0,) * 20_000)
+    many = replace(
+        PROGRAM, kernels={"k": k}, launches=(replace(PROGRAM.launches[0], kernel="k"),) * 2_000
+    )
+    data = image.write(many)
+    start = time.process_time()
+    image.read(data)
+    assert time.process_time() - start < 1  # 40 million roles would take longer
+
+
 def test_a_huge_arena_is_refused_before_anything_is_allocated():
     sections = elf.parse(memoryview(IMAGE))[1:-1]
     huge = image.seal(
