@@ -88,13 +88,14 @@ def _report(e: KnapperError, arguments: Arguments) -> int:
         import traceback
 
         traceback.print_exception(e)
-    for p in e.problems if isinstance(e, Problems) else [e]:
+    problems = e.problems if isinstance(e, Problems) else (e,)
+    for p in problems:
         if getattr(arguments, "json", False):
             row = {"code": p.code, "where": p.where, "message": p.message, "hint": p.hint}
             print(json.dumps(row), file=sys.stderr)
         else:
             print(f"error {p}", file=sys.stderr)
-    return USAGE if isinstance(e, UsageError) else FAILED
+    return USAGE if all(isinstance(p, UsageError) for p in problems) else FAILED
 
 
 # --- what there is to type ----------------------------------------------------------------------------------------------

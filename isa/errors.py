@@ -78,7 +78,6 @@ CODES: dict[str, str] = {
     # 7xx how knapper was called
     "E701": "There is no input of that name, or one is missing. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",
-    "E703": "There is no such target. `knapper targets` lists the built-in ones; a path to a .toml file works as well.",
     "E704": "An option has a value that it does not take.",
     "E705": "A file cannot be read or written.",
     "E706": "A check compared nothing, or found values that differ.",

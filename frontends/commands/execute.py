@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from knapper.compiler.ir import Array
+from knapper.isa.errors import UsageError
 
 from .. import files
 from ..api import Image, load
-from ..inputs import gather
+from ..inputs import gather, show
 from ..progress import Progress
 from ..tables import size, table
 
@@ -29,6 +30,10 @@ log = logging.getLogger("knapper")
 def run_image(a: argparse.Namespace) -> None:
     """`knapper run`."""
     image = load(a.image)
+    if image.program.inputs and not a.input:
+        wanted = ", ".join(f"{p.name} {show(p)}" for p in image.program.inputs)
+        hint = "--input random:0, --input NAME=FILE.npy or --input FILE.npz"
+        raise UsageError("E701", f"no inputs given; the network takes {wanted}", hint=hint)
     arrays = gather(image.program.inputs, a.input)
     started = time.perf_counter()
     result = run(image, arrays, a)

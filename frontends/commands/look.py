@@ -69,7 +69,7 @@ def _sections(p: Program) -> list[tuple[str, str]]:
     ports += [("out", o.name, show(o), hex(o.address)) for o in p.outputs]
     kernels = [tuple(_kernel_facts(p, name).values()) for name in p.kernels]
     launches = [
-        (i, n.kernel, "x".join(map(str, n.grid)), n.macs, ", ".join(n.nodes))
+        (i, n.kernel, "x".join(map(str, n.grid)), n.macs, ", ".join(dict.fromkeys(n.nodes)))
         for i, n in enumerate(p.launches)
     ]
     memory = [

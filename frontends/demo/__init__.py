@@ -88,7 +88,7 @@ def demo(a: argparse.Namespace) -> None:
 
     scores, stats, seconds = _classify(image, images, labels, folder, a)
     files.write(folder / "stats.json", json.dumps(stats.to_dict(), indent=1) + "\n")
-    print(_gallery(images, scores))
+    print(_gallery(images, scores), end="\n\n")
     print(_report(scores, stats, seconds))
     print(_next_steps(folder))
 
@@ -125,13 +125,22 @@ def _classify(
 
 
 def _gallery(images: Array, scores: Scores, count: int = 4) -> str:
+    """The first images and what the emulator takes them for; the last one is a mistake, if there is any."""
+    guesses = scores.ours.argmax(1)
+    wrong = np.flatnonzero(guesses != scores.labels)[:1].tolist()
+    chosen = [i for i in range(len(images)) if i not in wrong][: count - len(wrong)] + wrong
     colours = sys.stdout.isatty()
-    shown = []
-    for pixels, score, label in list(zip(images, scores.ours, scores.labels, strict=True))[:count]:
-        guess, truth = CLASSES[score.argmax()], CLASSES[label]
-        verdict = guess if guess == truth else f"{guess} (is: {truth})"
-        shown.append([*picture(pixels, colours), verdict])
-    return side_by_side(shown, 28) + "\n"
+    return side_by_side(
+        [
+            [*picture(images[i], colours), _verdict(CLASSES[guesses[i]], CLASSES[scores.labels[i]])]
+            for i in chosen
+        ],
+        28,
+    )
+
+
+def _verdict(guess: str, truth: str) -> str:
+    return guess if guess == truth else f"{guess}? a {truth}!"
 
 
 def _report(scores: Scores, stats: Stats, seconds: float) -> str:
@@ -154,14 +163,12 @@ def _report(scores: Scores, stats: Stats, seconds: float) -> str:
 
 
 def _next_steps(folder: Path) -> str:
-    return "\n".join(
-        [
-            f"in {folder}/: model.onnx  model.elf  prog.s  stats.json  images.npz",
-            "next:",
-            f"  knapper inspect {folder}/model.elf                what is in the image",
-            f"  less {folder}/prog.s                              its instructions",
-            f"  knapper check {folder}/model.onnx                 output by output against onnxruntime",
-            f"  knapper compile {folder}/model.onnx --dump-dir levels   every level on the way",
-            f"  readelf -a {folder}/model.elf                     it is an ordinary ELF file",
-        ]
-    )
+    steps = [
+        (f"knapper inspect {folder}/model.elf", "what is in the image"),
+        (f"less {folder}/prog.s", "its instructions"),
+        (f"knapper check {folder}/model.onnx", "the outputs against onnxruntime"),
+        (f"knapper compile {folder}/model.onnx --dump-dir levels", "every level on the way"),
+        (f"readelf -a {folder}/model.elf", "it is an ordinary ELF file"),
+    ]
+    written = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix))
+    return f"in {folder}: {written}\nnext:\n{table(steps, indent='  ')}"

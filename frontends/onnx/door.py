@@ -429,10 +429,21 @@ def _input_type(
 
 
 def _constant(i: ValueInfoProto, value: Any) -> Array:
+    """The value of `--const` as the input's element type; one number serves for any shape of one element."""
     dtype = DTYPES[_tensor_dtype(i)]
     try:
-        return np.asarray(value).astype(dtype)
+        array = np.asarray(value).astype(dtype)
     except (TypeError, ValueError):
-        raise FrontendError(
-            "E702", f"--const gives {value!r}, which is no {np.dtype(dtype).name}"
-        ) from None
+        wanted = np.dtype(dtype).name
+        raise FrontendError("E702", f"--const gives {value!r}, which is no {wanted}") from None
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in _dims(i)]
+    if array.ndim == 0:
+        array = array.reshape(
+            [1 if n is None else n for n in sizes] if set(sizes) <= {1, None} else ()
+        )
+    if len(sizes) != array.ndim or any(
+        n not in (None, m) for n, m in zip(sizes, array.shape, strict=True)
+    ):
+        shown = ",".join("?" if n is None else str(n) for n in sizes)
+        raise FrontendError("E702", f"has shape [{shown}], --const gives {list(array.shape)}")
+    return array

@@ -1,0 +1,411 @@
+"""The command line, as users and their scripts meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+import knapper
+from knapper.frontends import cli
+
+Array = NDArray[Any]
+COMMANDS = [
+    "demo",
+    "compile",
+    "run",
+    "check",
+    "dis",
+    "asm",
+    "inspect",
+    "ops",
+    "passes",
+    "targets",
+    "isa",
+    "explain",
+]
+ROOT = Path(__file__).parent.parent
+Knapper = Callable[..., tuple[int, str, str]]
+
+
+def small_model() -> onnx.ModelProto:
+    """Two inputs, one of them an index; three outputs; a symbolic batch."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((4, 3, 3, 3), np.float32),
+        "t": rng.standard_normal((5, 4), np.float32),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["image", "w"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        node("Relu", ["c"], ["r"], "relu"),
+        node("GlobalAveragePool", ["r"], ["g"], "gap"),
+        node("Flatten", ["g"], ["mean"], "flatten"),
+        node("Gather", ["t", "token"], ["row"], "embed"),
+        node("Add", ["mean", "row"], ["sum"], "add"),
+        node("ArgMax", ["sum"], ["best"], "argmax", axis=1),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [value("image", TensorProto.FLOAT, ["N", 3, 8, 8]), value("token", TensorProto.INT64, [1])],
+        [value("sum", TensorProto.FLOAT, ["N", 4]), value("row", TensorProto.FLOAT, [1, 4]),
+         value("best", TensorProto.INT64, ["N", 1])],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small.onnx and, compiled from it, small.elf."""
+    folder = tmp_path_factory.mktemp("shop")
+    onnx.save(small_model(), folder / "small.onnx")
+    image = knapper.compile(folder / "small.onnx", shapes={"image": (1, 3, 8, 8)})
+    image.save(folder / "small.elf")
+    np.savez(folder / "in.npz", image=np.ones((1, 3, 8, 8), np.float32), token=np.int64([2]))
+    return folder
+
+
+@pytest.fixture
+def run(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Knapper:
+    """`knapper …` in an empty folder, as (exit code, stdout, stderr); SHOP/ stands for the shop."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        argv = [w.replace("SHOP", str(shop)) for w in words]
+        try:
+            code = cli.run(argv)
+        except SystemExit as e:
+            code = e.code if isinstance(e.code, int) else 1
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT / ".ns")}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+
+
+# --- start --------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(run: Knapper) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert [c for c in COMMANDS if f"    {c} " in out] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_the_shared_options(run: Knapper, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "--traceback" in out
+    assert "--plugin" in out
+
+
+def test_help_loads_nothing_that_takes_time(tmp_path: Path) -> None:
+    heavy = (
+        "numpy onnx onnxruntime tvm rich lark networkx llvmlite knapper.compiler knapper.runtime"
+    )
+    done = python(
+        "import sys; from knapper.frontends import cli\n"
+        "try: cli.run(['--help'])\n"
+        f"except SystemExit: print('loaded:', sorted(set({heavy.split()}) & set(sys.modules)))",
+        tmp_path,
+    )
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_run_loads_neither_tvm_nor_onnx(tmp_path: Path, shop: Path) -> None:
+    done = python(
+        "import sys; from knapper.frontends import cli\n"
+        f"code = cli.run(['run', '{shop}/small.elf', '--input', '{shop}/in.npz'])\n"
+        "print(code, sorted({'tvm', 'onnx', 'onnxruntime', 'lark', 'networkx', 'rich'} & set(sys.modules)))",
+        tmp_path,
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT / ".ns")}
+    command = f"set -o pipefail; {sys.executable} -m knapper ops --json | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command], env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[\n", "")
+
+
+def test_version_names_what_knapper_stands_on(run: Knapper) -> None:
+    code, out, _ = run("--version")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()][:3] == ["knapper", "numpy", "onnx"]
+
+
+# --- compile ------------------------------------------------------------------------------------------------------------
+
+SHAPE = ("--shape", "image=1,3,8,8")
+
+
+def test_compile_writes_an_image_named_after_the_model(run: Knapper, tmp_path: Path) -> None:
+    code, out, err = run("compile", "SHOP/small.onnx", *SHAPE)
+    assert (code, out) == (0, "")
+    assert err.startswith("small.elf: ")
+    assert (tmp_path / "small.elf").read_bytes()[:4] == b"\x7fELF"
+
+
+def test_two_compiles_give_the_same_bytes(run: Knapper, tmp_path: Path) -> None:
+    for name in ("a.elf", "b.elf"):
+        assert run("compile", "SHOP/small.onnx", *SHAPE, "-q", "-o", name) == (0, "", "")
+    assert (tmp_path / "a.elf").read_bytes() == (tmp_path / "b.elf").read_bytes()
+
+
+def test_every_level_can_be_written_and_fed_back(run: Knapper, tmp_path: Path) -> None:
+    run("compile", "SHOP/small.onnx", *SHAPE, "-o", "whole.elf")
+    source = ("SHOP/small.onnx",)
+    for level, file in (("graph", "m.ir"), ("plan", "m.plan"), ("asm", "m.s"), ("image", "m.elf")):
+        code, _, err = run(
+            "compile", *source, *(SHAPE if len(source) == 1 else ()), "--emit", level, "-o", file
+        )
+        assert code == 0, err
+        source = ("--from", file)
+    whole, stepwise = (
+        run("run", f, "--input", "SHOP/in.npz", "--json")[1] for f in ("whole.elf", "m.elf")
+    )
+    assert json.loads(whole)["instructions"] == json.loads(stepwise)["instructions"]
+
+
+def test_dump_dir_has_every_level(run: Knapper, tmp_path: Path) -> None:
+    run("compile", "SHOP/small.onnx", *SHAPE, "--dump-dir", "levels")
+    found = {p.suffix for p in (tmp_path / "levels").iterdir()}
+    assert {".ir", ".npz", ".plan", ".s", ".elf"} <= found
+
+
+def test_const_and_shape_bind_inputs(run: Knapper) -> None:
+    code, _, err = run(
+        "compile", "SHOP/small.onnx", "--shape", "N=2", "--const", "token=3", "-o", "n2.elf"
+    )
+    assert code == 0, err
+    ports = json.loads(run("inspect", "n2.elf", "--json")[1])["inputs"]
+    assert [(p["name"], p["shape"]) for p in ports] == [("image", [2, 3, 8, 8])]
+
+
+def test_a_failed_compile_leaves_the_old_file(run: Knapper, tmp_path: Path) -> None:
+    (tmp_path / "small.elf").write_text("precious")
+    assert run("compile", "SHOP/small.onnx")[0] == 1
+    assert (tmp_path / "small.elf").read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["small.elf"]
+
+
+# --- run ----------------------------------------------------------------------------------------------------------------
+
+
+def outputs(path: Path) -> dict[str, Array]:
+    with np.load(path) as z:
+        return {n: z[n] for n in z.files}
+
+
+def test_run_writes_outputs_by_name_and_every_counter(run: Knapper, tmp_path: Path) -> None:
+    code, out, _ = run(
+        "run", "SHOP/small.elf", "--input", "SHOP/in.npz", "-o", "out.npz", "--stats", "stats.json"
+    )
+    assert code == 0
+    assert {n: (a.dtype, a.shape) for n, a in outputs(tmp_path / "out.npz").items()} == {
+        "sum": (np.float32, (1, 4)),
+        "row": (np.float32, (1, 4)),
+        "best": (np.int64, (1, 1)),
+    }
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert {
+        "schema",
+        "provenance",
+        "target",
+        "instructions",
+        "macs",
+        "macs_executed",
+        "kernels",
+        "nodes",
+    } <= set(stats)
+    assert stats["macs"] == 3 * 9 * 4 * 64
+    assert "macs executed" in out
+
+
+def test_inputs_come_from_files_by_name_or_at_random(run: Knapper, tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", np.ones((1, 3, 8, 8), np.float32))
+    np.save(tmp_path / "token.npy", np.int64([2]))
+    by_name = ["--input", "image=image.npy", "--input", "token=token.npy"]
+    for name, words in (("a", by_name), ("b", ["--input", "SHOP/in.npz"]), ("c", ["--input", "random:7"]),
+                        ("d", ["--input", "random:7"]), ("e", ["--input", "random:8"])):  # fmt: skip
+        assert run("run", "SHOP/small.elf", *words, "-q", "-o", f"{name}.npz") == (0, "", "")
+    a, b, c, d, e = (outputs(tmp_path / f"{n}.npz")["sum"] for n in "abcde")
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(c, d)
+    assert (c != e).any()
+
+
+def test_engines_print_the_same_counters(run: Knapper) -> None:
+    fast, reference = (
+        json.loads(
+            run("run", "SHOP/small.elf", "--input", "SHOP/in.npz", "--json", "--engine", e)[1]
+        )
+        for e in ("fast", "reference")
+    )
+    for key in ("instructions", "macs", "macs_executed", "dram_bytes", "nodes"):
+        assert fast[key] == reference[key]
+
+
+# --- dis, asm, inspect --------------------------------------------------------------------------------------------------
+
+
+def test_dis_then_asm_gives_the_same_file(run: Knapper, tmp_path: Path, shop: Path) -> None:
+    assert run("dis", "SHOP/small.elf", "-o", "prog.s")[0] == 0
+    assert run("asm", "prog.s", "-o", "again.elf")[0] == 0
+    assert (tmp_path / "again.elf").read_bytes() == (shop / "small.elf").read_bytes()
+
+
+def test_dis_prints_without_a_file(run: Knapper, tmp_path: Path) -> None:
+    code, out, _ = run("dis", "SHOP/small.elf")
+    assert code == 0
+    assert "EXIT" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_shows_what_there_is(run: Knapper) -> None:
+    code, out, _ = run("inspect", "SHOP/small.elf")
+    assert code == 0
+    for word in (
+        "volta-8tc",
+        "provenance",
+        "f32[1,3,8,8]",
+        "i64[1]",
+        "kernels",
+        "launches",
+        "arena",
+        "argmax",
+    ):
+        assert word in out
+
+
+# --- check --------------------------------------------------------------------------------------------------------------
+
+
+def test_check_agrees_with_onnxruntime(run: Knapper) -> None:
+    for precision in ("fp16", "fp32"):
+        code, out, err = run("check", "SHOP/small.onnx", *SHAPE, "--precision", precision)
+        assert code == 0, err
+        assert [line.split()[0] for line in out.splitlines()] == ["output", "sum", "row", "best"]
+
+
+def test_check_says_where_a_difference_starts(run: Knapper) -> None:
+    code, _, err = run("check", "SHOP/small.onnx", *SHAPE, "--tolerance", "1e-9")
+    assert code == 1
+    assert "E706: " in err
+    assert "output 'sum' differs from onnxruntime's" in err
+    assert "the passes change outputs" in err
+
+
+# --- tables -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["ops", "passes", "targets", "isa", "explain"])
+def test_listings_print_tables_and_json(run: Knapper, command: str) -> None:
+    code, out, _ = run(command)
+    assert code == 0
+    assert len(out.splitlines()) > 1
+    code, out, _ = run(command, "--json")
+    assert code == 0
+    assert json.loads(out)
+
+
+def test_listings_know_one_entry_by_name_or_beginning(run: Knapper) -> None:
+    assert "Convolution" in run("ops", "conv")[1]
+    assert "accumulate" in run("isa", "HMMA")[1].lower()
+    assert "provenance" in run("targets", "volta-8tc")[1]
+    assert "--const" in run("explain", "e204")[1]
+    assert len(run("explain", "E2")[1].splitlines()) > 5
+
+
+def test_listings_guess_what_was_meant(run: Knapper) -> None:
+    code, _, err = run("ops", "Sotfmax")
+    assert code == 2
+    assert "did you mean Softmax" in err
+
+
+# --- when things go wrong -----------------------------------------------------------------------------------------------
+
+
+def test_a_bug_is_one_line_and_exit_70(run: Knapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_call", lambda a: 1 / 0)
+    code, out, err = run("ops")
+    assert (code, out) == (70, "")
+    assert (
+        err
+        == "internal error: ZeroDivisionError: division by zero (please report it, with --traceback)\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        run("ops", "--traceback")
+
+
+def test_an_interrupt_is_130(run: Knapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(a: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_call", interrupted)
+    assert run("ops") == (130, "", "interrupted\n")
+
+
+def test_traceback_shows_where_an_error_arose(run: Knapper) -> None:
+    assert "Traceback" not in run("compile", "nowhere.onnx")[2]
+    assert "Traceback" in run("compile", "nowhere.onnx", "--traceback")[2]
+
+
+def test_errors_are_json_on_request(run: Knapper) -> None:
+    code, _, err = run("run", "SHOP/small.elf", "--input", "random:x", "--json")
+    assert code == 2
+    assert json.loads(err) == {
+        "code": "E704",
+        "where": "",
+        "message": "'random:x' is no seed",
+        "hint": "random:0",
+    }
+
+
+# --- Python -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_python_door_does_the_same(shop: Path, tmp_path: Path) -> None:
+    image = knapper.compile(small_model(), target="volta-8tc", precision="fp32", shapes={"N": (1,)})
+    image.save(tmp_path / "model.elf")
+    inputs = outputs(shop / "in.npz")
+    result = knapper.load(tmp_path / "model.elf").run(inputs)
+    direct = image.run(inputs, engine="reference")
+    np.testing.assert_array_equal(result.outputs["sum"], direct.outputs["sum"])
+    assert result.stats.to_dict()["macs"] == 3 * 9 * 4 * 64
+
+
+def test_importing_knapper_loads_nothing(tmp_path: Path) -> None:
+    done = python(
+        "import sys, knapper; print('numpy' in sys.modules, knapper.__version__)", tmp_path
+    )
+    assert done.stdout == f"False {knapper.__version__}\n"
+
+
+def test_the_version_is_said_once() -> None:
+    assert f'version = "{knapper.__version__}"' in (ROOT / "pyproject.toml").read_text()
