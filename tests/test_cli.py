@@ -74,7 +74,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(small_model(), folder / "small.onnx")
     image = knapper.compile(folder / "small.onnx", shapes={"image": (1, 3, 8, 8)})
     image.save(folder / "small.elf")
-    np.savez(folder / "in.npz", image=np.ones((1, 3, 8, 8), np.float32), token=np.int64([2]))
+    np.savez(folder / "in.npz", image=np.ones((1, 3, 8, 8), np.float32), token=np.array([2]))
     return folder
 
 
@@ -179,7 +179,7 @@ def test_two_compiles_give_the_same_bytes(run: Knapper, tmp_path: Path) -> None:
 
 def test_every_level_can_be_written_and_fed_back(run: Knapper, tmp_path: Path) -> None:
     run("compile", "SHOP/small.onnx", *SHAPE, "-o", "whole.elf")
-    source = ("SHOP/small.onnx",)
+    source: tuple[str, ...] = ("SHOP/small.onnx",)
     for level, file in (("graph", "m.ir"), ("plan", "m.plan"), ("asm", "m.s"), ("image", "m.elf")):
         code, _, err = run(
             "compile", *source, *(SHAPE if len(source) == 1 else ()), "--emit", level, "-o", file
@@ -227,10 +227,10 @@ def test_run_writes_outputs_by_name_and_every_counter(run: Knapper, tmp_path: Pa
         "run", "SHOP/small.elf", "--input", "SHOP/in.npz", "-o", "out.npz", "--stats", "stats.json"
     )
     assert code == 0
-    assert {n: (a.dtype, a.shape) for n, a in outputs(tmp_path / "out.npz").items()} == {
-        "sum": (np.float32, (1, 4)),
-        "row": (np.float32, (1, 4)),
-        "best": (np.int64, (1, 1)),
+    assert {n: (str(a.dtype), a.shape) for n, a in outputs(tmp_path / "out.npz").items()} == {
+        "sum": ("float32", (1, 4)),
+        "row": ("float32", (1, 4)),
+        "best": ("int64", (1, 1)),
     }
     stats = json.loads((tmp_path / "stats.json").read_text())
     assert {
@@ -249,7 +249,7 @@ def test_run_writes_outputs_by_name_and_every_counter(run: Knapper, tmp_path: Pa
 
 def test_inputs_come_from_files_by_name_or_at_random(run: Knapper, tmp_path: Path) -> None:
     np.save(tmp_path / "image.npy", np.ones((1, 3, 8, 8), np.float32))
-    np.save(tmp_path / "token.npy", np.int64([2]))
+    np.save(tmp_path / "token.npy", np.array([2]))
     by_name = ["--input", "image=image.npy", "--input", "token=token.npy"]
     for name, words in (("a", by_name), ("b", ["--input", "SHOP/in.npz"]), ("c", ["--input", "random:7"]),
                         ("d", ["--input", "random:7"]), ("e", ["--input", "random:8"])):  # fmt: skip

@@ -29,6 +29,10 @@ def f32(*shape: int) -> Array:
     return RNG.standard_normal(shape, np.float32)
 
 
+def number(value: float | bool) -> Array:
+    return np.array(value, np.bool_ if isinstance(value, bool) else np.float32)
+
+
 def ints(*values: int) -> Array:
     return np.array(values, np.int64)
 
@@ -73,14 +77,14 @@ IMAGE = (1, 2, 5, 6)
 SPELLINGS: dict[str, Callable[[], list[tuple[int, list[NodeProto], dict[str, Array]]]]] = {
     "Clip": lambda: [
         (7, [node("Clip", ["x"], ["y"], min=-0.5, max=0.25)], {}),
-        (13, [node("Clip", ["x", "lo", "hi"], ["y"])], {"lo": np.float32(-0.5), "hi": np.float32(0.25)}),
+        (13, [node("Clip", ["x", "lo", "hi"], ["y"])], {"lo": number(-0.5), "hi": number(0.25)}),
     ],
     "Pad": lambda: [
         (7, [node("Pad", ["x"], ["y"], pads=[0, 0, 1, 0, 0, 0, 0, 2], value=1.5)], {}),
         (13, [node("Pad", ["x", "p", "v"], ["y"])],
-         {"p": ints(0, 0, 1, 0, 0, 0, 0, 2), "v": np.float32(1.5)}),
+         {"p": ints(0, 0, 1, 0, 0, 0, 0, 2), "v": number(1.5)}),
         (18, [node("Pad", ["x", "p", "v", "a"], ["y"])],
-         {"p": ints(1, 0, 0, 2), "v": np.float32(1.5), "a": ints(2, -1)}),
+         {"p": ints(1, 0, 0, 2), "v": number(1.5), "a": ints(2, -1)}),
     ],
     "Slice": lambda: [
         (9, [node("Slice", ["x"], ["y"], starts=[1, 0], ends=[9, -1], axes=[2, 3])], {}),
@@ -120,7 +124,7 @@ SPELLINGS: dict[str, Callable[[], list[tuple[int, list[NodeProto], dict[str, Arr
     ],
     "Dropout": lambda: [
         (7, [node("Dropout", ["x"], ["y"], ratio=0.5)], {}),
-        (13, [node("Dropout", ["x", "r", "t"], ["y"])], {"r": np.float32(0.5), "t": np.bool_(False)}),
+        (13, [node("Dropout", ["x", "r", "t"], ["y"])], {"r": number(0.5), "t": number(False)}),
         (13, [node("Identity", ["x"], ["y"])], {}),
     ],
     "Reshape": lambda: [
@@ -207,7 +211,7 @@ def test_shape_arithmetic_leaves_no_trace() -> None:
     graph = agrees(model(nodes, {"x": (4, 2, 3)}, ["z"], weights), x=f32(4, 2, 3))
     assert ops(graph) == ["Reshape", "Div"]
     assert graph.nodes[0].attrs["shape"] == (4, 1, 6)
-    assert list(graph.constants.values()) == [np.float32(2)]
+    assert list(graph.constants.values()) == [number(2)]
 
 
 def test_nonzero_of_a_constant_is_a_constant() -> None:
@@ -373,12 +377,14 @@ def scaled(body: Sequence[NodeProto], name: str = "Scaled") -> onnx.FunctionProt
 
 def test_a_model_local_function_is_opened_up() -> None:
     factor = node("Constant", [], ["f"])
-    factor.attribute.append(onnx.AttributeProto(name="value_float", ref_attr_name="factor", type=1))
+    factor.attribute.append(
+        onnx.AttributeProto(name="value_float", ref_attr_name="factor", type="FLOAT")
+    )
     f = scaled([factor, node("Mul", ["a", "f"], ["b"], "times")])
     call = node("Scaled", ["x"], ["y"], "outer", domain="mine", factor=3.0)
     graph = read(model([call], {"x": (2,)}, functions=[f])).verify()
     assert [(n.op, n.loc) for n in graph.nodes] == [("Mul", "outer/times")]
-    np.testing.assert_array_equal(evaluate(graph, {"x": np.float32([1, 2])})["y"], [3, 6])
+    np.testing.assert_array_equal(evaluate(graph, {"x": np.array([1, 2], np.float32)})["y"], [3, 6])
 
 
 def test_a_function_that_calls_itself_is_an_error() -> None:
@@ -561,7 +567,7 @@ def test_opsets_from_the_future_are_refused() -> None:
         (lambda: model([node("Relu", ["x"], ["y"])], {"x": (2,)}, dtype=TensorProto.STRING), "type string is not"),
         (lambda: model([node("Relu", ["x"], ["y"])], {"x": (2,)}, dtype=TensorProto.FLOAT8E5M2), "float8e5m2 is not"),
         (lambda: model([node("Dropout", ["x", "r", "t"], ["y"])], {"x": (2,)},
-                       weights={"r": np.float32(0.5), "t": np.bool_(True)}), "Dropout in training mode"),
+                       weights={"r": number(0.5), "t": number(True)}), "Dropout in training mode"),
     ],
     ids=["string", "float8", "training"],
 )  # fmt: skip
@@ -628,5 +634,5 @@ def _imported(proto: ModelProto, inputs: Sequence[Array]) -> Graph | None:
 
 def _close(name: str, y: Array, expected: Array, tolerance: float) -> None:
     assert (y.shape, y.dtype) == (expected.shape, expected.dtype), name
-    wide = [a if a.dtype.kind == "b" else a.astype(np.float64) for a in (y, expected)]
-    np.testing.assert_allclose(*wide, rtol=tolerance, atol=tolerance, err_msg=name)
+    got, want = (a if a.dtype.kind == "b" else a.astype(np.float64) for a in (y, expected))
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance, err_msg=name)
