@@ -13,6 +13,7 @@ from . import (  # noqa: F401  importing is declaring
     binary,
     constant,
     conv,
+    einsum,
     gather,
     linear,
     movement,

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir import DTYPES, Array, Type, op, require
 from .elementwise import Example, Rng, draw
-from .lowering import TVM_DTYPES, dtype_of, shape_of
+from .lowering import TVM_DTYPES, dtype_of, shape_of, te
 
 
 def _known(name: str, dtype: str) -> None:
@@ -93,7 +93,13 @@ def _(start: float, limit: float, delta: float, dtype: str = "i64") -> Array:
 
 @Range.relax
 def _(R: Any, start: float, limit: float, delta: float, dtype: str = "i64") -> Any:
-    return R.op.arange(start, limit, delta, TVM_DTYPES[dtype])
+    """Relax's arange comes without a fusion pattern, so the formula it is."""
+    from tvm import te as expression
+
+    d = TVM_DTYPES[dtype]
+    n = max(0, math.ceil((limit - start) / delta))
+    first, step = (R.const(v, d).value.numpy().item() for v in (start, delta))
+    return te(R, lambda: expression.compute((n,), lambda i: i.astype(d) * step + first, "range"))
 
 
 @Range.example

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..ir import Array, Type, op, require
 from .elementwise import Example, Rng, draw, floating
-from .lowering import const, emit, rank_of, shape_of, wide
+from .lowering import const, dtype_of, emit, rank_of, shape_of, wide
 from .numeric import rounded
 from .pooling import relax_power, relax_root
 from .shapes import axis_of, channel_axis, image, spatial_axes
@@ -457,3 +457,31 @@ Softmax.relax(wide(lambda R, x, axis=-1: R.op.nn.softmax(x, axis)))
 LogSoftmax.relax(wide(lambda R, x, axis=-1: R.op.nn.log_softmax(x, axis)))
 Softmax.example(_softmax_examples)
 LogSoftmax.example(_softmax_examples)
+
+
+@op
+def Hardmax(x: Type, *, axis: int = -1) -> Type:
+    """1 at the greatest element along an axis, the first of equals, 0 elsewhere."""
+    axis_of("Hardmax", axis, floating("Hardmax", x).rank)
+    return x
+
+
+@Hardmax.reference
+def _(x: Array, axis: int = -1) -> Array:
+    y = np.zeros_like(x)
+    np.put_along_axis(y, x.argmax(axis, keepdims=True), 1, axis)
+    return y
+
+
+@Hardmax.relax
+def _(R: Any, x: Any, axis: int = -1) -> Any:
+    axis, n = axis % rank_of(x), shape_of(x)[axis]
+    places = emit(R, R.op.arange(0, n, 1, "int64"))
+    ruler = R.op.reshape(places, [n if i == axis else 1 for i in range(rank_of(x))])
+    return R.op.astype(R.op.equal(R.op.argmax(x, axis, True), ruler), dtype_of(x))
+
+
+@Hardmax.example
+def _(rng: Rng) -> Iterator[Example]:
+    yield [draw(rng, (3, 5), "f32")], {}
+    yield [draw(rng, (2, 4, 3), "f16")], {"axis": 1}

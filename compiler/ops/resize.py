@@ -109,7 +109,9 @@ def _axes(shape: Ints, attrs: dict[str, Any]) -> dict[int, Axis]:
     sizes, scales = attrs.get("sizes", ()), attrs.get("scales", ())
     roi = attrs.get("roi", ()) or (*[0.0] * len(axes), *[1.0] * len(axes))
     if sizes:
-        sizes, scales = _policy([shape[a] for a in axes], sizes, attrs.get("keep_aspect_ratio_policy", "stretch"))
+        sizes, scales = _policy(
+            [shape[a] for a in axes], sizes, attrs.get("keep_aspect_ratio_policy", "stretch")
+        )
     else:
         sizes = [math.floor(F(s) * F(shape[a])) for s, a in zip(scales, axes, strict=True)]
     parts = zip(axes, sizes, scales, roi, roi[len(axes) :], strict=False)
@@ -150,14 +152,26 @@ def Resize(
     named = axes_of("Resize", axes, x.rank) if axes else range(x.rank)
     n = len(sizes) or len(scales)
     require(n == len(named), f"Resize: {n} sizes or scales for {len(named)} axes of {x}")
-    require(mode in ("nearest", "linear", "cubic"), f"Resize: mode {mode!r}, expected nearest, linear or cubic")
-    require(coordinate_transformation_mode in TRANSFORMS, f"Resize: no coordinate mode {coordinate_transformation_mode!r}")
-    require(nearest_mode in NEAREST, f"Resize: nearest_mode {nearest_mode!r}, expected one of {', '.join(NEAREST)}")
+    require(
+        mode in ("nearest", "linear", "cubic"),
+        f"Resize: mode {mode!r}, expected nearest, linear or cubic",
+    )
+    require(
+        coordinate_transformation_mode in TRANSFORMS,
+        f"Resize: no coordinate mode {coordinate_transformation_mode!r}",
+    )
+    require(
+        nearest_mode in NEAREST,
+        f"Resize: nearest_mode {nearest_mode!r}, expected one of {', '.join(NEAREST)}",
+    )
     require(len(roi) in (0, 2 * n), f"Resize: roi has {len(roi)} values, expected {2 * n}")
     if mode != "nearest":
         of_kind("Resize", FLOATS, x)
     policy = keep_aspect_ratio_policy
-    require(policy in ("stretch", "not_larger", "not_smaller"), f"Resize: no keep_aspect_ratio_policy {policy!r}")
+    require(
+        policy in ("stretch", "not_larger", "not_smaller"),
+        f"Resize: no keep_aspect_ratio_policy {policy!r}",
+    )
     given = {"sizes": sizes, "scales": scales, "axes": axes, "keep_aspect_ratio_policy": policy}
     found = _axes(x.shape, given)
     shape = tuple(found[i].after if i in found else size for i, size in enumerate(x.shape))
@@ -188,7 +202,10 @@ def _(x: Array, **attrs: Any) -> Array:
         if attrs.get("mode", "nearest") == "nearest":
             x = np.take(x, index[:, 0], i)
         else:
-            x = sum(np.take(x, k, i) * _along(w, i, x.ndim) for k, w in zip(index.T, weight.T, strict=True))
+            x = sum(
+                np.take(x, k, i) * _along(w, i, x.ndim)
+                for k, w in zip(index.T, weight.T, strict=True)
+            )
     for i, axis in found.items():
         if (beyond := _outside(axis, attrs)) is not None:
             x = np.where(_along(beyond, i, x.ndim), attrs.get("extrapolation_value", 0.0), x)
@@ -197,7 +214,9 @@ def _(x: Array, **attrs: Any) -> Array:
 
 def _identity(index: Array, weight: Array, axis: Axis) -> bool:
     """Whether a table copies the axis as it is."""
-    return axis.before == axis.after and bool((weight.max(1) == 1).all() and (index[:, weight[0].argmax()] == np.arange(axis.after)).all())
+    return axis.before == axis.after and bool(
+        (weight.max(1) == 1).all() and (index[:, weight[0].argmax()] == np.arange(axis.after)).all()
+    )
 
 
 @Resize.relax
@@ -222,7 +241,10 @@ def _relax_axis(R: Any, x: Any, i: int, index: Array, weight: Array) -> Any:
     if weight.shape[1] == 1 or not is_float(x):
         return taken[0]
     d = dtype_of(x)
-    terms = [R.op.multiply(t, R.const(_along(w, i, rank_of(x)).astype(d), d)) for t, w in zip(taken, weight.T, strict=True)]
+    terms = [
+        R.op.multiply(t, R.const(_along(w, i, rank_of(x)).astype(d), d))
+        for t, w in zip(taken, weight.T, strict=True)
+    ]
     y = terms[0]
     for term in terms[1:]:
         y = R.op.add(y, term)
@@ -233,19 +255,39 @@ def _relax_axis(R: Any, x: Any, i: int, index: Array, weight: Array) -> Any:
 def _(rng: Rng) -> Iterator[Example]:
     x = draw(rng, (1, 2, 4, 5), "f32")
     up: dict[str, Any] = {"scales": (1.0, 1.0, 2.0, 1.5)}
-    yield [x], {"scales": (1.0, 1.0, 2.0, 2.0), "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    yield (
+        [x],
+        {
+            "scales": (1.0, 1.0, 2.0, 2.0),
+            "coordinate_transformation_mode": "asymmetric",
+            "nearest_mode": "floor",
+        },
+    )
     yield [x], {"sizes": (1, 2, 7, 3)}
     for nearest in ("round_prefer_ceil", "ceil"):
         yield [x], up | {"nearest_mode": nearest, "coordinate_transformation_mode": "half_pixel"}
-    for transform in ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric"):
+    for transform in (
+        "half_pixel",
+        "align_corners",
+        "asymmetric",
+        "pytorch_half_pixel",
+        "half_pixel_symmetric",
+    ):
         yield [x], up | {"mode": "linear", "coordinate_transformation_mode": transform}
     yield [draw(rng, (1, 2, 4, 4), "f16")], {"sizes": (8, 6), "axes": (2, 3), "mode": "linear"}
     yield [x], {"sizes": (1, 2, 9, 8), "mode": "cubic"}
     yield [x], {"sizes": (1, 2, 9, 8), "mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5}
     yield [x], {"sizes": (1, 2, 2, 3), "mode": "linear", "antialias": 1}
     yield [x], {"sizes": (1, 2, 2, 3), "mode": "cubic", "antialias": 1, "exclude_outside": 1}
-    crop = {"coordinate_transformation_mode": "tf_crop_and_resize", "roi": (0.0, 0.0, 0.2, 0.4, 1.0, 1.0, 1.2, 0.8), "extrapolation_value": 7.0}
+    crop = {
+        "coordinate_transformation_mode": "tf_crop_and_resize",
+        "roi": (0.0, 0.0, 0.2, 0.4, 1.0, 1.0, 1.2, 0.8),
+        "extrapolation_value": 7.0,
+    }
     yield [x], {"sizes": (1, 2, 3, 4), "mode": "linear", **crop}
     yield [draw(rng, (1, 2, 6), "f32")], {"sizes": (1, 2, 9), "mode": "linear"}
-    yield [draw(rng, (1, 4, 5, 2), "f32")], {"sizes": (1, 8, 10, 2), "mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    yield (
+        [draw(rng, (1, 4, 5, 2), "f32")],
+        {"sizes": (1, 8, 10, 2), "mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+    )
     yield [draw(rng, (1, 1, 4, 4), "u8", 0, 99)], {"scales": (1.0, 1.0, 2.0, 2.0)}

@@ -340,3 +340,61 @@ def _(rng: Rng) -> Iterator[Example]:
     for pair in pairs.split():
         a, b = pair.split(">")
         yield [draw(rng, (3, 4), a, -100, 100)], {"to": b}
+
+
+@op
+def Asin(x: Type) -> Type:
+    """Angle in radians whose sine is x."""
+    return floating("Asin", x)
+
+
+@op
+def Acos(x: Type) -> Type:
+    """Angle in radians whose cosine is x."""
+    return floating("Acos", x)
+
+
+@op
+def Atan(x: Type) -> Type:
+    """Angle in radians whose tangent is x."""
+    return floating("Atan", x)
+
+
+@op
+def Sinh(x: Type) -> Type:
+    """Hyperbolic sine."""
+    return floating("Sinh", x)
+
+
+@op
+def Cosh(x: Type) -> Type:
+    """Hyperbolic cosine."""
+    return floating("Cosh", x)
+
+
+@op
+def Asinh(x: Type) -> Type:
+    """Inverse hyperbolic sine."""
+    return floating("Asinh", x)
+
+
+@op
+def Acosh(x: Type) -> Type:
+    """Inverse hyperbolic cosine."""
+    return floating("Acosh", x)
+
+
+@op
+def Atanh(x: Type) -> Type:
+    """Inverse hyperbolic tangent."""
+    return floating("Atanh", x)
+
+
+unary(Asin, np.arcsin, lambda R, x: R.op.asin(x), low=-1, high=1)
+unary(Acos, np.arccos, lambda R, x: R.op.acos(x), low=-1, high=1)
+unary(Atan, np.arctan, lambda R, x: R.op.atan(x))
+unary(Sinh, np.sinh, lambda R, x: R.op.sinh(x))
+unary(Cosh, np.cosh, lambda R, x: R.op.cosh(x))
+unary(Asinh, np.arcsinh, lambda R, x: R.op.asinh(x))
+unary(Acosh, np.arccosh, lambda R, x: R.op.acosh(x), low=1, high=9)
+unary(Atanh, np.arctanh, lambda R, x: R.op.atanh(x), low=-0.95, high=0.95)

@@ -1,0 +1,135 @@
+"""Einstein summation of one or two operands, by the numeric contract of matrix products.
+
+    "bhqd,bhkd->bhqk"     every operand becomes [out letters…, summed letters…] with size 1 where it lacks a letter;
+                          then acc = fma(a[…, k], b[…, k], acc) over the summed letters, row-major in order of appearance
+
+An ellipsis stands for letters that the equation does not use.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..ir import Array, Type, op, require
+from .elementwise import Example, Rng, draw
+from .linear import accumulating, product_type, stored
+from .lowering import rank_of
+from .numeric import accumulate, finish
+
+
+def terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The operands' letters and the result's, ellipses and an absent result spelled out."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    operands = left.split(",")
+    require(
+        len(operands) == len(ranks),
+        f"Einsum: {equation!r} is about {len(operands)} operands, given are {len(ranks)}",
+    )
+    free = [c for c in string.ascii_letters if c not in equation]
+    hidden = max(
+        (rank - len(t) + 3 for t, rank in zip(operands, ranks, strict=True) if "..." in t),
+        default=0,
+    )
+    letters = "".join(free[: max(0, hidden)])
+    operands = [
+        t.replace("...", letters[len(letters) - (rank - len(t) + 3) :]) if "..." in t else t
+        for t, rank in zip(operands, ranks, strict=True)
+    ]
+    if not arrow:
+        once = sorted(
+            c
+            for c in set("".join(operands))
+            if "".join(operands).count(c) == 1 and c not in letters
+        )
+        result = letters + "".join(once)
+    return operands, result.replace("...", letters)
+
+
+def _sizes(operands: Sequence[str], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+    """Letter → size; every use must agree."""
+    sizes: dict[str, int] = {}
+    for letters, shape in zip(operands, shapes, strict=True):
+        fits = len(letters) == len(shape) == len(set(letters))
+        require(
+            fits,
+            f"Einsum: {letters!r} does not name the {len(shape)} axes of an operand, each once",
+        )
+        for c, n in zip(letters, shape, strict=True):
+            require(
+                sizes.setdefault(c, n) == n,
+                f"Einsum: {c!r} is {sizes[c]} in one place and {n} in another",
+            )
+    return sizes
+
+
+@op
+def Einsum(*xs: Type, equation: str) -> Type:
+    """Sum of products over the letters that the result lacks, as numpy.einsum; one or two operands."""
+    require(
+        len(xs) in (1, 2),
+        f"Einsum: {len(xs)} operands, expected one or two",
+        "contract two at a time",
+    )
+    dtype = product_type("Einsum", xs[0], xs[-1], "")
+    operands, result = terms(equation, [x.rank for x in xs])
+    sizes = _sizes(operands, [x.shape for x in xs])
+    known = set(result) <= set(sizes) and len(set(result)) == len(result)
+    require(known, f"Einsum: the result {result!r} has a letter that no operand has, or one twice")
+    return Type(dtype, tuple(sizes[c] for c in result))
+
+
+def _aligned(x: Array, letters: str, order: str) -> Array:
+    """x with axes in this order, size 1 where it has no such axis."""
+    present = [c for c in order if c in letters]
+    moved = x.transpose([letters.index(c) for c in present])
+    return moved.reshape([x.shape[letters.index(c)] if c in letters else 1 for c in order])
+
+
+@Einsum.reference
+def _(*xs: Array, equation: str) -> Array:
+    operands, result = terms(equation, [x.ndim for x in xs])
+    sizes = _sizes(operands, [x.shape for x in xs])
+    summed = "".join(dict.fromkeys(c for c in "".join(operands) if c not in result))
+    a, *rest = (_aligned(x, t, result + summed) for x, t in zip(xs, operands, strict=True))
+    b = rest[0] if rest else np.ones((1,) * a.ndim, a.dtype)
+
+    def pairs(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
+        for k in np.ndindex(*(sizes[c] for c in summed)):
+            yield tuple(
+                x[
+                    (
+                        ...,
+                        *(
+                            i if n > 1 else 0
+                            for i, n in zip(k, x.shape[len(result) :], strict=True)
+                        ),
+                    )
+                ]
+                for x in (a, b)
+            )  # type: ignore[misc]
+
+    acc = accumulate(tuple(sizes[c] for c in result), a, b, pairs)
+    return finish(acc, None, "", xs[0].dtype)
+
+
+@Einsum.relax
+def _(R: Any, *xs: Any, equation: str) -> Any:
+    operands, result = terms(equation, [rank_of(x) for x in xs])
+    y = R.op.einsum([accumulating(R, x) for x in xs], f"{','.join(operands)}->{result}")
+    return stored(R, y, "", xs[0])
+
+
+@Einsum.example
+def _(rng: Rng) -> Iterator[Example]:
+    def of(*shapes: tuple[int, ...], d: str = "f32") -> list[Array | None]:
+        return [draw(rng, s, d) for s in shapes]
+
+    yield of((2, 3, 4, 5), (2, 3, 6, 5)), {"equation": "bhqd,bhkd->bhqk"}
+    yield of((2, 4, 5), (5, 3), d="f16"), {"equation": "...d,de->...e"}
+    yield of((3, 4), (4, 2)), {"equation": "ij, jk"}
+    yield of((2, 3, 4)), {"equation": "bij->jb"}
+    yield of((3,), (4,)), {"equation": "i,j->ij"}
