@@ -22,46 +22,50 @@ output of a network input copies, and is one.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .ir import Graph, Node, Type
 
-MATRIX = {"Conv", "MatMul"}
-VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
-CHEAP = set(
-    """Abs Add And BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Clip Div Equal Floor
+
+def _ops(names: str) -> set[str]:
+    return set(names.split())
+
+
+MATRIX = _ops("Conv MatMul")
+VIEWS = _ops("Reshape Flatten Squeeze Unsqueeze Identity")
+CHEAP = _ops("""
+    Abs Add And BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Clip Div Equal Floor
     Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu Less LessOrEqual Max Min Mul Neg
-    Not Or PRelu Relu Round Shrink Sign Sub Sum ThresholdedRelu Where Xor""".split()
-)
-ELEMENTWISE = CHEAP | set(
-    """Celu Cos Elu Erf Exp Gelu Log Mean Mish Mod Pow Reciprocal Selu Sigmoid Sin Softplus Softsign
-    Sqrt Swish Tan Tanh""".split()
-)
+    Not Or PRelu Relu Round Shrink Sign Sub Sum ThresholdedRelu Where Xor
+""")
+ELEMENTWISE = CHEAP | _ops("""
+    Celu Cos Elu Erf Exp Gelu Log Mean Mish Mod Pow Reciprocal Selu Sigmoid Sin Softplus Softsign
+    Sqrt Swish Tan Tanh
+""")
 """Ops whose element i depends on element i of their (broadcast) operands only."""
-EPILOGUE = ELEMENTWISE & set(
-    """Abs Add Cast Ceil Clip Cos Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu Log Max Min
+EPILOGUE = ELEMENTWISE & _ops("""
+    Abs Add Cast Ceil Clip Cos Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu Log Max Min
     Mish Mul Neg PRelu Pow Reciprocal Relu Round Sigmoid Sin Softplus Softsign Sqrt Sub Swish Tanh
-    ThresholdedRelu""".split()
-)
+    ThresholdedRelu
+""")
 """Those that a matrix kernel can do to its accumulators."""
-MOVES = {"Slice", "Pad"}
+MOVES = _ops("Slice Pad")
 """Read at most as much as they write of each operand: they go with anything elementwise."""
-INJECTIVE = set(
-    "Concat DepthToSpace Expand Gather SpaceToDepth Split Tile Transpose Trilu".split()
-)
+INJECTIVE = _ops("Concat DepthToSpace Expand Gather SpaceToDepth Split Tile Transpose Trilu")
 """Anchors that copy elements: elementwise ops go before and after them."""
-ONCE = set(
-    """GlobalAveragePool GlobalMaxPool ReduceL1 ReduceL2 ReduceLogSum ReduceMax ReduceMean ReduceMin
-    ReduceProd ReduceSum ReduceSumSquare""".split()
-)
+ONCE = _ops("""
+    GlobalAveragePool GlobalMaxPool ReduceL1 ReduceL2 ReduceLogSum ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum ReduceSumSquare
+""")
 """Anchors that read each element once: elementwise ops go before and after them."""
-OFTEN = set(
-    """GroupNormalization InstanceNormalization LayerNormalization LogSoftmax LpNormalization
-    RMSNormalization ReduceLogSumExp Softmax""".split()
-)
+OFTEN = _ops("""
+    GroupNormalization InstanceNormalization LayerNormalization LogSoftmax LpNormalization
+    RMSNormalization ReduceLogSumExp Softmax
+""")
 """Anchors that read an element a few times: only cheap ops go before them."""
-WINDOWS = set("AveragePool BatchNormalization ConvTranspose LRN LpPool MaxPool Resize".split())
+WINDOWS = _ops("AveragePool BatchNormalization ConvTranspose LRN LpPool MaxPool Resize")
 """Anchors that read an element many times: nothing but an exact Cast goes before them."""
 ANCHORS = INJECTIVE | ONCE | OFTEN | WINDOWS
 """Any other op is a launch by itself."""
@@ -137,7 +141,7 @@ class _Partition:
             if not self._is_view(i) and not self._belongs(n):
                 self.cell_of[i] = Cell(i, n, [i])
         self._attach()
-        self.cells = sorted({id(c): c for c in self.cell_of.values()}.values(), key=lambda c: c.index)
+        self.cells = [c for i, c in sorted(self.cell_of.items()) if i == c.index]
         self.launch_of: dict[int, int] = {}  # cell index → launch
         self.found: list[tuple[list[Cell], Cell]] = []
 
@@ -164,7 +168,9 @@ class _Partition:
     def _of_reader(self, n: Node) -> int | None:
         """The one node that reads a widening Cast."""
         readers = self.readers.get(n.outputs[0], [])
-        if not widens(n, self.types[n.inputs[0]]) or len(readers) != 1 or self._escapes(n.outputs[0]):
+        if not widens(n, self.types[n.inputs[0]]) or len(readers) != 1:
+            return None
+        if self._escapes(n.outputs[0]):
             return None
         r = readers[0]
         return None if self._is_view(r) or self.g.nodes[r].op == "Cast" else r
@@ -252,13 +258,27 @@ class _Partition:
         return None
 
     def _joins_epilogue(self, c: Cell, root: Cell) -> bool:
-        touched = [self.types[v] for i in c.nodes for v in (*self.g.nodes[i].inputs, *self.g.nodes[i].outputs)]
+        read, made = ([self.types[v] for v in vs] for vs in (c.reads, c.makes))
         return (
             c.core.op in EPILOGUE
             and self.free(c)
             and c.shape == root.shape
-            and all(t.dtype in REGISTER for t in touched)
+            and all(t.dtype in REGISTER for t in (*read, *made))
+            and all(self._lies_over(t, root.core) for t in read)
         )
+
+    def _lies_over(self, t: Type, root: Node) -> bool:
+        """Whether a matrix kernel can address an operand while it walks over its result.
+
+        The kernel walks over rows [N,H,W] and columns [C]: rows all together, or a batch of them.
+        """
+        y, b = root.types[0].shape, self.types[root.inputs[1]]
+        if root.op == "MatMul" and math.prod(b.shape[:-2]) > 1:
+            return True
+        columns = 1 if root.op == "Conv" or b.rank > 1 else 0
+        missing = len(y) - columns - max(0, t.rank - columns)
+        rows = math.prod(t.shape[: max(0, t.rank - columns)])
+        return rows == 1 or (missing >= 0 and rows == math.prod(y[: len(y) - columns]))
 
     # --- chains
 
@@ -280,7 +300,8 @@ class _Partition:
                 continue
             readers = [r for v in c.makes for r in self.readers.get(v, ())]
             inside = [self.cell_of.get(r) for r in readers if r not in c.nodes]
-            if all(u in region for u in inside) and self._fits(c, region, {u.index: u for u in inside if u}):
+            users = {u.index: u for u in inside if u in region}
+            if all(u in region for u in inside) and self._fits(c, region, users):
                 return c
         return None
 

@@ -98,9 +98,8 @@ def _matches(p: Any_, v: str, w: Writer, env: Bindings) -> Iterator[Bindings]:
         n = w.maker(v)
         if n is not None and n.outputs[0] == v:
             yield from _matches_node(p, n, w, env)
-    elif isinstance(p, float) and (a := w.array(v)) is not None and a.size == 1:
-        if np.isclose(float(a.item()), p, 1e-6, 0):
-            yield env
+    elif isinstance(p, float) and w.is_number(v, p):
+        yield env
 
 
 def _matches_node(p: Pattern, n: Node, w: Writer, env: Bindings) -> Iterator[Bindings]:
@@ -170,6 +169,11 @@ class Writer:
     def known(self, v: str) -> Array:
         """A constant's content."""
         return self.constants[v]
+
+    def is_number(self, v: str, x: float) -> bool:
+        """Whether a value is a constant of one element, and that is x as far as f32 can tell."""
+        a = self.array(v)
+        return a is not None and a.size == 1 and bool(np.isclose(float(a.item()), x, 1e-6, 0))
 
     def maker(self, v: str) -> Node | None:
         """The node that makes a new value; None for inputs and constants."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def read_onnx(data: Path):
+def read_onnx(data: Path) -> Callable[[str], Graph]:
     """Reads `name.onnx` from the data folder's models, or from a `models` folder beside it."""
 
     def read(name: str) -> Graph:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knapper.compiler import text
-from knapper.compiler.ir import DTYPES, Graph, Node, Type, op
+from knapper.compiler.ir import DTYPES, Array, Attr, Graph, Node, Type, op
 from knapper.isa.errors import IRError, KnapperError
 
 
@@ -42,7 +42,7 @@ attributes = st.fixed_dictionaries({}, optional={
 
 
 @st.composite
-def arrays(draw: st.DrawFn) -> np.ndarray:
+def arrays(draw: st.DrawFn) -> Array:
     """A constant of any type: any bits, NaNs and infinities among them."""
     dtype = np.dtype(DTYPES[draw(st.sampled_from(sorted(DTYPES)))])
     shape = tuple(draw(st.lists(st.integers(0, 5), max_size=3)))
@@ -64,8 +64,9 @@ def graphs(draw: st.DrawFn) -> Graph:
     for v in fresh:
         made = (v, *(w for w in [next(fresh, None)] if w and draw(st.booleans())))
         operands = draw(st.lists(st.sampled_from([*values, ""]), max_size=4))
-        attrs = {**draw(attributes), "results": len(made), "shape": (draw(st.integers(0, 3)),)}
-        types = (Type("f32", attrs["shape"]),) * len(made)
+        shape = (draw(st.integers(0, 3)),)
+        attrs: dict[str, Attr] = {**draw(attributes), "results": len(made), "shape": shape}
+        types = (Type("f32", shape),) * len(made)
         loc, group = draw(st.text(max_size=5)), draw(st.text(max_size=5))
         nodes.append(Node("TextAny", tuple(operands), made, types, attrs, loc, group))
         values += made
@@ -144,7 +145,7 @@ def test_every_wrong_node_is_named_with_its_line() -> None:
 def test_files_hold_text_and_constants(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     w = rng.standard_normal((5, 7), np.float32)
-    constants = {"w": w, "v": w.astype(DTYPES["bf16"]), "s": np.float32(3), "same": w}
+    constants = {"w": w, "v": w.astype(DTYPES["bf16"]), "s": np.array(3, np.float32), "same": w}
     g = Graph("g", {"x": Type("f32", (2, 3))}, {"x": "x"}, (), constants)
     text.save(g, tmp_path / "net.ir")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["net.ir", "net.npz"]
@@ -156,7 +157,7 @@ def test_files_hold_text_and_constants(tmp_path: Path) -> None:
 def test_parsing_is_fast() -> None:
     n = 2000
     t = Type("f32", (1, 64, 56, 56))
-    attrs = {"shape": t.shape, "f": 0.5, "s": "same"}
+    attrs: dict[str, Attr] = {"shape": t.shape, "f": 0.5, "s": "same"}
     nodes = tuple(
         Node("TextAny", (f"v{i}", "", "x"), (f"v{i + 1}",), (t,), attrs, f"/layer1/Conv_{i}", "g1")
         for i in range(n)

@@ -144,10 +144,7 @@ def gelu(approximate: str) -> Callable[..., str]:
 
 erfs = [P.Erf(P.Div(x, math.sqrt(2))), P.Erf(P.Mul(x, math.sqrt(0.5)))]
 cubes = [P.Pow(x, 3.0), P.Mul(x, P.Mul(x, x)), P.Mul(P.Mul(x, x), x)]
-tanhs = [
-    P.Tanh(P.Mul(P.Add(x, P.Mul(cube, 0.044715)), math.sqrt(2 / math.pi)))
-    for cube in cubes
-]
+tanhs = [P.Tanh(P.Mul(P.Add(x, P.Mul(cube, 0.044715)), math.sqrt(2 / math.pi))) for cube in cubes]
 GELU = [
     *(p >> gelu("none") for e in erfs for p in halves(P.Add(e, 1.0))),
     *(p >> gelu("tanh") for t in tanhs for p in halves(P.Add(t, 1.0))),

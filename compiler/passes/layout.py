@@ -23,8 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ..axes import (
     Ints,
     channels_last,
@@ -43,6 +41,7 @@ from .base import Pass
 from .simplify import VIEWS
 
 Handler = Callable[["_Layout", Node], "list[Held] | None"]
+REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 HANDLERS: dict[str, Handler] = {}
 """Op → how it is done on operands in another order: what its results are held by, None if not."""
 
@@ -154,7 +153,7 @@ class _Layout(Writer):
         if max(sizes, default=1) == 1:
             return self.plain(v)
         if (a := self.array(h.stored)) is not None:
-            turned = np.ascontiguousarray(a.transpose(h.perm).reshape(full).transpose(inverse(perm)))
+            turned = a.transpose(h.perm).reshape(full).transpose(inverse(perm))
             return self.constant(turned.reshape(_trimmed(turned.shape)), h.stored, "last")
         whole = self.op("Reshape", self.plain(v), shape=full)
         return self.op("Transpose", whole, perm=inverse(perm))
@@ -229,7 +228,7 @@ def arg(w: _Layout, n: Node) -> list[Held] | None:
     return w.put(n, [h.stored], {**n.attrs, "axis": _axis(n, h.perm)}, [without(h.perm, gone)])
 
 
-@handles(*(f"Reduce{f}" for f in "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()))
+@handles(*(f"Reduce{f}" for f in REDUCTIONS))
 def reduce(w: _Layout, n: Node) -> list[Held] | None:
     """Some axes go."""
     h = w.held[n.inputs[0]]

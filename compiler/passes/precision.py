@@ -140,7 +140,8 @@ class _Precision(Writer):
 
     def _matrix(self, n: Node) -> None:
         """Stored operands; the accumulator as it is."""
-        operands = [self._narrow(v) for v in n.inputs[:2]] + [self._wide(v, n) for v in n.inputs[2:]]
+        factors, others = map(self._narrow, n.inputs[:2]), (self._wide(v, n) for v in n.inputs[2:])
+        operands = (*factors, *others)
         out = n.types[0].dtype
         if self.type(operands[0]).dtype in ("f16", "bf16"):
             out = "f32"
@@ -151,7 +152,8 @@ class _Precision(Writer):
         self._results(n, self.named((accumulator,), n.outputs))
 
     def _node(self, n: Node, operands: tuple[str, ...]) -> None:
-        self._results(n, self.named(self.ops(len(n.outputs), n.op, *operands, **n.attrs), n.outputs))
+        made = self.ops(len(n.outputs), n.op, *operands, **n.attrs)
+        self._results(n, self.named(made, n.outputs))
 
     def _results(self, n: Node, new: tuple[str, ...]) -> None:
         """Round and store the results that others read."""

@@ -143,7 +143,8 @@ def pad_average(w: Writer, x: str, a: Ints, b: Ints) -> str | None:
 def _with_pads(w: Writer, x: str, pads: Ints, axes: Ints, **more: Attr) -> str | None:
     """The root on x, its pads enlarged; None if there are pads that it cannot have."""
     n, rank = w.root, w.type(x).rank
-    begins, ends = (_per_axis(p, axes, rank) for p in (pads[: len(pads) // 2], pads[len(pads) // 2 :]))
+    half = len(pads) // 2
+    begins, ends = (_per_axis(p, axes, rank) for p in (pads[:half], pads[half:]))
     outside = (*begins[:2], *ends[:2])  # batch and channels
     if min(pads) < 0 or any(outside) or n.attr("layout") != "NCHW" or n.attrs.get("ceil_mode"):
         return None
@@ -206,7 +207,9 @@ def div(w: Writer, x: str, c: str) -> str | None:
     with np.errstate(all="ignore"):
         inverse = 1 / divisor
     exact = (np.abs(np.frexp(divisor)[0]) == 0.5) & np.isfinite(inverse) & (inverse * divisor == 1)
-    return w.op("Mul", x, w.constant(inverse.astype(divisor.dtype), c, "inv")) if exact.all() else None
+    if not exact.all():
+        return None
+    return w.op("Mul", x, w.constant(inverse.astype(divisor.dtype), c, "inv"))
 
 
 def sum_of_many(w: Writer, **_: object) -> str | None:
