@@ -42,7 +42,7 @@ def schedule(
 def _block(body: list[Record], pressure: _Pressure) -> list[int]:
     after, waits = _dependences(body)
     n = len(body)
-    height = [0] * n
+    height = [r.shape.latency if pressure.leaves(r) else 0 for r in body]
     for i in range(n - 1, -1, -1):
         for j, latency in after[i]:
             height[i] = max(height[i], latency + height[j])
@@ -152,6 +152,10 @@ class _Pressure:
         for r in self.body:
             for w in r.reads:
                 self.left[w] += 1
+
+    def leaves(self, r: Record) -> bool:
+        """Whether a result is wanted after the block, so that it had better begin early."""
+        return any(w in self.out for w in r.writes)
 
     def issue(self, i: int) -> None:
         """Account for one instruction: its results begin, operands without a later use end."""

@@ -76,6 +76,11 @@ def unaddressable(p: Product, element: int, way_b: str) -> str | None:
     return long[0] if long else None
 
 
+def packs(group: Group, p: Product) -> bool:
+    """Whether B is known now, and one matrix a group of channels: then it is laid out at compile time."""
+    return p.b in group.constants and (p.window is not None or all(x.b == 0 for x in p.axes))
+
+
 class Block:
     """The block's place in the grid, and the operands' accesses. Parameters: A, B, the gather table if any, then the epilogue's.
 
@@ -90,13 +95,14 @@ class Block:
         element: int,
         way: str,
         stored: Any = None,
+        layout: str = "",
     ) -> None:
         self.group, self.p, self.element, self.way = group, p, element, way
         self.bm, self.bn, self.bk = bm, bn, bk = tile
         self.stored = np.dtype(stored or DTYPES[p.dtype])
         self.steps = -(-p.k // bk)
-        self.packed = p.b in group.constants and all(x.b == 0 for x in p.axes if p.window is None)
-        self.packed_name = f"{p.b}.{bn}x{bk}"
+        self.packed = packs(group, p)
+        self.packed_name = f"{p.b}.{layout or f'{bn}x{bk}'}"
         self.table_name = f"{p.b}.taps{bk}"
         self.grid = (-(-p.m // bm), -(-p.n // bn), p.batch)
         names = [p.a, self.packed_name if self.packed else p.b]
@@ -188,12 +194,16 @@ class Block:
         )
 
     def packed_base(self, b: KernelBuilder) -> VUReg:
-        """Where this block's packed weights begin."""
-        base = param(b, 1)
+        """Where this block's packed weights begin, if they are cut into whole tiles."""
         tile = self.steps * self.bk * self.bn * self.stored.itemsize
-        move_base(b, base, umul(b, self.nt, tile))
+        return self.weights(b, umul(b, self.nt, tile), tile * self.grid[1])
+
+    def weights(self, b: KernelBuilder, at: Number, each: int) -> VUReg:
+        """A pointer `at` bytes into the packed weights of the block's group; `each` is their size."""
+        base = param(b, 1)
+        move_base(b, base, at)
         if self.p.window is not None and self.p.axes:
-            move_base(b, base, umul(b, self.z, tile * self.grid[1]))
+            move_base(b, base, umul(b, self.z, each))
         return base
 
     # --- beside the kernel

@@ -1,8 +1,9 @@
 """Predicted cycles of a launch, from the unit table of the machine.
 
-A block's time is that of its busiest unit, plus what does not overlap: the first loads, the epilogue. Blocks go round by round over the SMs:
+A block's time is that of its busiest unit, or of a warp by itself if that is longer, plus what does not overlap: the first loads, the
+epilogue. Blocks go round by round over the SMs, and all of them share L2:
 
-    cycles = launch + rounds · (first load + steps · max over units + epilogue)         never less than the bytes through DRAM
+    cycles = launch + max(rounds · (first load + steps · max over units + epilogue), bytes loaded / L2 bandwidth)
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def cycles(w: Work, nodes: int, machine: Machine) -> float:
     epilogue = (
         w.results * (EPILOGUE + 2 * nodes) * max(1.0, resident * w.warps / machine.subcores) * 2
     )
-    return machine.launch_cycles + rounds * (first + w.steps * max(busy, alone) + epilogue)
+    through_l2 = w.blocks * w.steps * w.loads * 128 * machine.clock_hz / machine.l2_bytes_per_second
+    computing = rounds * (first + w.steps * max(busy, alone) + epilogue)
+    return machine.launch_cycles + max(computing, through_l2)
 
 
 def _step(w: Work, machine: Machine) -> float:
@@ -75,15 +78,18 @@ def _chain(w: Work, machine: Machine) -> float:
     )
 
 
-def hmma(p: Product, t: Any, way: str, machine: Machine, nodes: int) -> float:
+def hmma(p: Product, t: Any, packed: bool, way: str, machine: Machine, nodes: int, registers: int) -> float:
     """A Tensor Core launch with tiling `t`."""
     blocks = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
-    tiles = (t.bm + t.bn) * t.bk * 2 // 128
-    gathers = 4 * t.bm * t.bk * 2 // 128 if way == "gather" else 0
+    tile_a, tile_b = t.bm * t.bk * 2 // 128, t.bn * t.bk * 2 // 128
+    gathers = 4 * tile_a if way == "gather" else 0
+    direct = t.wm * tile_b if packed else 0  # every row of warps loads the weights for itself
+    staged = tile_a + gathers + (0 if packed else tile_b)
+    fragments = t.warps * (t.fm + (0 if packed else t.fn)) * t.kk * 4
     work = Work(
         blocks, t.warps, -(-p.k // t.bk), t.fm * t.fn * t.kk, "tensor",
-        shared=tiles + gathers + t.warps * (t.fm + t.fn) * t.kk * 4, loads=tiles + gathers, others=12, results=t.fm * t.fn * 8,
-        registers=min(t.fm * t.fn * 8 + 64, 255), shared_bytes=2 * (t.bm + t.bn) * t.bk * 2,
+        shared=staged + fragments, loads=staged + direct, others=12, results=t.fm * t.fn * 8,
+        registers=min(registers, 255), shared_bytes=2 * (t.bm + (0 if packed else t.bn)) * t.bk * 2,
     )  # fmt: skip
     return cycles(work, nodes, machine)
 

@@ -222,7 +222,7 @@ class _Kernel:
             buffers, bt, self.block.packed or not p.trans_b, t.bn, t.tn, self.tx, self.tx_count
         )
         self.acc = [[b.reg(self.how.words) for _ in range(t.tn)] for _ in range(t.tm)]
-        run(b, [a, bt], buffers, self.block.steps, self._compute, self._clear, peel=False)
+        run(b, [a, bt], buffers, self.block.steps, self)
         self._epilogue()
         b.emit(EXIT)
         return self.block.launch(b.finish())
@@ -281,12 +281,15 @@ class _Kernel:
             size * count * step,
         )
 
-    def _clear(self) -> None:
+    peel = False
+    beside: Sequence[Any] = ()
+
+    def clear(self) -> None:
         for acc in (c for row in self.acc for c in row):
             for w in range(self.how.words):
                 self.b.emit(MOV, acc[w], RZ)
 
-    def _compute(self, first: bool) -> None:
+    def compute(self, first: bool, last: bool) -> None:
         """A loop over the k tile, as many k a turn as one read of [x][k] brings."""
         b = self.b
         turns, counter, loop = self.t.bk // self.run, b.ureg(), b.label()

@@ -7,7 +7,8 @@
     │ warp 1    │ warp 3    │
     └───────────┴───────────┘
 
-Tiles lie in shared memory as whole fragments, 512 bytes each without a gap: a warp's load of 16 bytes a lane, its store and
+Weights known at compile time are packed in the order of registers, and go from global memory straight into them.
+Other tiles lie in shared memory as whole fragments, 512 bytes each without a gap: a warp's load of 16 bytes a lane, its store and
 LDSM all move one fragment and touch every bank equally.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from knapper.isa.instructions import EXIT, HMMA, LDSM, MOV
+from knapper.isa.instructions import EXIT, HMMA, LDG, LDSM, MOV
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Cmp, Half, Trans, Width
 
@@ -25,9 +26,9 @@ from ...ir import Array
 from ..builder import PT, RZ, KernelBuilder, VPred, VReg, VUReg
 from ..generator import Emitted, Group, Lowered, Options, register
 from . import blocks, cost, evaluate
-from .access import Packed
+from .access import Dim
 from .blocks import Block
-from .code import add, divmod_, lane_id, special, uadd, ucompare, udivmod, umul
+from .code import add, divmod_, lane_id, mul, special, uadd, ucompare, udivmod, umul
 from .epilogue import Epilogue, Frame, Spot, refusal
 from .geometry import FRAGMENT, fragments, spread
 from .pipeline import Buffers, Tile, run
@@ -90,8 +91,8 @@ class Hmma:
 
     def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
         p = blocks.product(group)
-        for t in tilings(p, p.b in group.constants):
-            if t.bm * t.bk * ELEMENT + t.bn * t.bk * ELEMENT <= machine.shared_bytes_per_block // 2:
+        for t in tilings(p, _packed(group)):
+            if 2 * (t.bm + t.bn) * t.bk * ELEMENT <= machine.shared_bytes_per_block:
                 yield {
                     "tile": (t.bm, t.bn, t.bk),
                     "warps": (t.wm, t.wn),
@@ -99,8 +100,9 @@ class Hmma:
                 }
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        p, t = blocks.product(group), Tiling.of(options)
-        return cost.hmma(p, t, str(options["access"]), machine, len(group.nodes))
+        p, t, packed = blocks.product(group), Tiling.of(options), _packed(group)
+        way, count = str(options["access"]), len(group.nodes)
+        return cost.hmma(p, t, packed, way, machine, count, registers(p, t, packed))
 
     def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
         """Nothing is slow enough to start early."""
@@ -120,34 +122,49 @@ class Hmma:
 HMMA_GENERATOR = register(Hmma())
 
 
+def _packed(group: Group) -> bool:
+    """Whether B is weights, packed at compile time."""
+    return blocks.packs(group, blocks.product(group))
+
+
 def tilings(p: Product, packed: bool) -> Iterable[Tiling]:
     """Block tiles that may pay for this product."""
-    bk = (
-        64
-        if p.k % 64 == 0 and p.k >= 256
-        else 32
-        if p.channels % 32 == 0 or p.channels % 16
-        else 16
-    )
-    rows = -(-p.m // 16)
-    cols = -(-p.n // 16)
-    for bm, wm in ((128, 2), (128, 1), (64, 1), (64, 2), (32, 1), (16, 1)):
-        if bm > 16 and bm // 2 >= rows * 16:
-            continue
-        for fn_total in sorted({min(n, _even(cols, n)) for n in (8, 4, 2, 1)}, reverse=True):
-            for wn in (4, 2, 1):
-                t = Tiling(bm, 16 * fn_total, bk, wm, wn)
-                if fn_total % wn == 0 and registers(p, t) <= 250 and _movable(p, t, packed):
-                    yield t
+    rows, cols = -(-p.m // 16), -(-p.n // 16)
+    widths = dict.fromkeys(_even(cols, most) for most in (16, 8, 4, 2, 1))
+    for bk in _depths(p):
+        for bm, wm in ((128, 2), (128, 1), (64, 2), (64, 1), (32, 1), (16, 1)):
+            if bm > 16 and bm // 32 >= rows:
+                continue
+            for width in widths:
+                for wn in (8, 4, 2, 1):
+                    t = Tiling(bm, 16 * width, bk, wm, wn)
+                    if width % wn == 0 and _fits(p, t, packed):
+                        yield t
 
 
-def registers(p: Product, t: Tiling) -> int:
+def _depths(p: Product) -> list[int]:
+    """k a step: as deep as the channels of a tap allow, or for mixed taps 32."""
+    dense = blocks.access(p, 16) != "gather"
+    deep = [bk for bk in (64, 32, 16) if p.channels % bk == 0 and 2 * bk <= max(p.k, 32)]
+    return deep[:2] if dense and deep else [32]
+
+
+def _fits(p: Product, t: Tiling, packed: bool) -> bool:
+    """Whether warps can share the tiles, and registers suffice."""
+    a = (t.kk, t.bm // 16) if p.trans_a else (t.bm // 16, t.kk)
+    b = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
+    shared = spread(*a, t.warps) and (packed or spread(*b, t.warps))
+    return shared and t.warps <= 8 and registers(p, t, packed) <= 240
+
+
+def registers(p: Product, t: Tiling, packed: bool) -> int:
     """Roughly what a thread needs: accumulators, fragments, tiles in flight, addresses of A's rows."""
-    flight = (t.bm + t.bn) * t.bk // (64 * t.warps)
     v = blocks.vector_a(p, 8)
-    moves = t.bm * t.bk // (v * 32 * t.warps)
+    moves = -(-t.bm * t.bk // (v * 32 * t.warps))
+    flight = moves * -(-v // 2) + (0 if packed else -(-t.bn * t.bk // (64 * t.warps)))
     rows = 2 * min(moves, -(-t.bm // (16 * t.warps)) * 8 // v)
-    return t.fm * t.fn * 8 + (t.fm + t.fn) * 4 + max(flight, moves) + rows + 16
+    fragments = 4 * t.fm + 4 * t.fn * (t.kk if packed else 1)
+    return t.fm * t.fn * 8 + fragments + flight + rows + 16
 
 
 def _even(cols: int, most: int) -> int:
@@ -155,10 +172,46 @@ def _even(cols: int, most: int) -> int:
     return -(-cols // -(-cols // most))
 
 
-def _movable(p: Product, t: Tiling, packed: bool) -> bool:
-    a = (t.kk, t.bm // 16) if p.trans_a else (t.bm // 16, t.kk)
-    b = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
-    return spread(*a, t.warps) and (packed or spread(*b, t.warps))
+class Weights:
+    """B fragments straight from global memory to registers, one load each: weights are packed in the order of registers.
+
+    A fragment's registers are loaded again, for the next step, as soon as its last HMMA of this step has read them.
+    """
+
+    def __init__(self, b: KernelBuilder, base: VUReg, lane: VReg, kk: int, fn: int, row: int, steps: int) -> None:
+        self.b, self.base, self.lane, self.row = b, base, lane, row
+        self.tap: VUReg | None = None
+        self.dims = (Dim(steps, kk * row),)
+        self.registers = [[b.reg(4) for _ in range(fn)] for _ in range(kk)]
+        for k in range(kk):
+            self.refill(k)
+
+    @property
+    def accesses(self) -> list[Weights]:
+        return [self]
+
+    def fragments(self, kk: int) -> list[VReg]:
+        return self.registers[kk]
+
+    def refill(self, kk: int) -> None:
+        for j, d in enumerate(self.registers[kk]):
+            self.b.emit(LDG, Width._128, d, self.base, self.lane, kk * self.row + j * FRAGMENT)
+
+
+class Shared:
+    """B fragments from shared memory."""
+
+    accesses: Sequence[Any] = ()
+
+    def __init__(self, kernel: _Kernel, pointer: VUReg) -> None:
+        self.kernel, self.pointer = kernel, pointer
+
+    def fragments(self, kk: int) -> list[VReg]:
+        k, t = self.kernel, self.kernel.t
+        return [k.fragment(self.pointer, k.p.trans_b, kk, j, k.stride_b, t.bn) for j in range(t.fn)]
+
+    def refill(self, kk: int) -> None:
+        """The tile's loads do it."""
 
 
 class _Kernel:
@@ -178,10 +231,11 @@ class _Kernel:
         return found
 
     def _fragments(self) -> Array:
-        t, padded = self.t, self.block.padded_weights(self.group.constants[self.p.b])
+        """[z, k, n, lane, 8]: a lane's 16 bytes are the four words of its registers, word r from row 4r + lane // 8."""
+        padded = self.block.padded_weights(self.group.constants[self.p.b])
         z, k, n = padded.shape
-        parts = padded.reshape(z, k // t.bk, t.kk, 16, n // t.bn, t.bn // 16, 16)
-        return parts.transpose(0, 4, 1, 2, 5, 3, 6).copy()
+        parts = padded.reshape(z, k // 16, 4, 4, n // 16, 8, 2)  # z, k, register, row of it, n, column, half
+        return parts.transpose(0, 1, 4, 3, 5, 2, 6).reshape(z, k // 16, n // 16, 32, 8).copy()
 
     def emit(self) -> Emitted:
         t, p = self.t, self.p
@@ -189,17 +243,23 @@ class _Kernel:
         b.role(self.group.nodes.index(p.node))
         self.block.begin(b)
         self.warp = special(b, SR.WARPID) if t.warps > 1 else 0
-        self.wn, self.wm = udivmod(b, self.warp, t.wm) if not isinstance(self.warp, int) else (0, 0)
-        a, bt = self._a(), self._b()
-        buffers = Buffers(b, (t.bm + t.bn) * t.bk * ELEMENT, self.block.steps)
-        self.read_a = buffers.pointer(umul(b, self.wm, t.fm * self.stride_a * FRAGMENT))
-        self.read_b = buffers.pointer(
-            uadd(b, umul(b, self.wn, t.fn * self.stride_b * FRAGMENT), bt.start)
+        self.wn, self.wm = (
+            udivmod(b, self.warp, t.wm) if not isinstance(self.warp, int) else (0, 0)
         )
+        tiles = [self._a()] if self.block.packed else [self._a(), self._b()]
+        nbytes = (t.bm + (0 if self.block.packed else t.bn)) * t.bk * ELEMENT
+        buffers = Buffers(b, nbytes, self.block.steps)
+        self.read_a = buffers.pointer(umul(b, self.wm, t.fm * self.stride_a * FRAGMENT))
+        if self.block.packed:
+            self.right: Weights | Shared = self._weights()
+        else:
+            offset = uadd(b, umul(b, self.wn, t.fn * self.stride_b * FRAGMENT), tiles[1].start)
+            self.right = Shared(self, buffers.pointer(offset))
+        self.beside = self.right.accesses
         self.acc = [[b.reg(8) for _ in range(t.fn)] for _ in range(t.fm)]
         self.guards = self._row_guards()
         self.rows = [f for f, guard in enumerate(self.guards) if guard is not None]
-        run(b, [a, bt], buffers, self.block.steps, self._compute, self._clear)
+        run(b, tiles, buffers, self.block.steps, self)
         self._epilogue()
         b.emit(EXIT)
         return self.block.launch(b.finish())
@@ -215,23 +275,20 @@ class _Kernel:
         return Tile(self.block.a_access(self.b, g), g, 0, ELEMENT)
 
     def _b(self) -> Tile:
-        t, p, start = self.t, self.p, self.t.bm * self.t.bk * ELEMENT
-        if self.block.packed:
-            rows, cols, v = t.bn // 16, t.kk, 8
-        else:
-            rows, cols = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
-            v = self.block.vector_b(8)
-        self.stride_b = 1 if self.block.packed or p.trans_b else rows
-        g = fragments(self.b, rows, cols, v, t.warps, self.warp)
-        if self.block.packed:
-            base = self.block.packed_base(self.b)
-            return Tile(
-                Packed(base, g, t.bk * t.bn * ELEMENT, self.block.steps, Width._128),
-                g,
-                start,
-                ELEMENT,
-            )
-        return Tile(self.block.b_access(self.b, g), g, start, ELEMENT)
+        """B as fragments: (k, n) of them, or (n, k) if B lies transposed in memory."""
+        t, p = self.t, self.p
+        rows, cols = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
+        self.stride_b = 1 if p.trans_b else rows
+        g = fragments(self.b, rows, cols, self.block.vector_b(8), t.warps, self.warp)
+        return Tile(self.block.b_access(self.b, g), g, t.bm * t.bk * ELEMENT, ELEMENT)
+
+    def _weights(self) -> Weights:
+        """B from packed weights, which each warp loads for itself."""
+        b, t, columns = self.b, self.t, self.block.grid[1] * self.t.bn // 16
+        row = columns * FRAGMENT
+        at = uadd(b, umul(b, self.block.nt, t.bn // 16 * FRAGMENT), umul(b, self.wn, t.fn * FRAGMENT))
+        base = self.block.weights(b, at, self.block.steps * t.kk * row)
+        return Weights(b, base, mul(b, lane_id(b), 16), t.kk, t.fn, row, self.block.steps)
 
     # --- the product
 
@@ -249,30 +306,28 @@ class _Kernel:
             PT if surely or f >= PREDICATES else ucompare(self.b, Cmp.LT, row0, self.p.m - 16 * f)
         )
 
-    def _clear(self) -> None:
+    peel = True
+
+    def clear(self) -> None:
         for acc in (c for f in self.rows for c in self.acc[f]):
             for r in range(8):
                 self.b.emit(MOV, acc[r], RZ)
 
-    def _compute(self, first: bool) -> None:
+    def compute(self, first: bool, last: bool) -> None:
         for kk in range(self.t.kk):
             a = [
-                self._fragment(self.read_a, self.p.trans_a, kk, f, self.stride_a, self.t.bm)
+                self.fragment(self.read_a, self.p.trans_a, kk, f, self.stride_a, self.t.bm)
                 for f in self.rows
             ]
-            trans_b = self.p.trans_b and not self.block.packed
-            bs = [
-                self._fragment(self.read_b, trans_b, kk, j, self.stride_b, self.t.bn)
-                for j in range(self.t.fn)
-            ]
+            bs = self.right.fragments(kk)
             for f, x in zip(self.rows, a, strict=True):
                 for y, acc in zip(bs, self.acc[f], strict=True):
                     c = RZ if first and not kk else acc
-                    self.b.emit(
-                        HMMA, Half[self.p.dtype.upper()], acc, x, y, c, guard=self.guards[f]
-                    )
+                    self.b.emit(HMMA, Half[self.p.dtype.upper()], acc, x, y, c, guard=self.guards[f])
+            if not last:
+                self.right.refill(kk)
 
-    def _fragment(
+    def fragment(
         self, base: VUReg, transposed: bool, kk: int, f: int, stride: int, width: int
     ) -> VReg:
         """Fragment (f, kk) of an operand: neighbours along its own axis lie `stride` fragments apart."""

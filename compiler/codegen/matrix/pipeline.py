@@ -6,9 +6,9 @@ load 0 ─ store 0 ─┬─► load s+1 ─ compute s ─ store s+1 ─ BAR ─
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from knapper.isa.instructions import BAR, BRA, STS, ULOP
 from knapper.isa.modifiers import Cmp, Logic
@@ -68,49 +68,48 @@ class Buffers:
                 self.b.emit(ULOP, Logic.XOR, u, u, mask)
 
 
-def run(
-    b: KernelBuilder,
-    tiles: list[Tile],
-    buffers: Buffers,
-    steps: int,
-    compute: Callable[[bool], None],
-    clear: Callable[[], None],
-    peel: bool = True,
-) -> None:
-    """Emit the whole walk over k. `compute(first)` consumes the current buffer; `first`: accumulators start at +0 there.
+class Multiplier(Protocol):
+    """What consumes tiles. `peel` says that `compute` can start the chains by itself; `beside` are operands that bypass shared memory."""
 
-    From three steps on, or if `compute` cannot start a chain by itself (not `peel`), `clear` sets the accumulators beforehand.
+    peel: bool
+    beside: Sequence[Any]
+
+    def clear(self) -> None:
+        """Set the accumulators to +0."""
+
+    def compute(self, first: bool, last: bool) -> None:
+        """Multiply the current buffer into the accumulators; `first`: they start at +0, `last`: no step follows."""
+
+
+def run(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, unit: Multiplier) -> None:
+    """Emit the whole walk over k.
+
+    From three steps on the loop's body is the only copy beside the last step's, so accumulators are set beforehand.
     """
-    walk = Walk(b, [t.access for t in tiles])
+    walk = Walk(b, [*(t.access for t in tiles), *unit.beside])
     _store(b, tiles, _load(b, tiles), buffers)
     if steps > 1:
         walk.first()
         buffers.swap([buffers.write])
     b.emit(BAR, 0)
-    if steps > 2 or not peel:
-        clear()
+    if steps > 2 or not unit.peel:
+        unit.clear()
     if steps == 1:
-        compute(peel)
+        unit.compute(unit.peel, last=True)
         return
     if steps == 2:
-        _step(b, tiles, buffers, compute, peel)
+        _step(b, tiles, buffers, unit, unit.peel)
     else:
         loop = b.label()
         b.place(loop)
-        _step(b, tiles, buffers, compute, False)
+        _step(b, tiles, buffers, unit, False)
         walk.again(lambda counter: b.emit(BRA, loop, guard=ucompare(b, Cmp.NE, counter, 0)))
-    compute(False)
+    unit.compute(False, last=True)
 
 
-def _step(
-    b: KernelBuilder,
-    tiles: list[Tile],
-    buffers: Buffers,
-    compute: Callable[[bool], None],
-    first: bool,
-) -> None:
+def _step(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, unit: Multiplier, first: bool) -> None:
     fetched = _load(b, tiles)
-    compute(first)
+    unit.compute(first, last=False)
     _store(b, tiles, fetched, buffers)
     buffers.swap()
     b.emit(BAR, 0)
