@@ -23,8 +23,12 @@ from hypothesis import strategies as st
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from knapper.compiler import ops  # noqa: F401  declares the ops
-from knapper.compiler.ir import DTYPES, NAMES, OPS, IRError, Type, infer
+from knapper.compiler.driver import compile_graph
+from knapper.compiler.ir import DTYPES, NAMES, OPS, Graph, IRError, Node, Type, infer
 from knapper.compiler.ops import numeric, table
+from knapper.isa.errors import KnapperError
+from knapper.isa.machine import Machine
+from knapper.runtime.session import Session
 
 HERE = Path(__file__).parent
 CASES = [(name, i) for name in sorted(OPS) for i in range(len(table.examples(OPS[name])))]
@@ -304,6 +308,55 @@ def test_lowerings_compute_what_the_references_do_in_every_example() -> None:
     assert {k: v for k, v in problems.items() if v} == {}
 
 
+# --- all the way: compiled for volta-8tc, run on the emulator
+
+NOT_COMPILED = {
+    "Conv[9]",  # the matrix generators stop at two spatial axes
+    "Conv[10]",
+    "MatMul[11]",  # u8 by i8
+}
+"""Examples for which no kernel generator exists: the compile says so."""
+
+
+def compiled(name: str, operands: list[Any], attrs: dict[str, Any]) -> Session:
+    """A session of the one-node network."""
+    inputs = tuple(f"x{k}" if a is not None else "" for k, a in enumerate(operands))
+    types = infer(name, [None if a is None else Type.of(a) for a in operands], attrs)
+    types = types[:1] if name == "MaxPool" else types
+    outputs = tuple(f"y{k}" for k in range(len(types)))
+    node = Node(name, inputs, outputs, types, attrs, loc=name)
+    arguments = {v: Type.of(a) for v, a in zip(inputs, operands, strict=True) if v}
+    graph = Graph(name, arguments, {v: v for v in outputs}, (node,))
+    return Session(compile_graph(graph, Machine.load("volta-8tc"), precision="fp32"))
+
+
+def assert_runs(name: str, i: int) -> None:
+    operands, attrs = case(name, i)
+    if f"{name}[{i}]" in NOT_COMPILED:
+        with pytest.raises(KnapperError, match="E410"):
+            compiled(name, operands, attrs)
+        return
+    feeds = {f"x{k}": a for k, a in enumerate(operands) if a is not None}
+    found = compiled(name, operands, attrs).run(feeds, threads=1).outputs
+    assert found
+    for k, want in enumerate(reference(name, operands, attrs)[: len(found)]):
+        got, tolerance = found[f"y{k}"], EMULATED.get(NAMES[want.dtype], 0)
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        np.testing.assert_allclose(
+            got.astype(np.float64), want.astype(np.float64), tolerance, tolerance
+        )
+
+
+EMULATED = {"f16": 2**-9, "bf16": 2**-6, "f32": 1e-5, "f64": 1e-6}
+LOWERED = [(name, i) for name, i in CASES if name not in WITHOUT_LOWERING]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "i"), LOWERED)
+def test_every_example_runs_on_the_emulator(name: str, i: int) -> None:
+    assert_runs(name, i)
+
+
 # --- the numeric contract
 
 F32 = st.floats(width=32) | st.floats(-(2.0**-120), 2.0**-120, width=32)
@@ -346,7 +399,18 @@ def test_fma32_rounds_once(a: float, b: float, c: float) -> None:
     ("a", "b", "c", "want"),
     [
         (1 + 2**-12, 1 + 2**-12, -1, 2**-11 + 2**-24),  # the product's last bit survives
-        (1 + 2**-23, 1 + 2**-23, 2**-60, 1 + 2**-22),  # below a tie: only the sticky bit tells
+        (
+            2**-24 * (1 + 2**-23),
+            1 - 2**-23,
+            1 + 2**-23,
+            1 + 2**-23,
+        ),  # 2^-70 below a tie that would go up
+        (
+            -(2**-25) * (1 + 2**-23),
+            1 - 2**-23,
+            1 - 2**-24,
+            1 - 2**-24,
+        ),  # 2^-71 above a tie that would go down
         (2.0**-100, 2.0**-49, 0, 2**-149),  # the least subnormal
         (2.0**-100, 2.0**-50, 0, 0),  # half of it: to even, zero
         (2.0**-100, 2.0**-50, 2.0**-149, 2**-148),  # one and a half: to even, two

@@ -4,6 +4,12 @@ One file a family, one declaration an op. Names and semantics are ONNX's, with t
 first, "NHWC" channels last, whatever the rank), `out` (the stored type of a matrix product, "" for the operands'), and
 `trans_a`/`trans_b` of MatMul. What ONNX passes as a tensor though it decides a shape (axes, pads, starts, repeats, sizes) is an
 attribute here.
+
+Every op has a reference and examples. Every op has a lowering to TVM Relax, except
+
+    Shape, Size             always folded: shapes are static
+    NonZero                 folded by the importer, which must know the size of the result
+    MaxPool, second result  where the maxima are: TVM pools values only; asking for it is a compile error that names the node
 """
 
 from __future__ import annotations

@@ -86,14 +86,25 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 def fma32(a: Array, b: Array, c: Array) -> Array:
     """Elementwise a*b + c of f32 arrays with a single rounding to f32, subnormals kept; broadcasts.
 
+    The f64 sum rounded again is right unless it lies halfway between two f32: those few take the exact way.
+
     >>> x = np.float32(1 + 2**-12)
     >>> float(fma32(x, x, np.float32(-1))) - 2**-11     # the last bit of the product survives
     5.960464477539063e-08
     """
     with np.errstate(all="ignore"):
-        product = np.multiply(a, b, dtype=np.float64)
-        s, e = _two_sum(product, np.asarray(c, np.float64))
-        result: Array = _round_to_odd(np.asarray(s), np.asarray(e)).astype(np.float32)
+        product = np.asarray(np.multiply(a, b, dtype=np.float64))
+        s = np.asarray(product + c)
+        result = np.asarray(s.astype(np.float32))
+        halfway = (s.view(np.int64) & 0x1FFFFFFF) == 0x10000000
+        tiny = np.abs(result) <= np.float32(
+            2.0**-126
+        )  # subnormals have other halves; zeros are exact
+        if tiny.any():
+            halfway |= tiny & (s != 0)
+        if halfway.any():
+            terms = (np.broadcast_to(t, s.shape)[halfway].astype(np.float64) for t in (product, c))
+            result[halfway] = _round_to_odd(*_two_sum(*terms)).astype(np.float32)
     return result
 
 
