@@ -238,9 +238,9 @@ class Code:
             yield
 
     @contextmanager
-    def either(self, condition: Num) -> Iterator[tuple[Any, Any]]:
+    def either(self, condition: Num, likely: bool | None = None) -> Iterator[tuple[Any, Any]]:
         """`if` with `else`: two contexts."""
-        with self.b.if_else(condition.value) as pair:
+        with self.b.if_else(condition.value, likely=likely) as pair:
             yield pair
 
     @contextmanager

@@ -26,7 +26,7 @@ from ..counters import COUNTER, Counts, counters
 from ..decode import RECORD, ROW, SPARE, Decoded
 from ..faults import Kind, Place, Trap, describe
 from ..memory import SECTOR, Memory, aligned
-from .handlers import CHECKED, Builders
+from .handlers import END, Builders
 from .layout import CONTEXT, FAULT, PREDS, STATE, UREGS
 from .units import Host, Notice, Units
 
@@ -80,8 +80,7 @@ class FastEngine:
         notice: Notice | None = None,
     ) -> None:
         self.program, self.memory, self.decoded, self.checked, self.limit = program, memory, decoded, checked, limit
-        self.records = aligned(len(decoded.records), RECORD)
-        self.records[:] = decoded.records
+        self.code: dict[str, NDArray[Any]] = {}
         self.run = self._link(notice)
         self.scratch = [Scratch() for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads, "knapper") if threads > 1 else None
@@ -96,10 +95,14 @@ class FastEngine:
         with shared.lock:
             names = [shared.builders.add(v, self.checked) for v in self.decoded.variants]
             entry = "run_blocks" + ".checked" * self.checked
-            found = shared.units.addresses([*names, entry], notice)
+            found = shared.units.addresses([*names, entry, END], notice)
         handlers = np.array([found[n] for n in names], np.uint64)
-        if len(handlers):
-            self.records["handler"] = handlers[self.decoded.variant]
+        for kernel, span in self.decoded.spans.items():
+            records = aligned(span.stop - span.start + 1, RECORD)
+            records[:-1] = self.decoded.records[span]
+            records["handler"][:-1] = handlers[self.decoded.variant[span]] if len(handlers) else 0
+            records["guard"][-1], records["handler"][-1] = 7 * 4, found[END]  # whoever runs off the end meets this one
+            self.code[kernel] = records
         return RUN(found[entry])
 
     def launch(self, launch: Launch) -> Counts:
@@ -123,9 +126,9 @@ class FastEngine:
         faults = sorted((t.fault for t in threads if t.fault is not None), key=lambda f: f[1].block)
         if faults:
             raise describe(*faults[0])
-        total = counters(len(threads[0].counts))
+        total = counters(len(threads[0].counts) - 1)
         for name in COUNTER.names or ():
-            total[name] = sum(t.counts[name] for t in threads)
+            total[name] = sum(t.counts[name][:-1] for t in threads)
         return Counts(total, *(SECTOR * sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write")))
 
     def _next_epoch(self) -> None:
@@ -168,7 +171,7 @@ class Setup:
 
     def __init__(self, engine: FastEngine, scratch: Scratch, kernel: Kernel, launch: Launch) -> None:
         self.engine, self.scratch, self.kernel, self.launch = engine, scratch, kernel, launch
-        self.records = engine.records[engine.decoded.spans[kernel.name]]
+        self.records = engine.code[kernel.name]
         self.counts = counters(len(self.records))
         self.params = np.array([*launch.params, 0], np.uint64)
         self.tids = thread_numbers(kernel)
@@ -183,7 +186,7 @@ class Setup:
         warps, rows = kernel.warps, kernel.registers + 2 * SPARE
         s["zeros"] = 0
         s["dram_read"] = s["dram_write"] = 0
-        s["code"], s["length"] = self.records.ctypes.data, len(self.records)
+        s["code"] = self.records.ctypes.data
         s["counters"] = (self.counts.ctypes.data - self.records.ctypes.data) % (1 << 64)
         s["params"], s["param_bytes"] = self.params.ctypes.data, 8 * len(launch.params)
         s["reg_bytes"], s["local_bytes_warp"] = rows * ROW, -(-kernel.local_bytes // 4) * ROW
@@ -263,5 +266,3 @@ def thread_numbers(kernel: Kernel) -> NDArray[np.uint32]:
     """TID_X, TID_Y, TID_Z of every lane of every warp, [warps · 3 · 32]."""
     return _thread_numbers(kernel.block, kernel.warps)
 
-
-assert CHECKED

@@ -9,9 +9,11 @@ from llvmlite import ir
 from knapper.isa.lanes import TYPES
 
 from ..decode import Variant
+from ..faults import Kind
 from .algebra import Algebra
 from .emit import Code
 from .interpreter import RUN_BLOCKS, RUN_WARP, Blocks, Warp
+from .layout import FAULT
 from .matrix import WIDEN, emit_widen
 from .moves import MOVER, Move
 from .natives import NATIVE
@@ -19,7 +21,7 @@ from .trace import TraceWarp, stand_in
 from .units import Build, symbol
 
 Require = Callable[[str], None]
-CHECKED = "checked."
+CHECKED, END = "checked.", "off_the_end"
 
 
 def unit_of(variant: Variant, checked: bool) -> str:
@@ -69,8 +71,11 @@ class Builders:
 
     def interpreter(self, name: str, module: ir.Module, require: Require) -> None:
         head, _, checked = name.partition(".")
+        if head == END:
+            return Code(module, name).give(FAULT + Kind.OFF_THE_END)
         if head == "run_warp":
             Warp(Code(module, name, RUN_WARP), bool(checked)).write()
         else:
             require(name.replace("run_blocks", "run_warp"))
             Blocks(Code(module, name, RUN_BLOCKS), bool(checked)).write()
+        return None

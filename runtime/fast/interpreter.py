@@ -15,7 +15,7 @@ from llvmlite import ir
 from ..counters import COUNTER
 from ..decode import RECORD
 from ..faults import Kind
-from .emit import FULL, HANDLER, I8, I32, I64, PTR, VOID, Code, Num, Struct
+from .emit import FULL, HANDLER, I8, I32, I64, PTR, VOID, Code, Num, Struct, vector
 from .layout import (
     BARRIER,
     BRANCH,
@@ -27,8 +27,8 @@ from .layout import (
     NEXT,
     PREDS,
     PUSH,
-    RUNNING,
     STATE,
+    STOPPED,
     UREGS,
     WAITING,
     WORD,
@@ -40,54 +40,68 @@ REGIONS = 16
 
 
 class Warp:
-    """`run_warp` being written: the state, the warp's context, and the instruction at hand."""
+    """`run_warp` being written. Where the warp is lives in variables, hence in machine registers; leaving writes it back."""
 
     def __init__(self, code: Code, checked: bool) -> None:
         self.code, self.checked = code, checked
         self.state, self.w = Struct(code, STATE, code.arguments[0]), Struct(code, CONTEXT, code.arguments[1])
+        self.pc, self.path = code.variable(self.w.pc), code.variable(self.w.path)
+        self.left = code.variable(self.w.left, I64)
+        self.running = code.variable(1)
 
     def write(self) -> None:
         """Fetch, count, execute, until the warp stops."""
-        code, w = self.code, self.w
-        w.status = RUNNING
-        with code.loop(lambda: w.status == RUNNING):
+        code = self.code
+        with code.loop(lambda: self.running.x != 0):
             record, mask = self.fetch()
-            with code.when(mask != 0):
-                status = self.execute(record, mask)
-                with code.either(status == NEXT) as (onward, control):
-                    with onward:
-                        w.pc = w.pc + 1
-                    with control:
-                        self.control(status, record, mask)
-            with code.when(mask == 0):
-                w.pc = w.pc + 1
-        code.give(0)
+            with code.either(mask != 0, likely=True) as (some, none):
+                with some:
+                    status = self.execute(record, mask)
+                    with code.either(status == NEXT, likely=True) as (onward, control):
+                        with onward:
+                            self.pc.x = self.pc.x + 1
+                        with control:
+                            self.control(status, record, mask)
+                with none:
+                    counts = self.counts(record)
+                    counts.skipped = counts.skipped + 1
+                    self.pc.x = self.pc.x + 1
+        self.leave(0)
+
+    def leave(self, status: Num | int) -> None:
+        """Return to the block."""
+        self.w.pc, self.w.path, self.w.left = self.pc.x, self.path.x, self.left.x
+        self.code.give(status)
 
     def fault(self, kind: Kind, lane: Num | int = 0, value: Num | int = 0, aux: Num | int = 0) -> None:
         value = value.wide() if isinstance(value, Num) else value
         self.state.fault_lane, self.state.fault_value, self.state.fault_aux = lane, value, aux
-        self.code.give(FAULT + kind)
+        self.leave(FAULT + kind)
+
+    def counts(self, record: Struct) -> Struct:
+        return Struct(self.code, COUNTER, self.code.at(record.pointer, self.state.get("counters")))
 
     def fetch(self) -> tuple[Struct, Num]:
         """The next record and the lanes that execute it, counted."""
-        code, w, state = self.code, self.w, self.state
-        with code.when(w.pc == state.length, likely=False):
-            self.fault(Kind.OFF_THE_END)
-        with code.when(w.steps == state.limit, likely=False):
-            self.fault(Kind.LIMIT, 0, w.steps)
-        w.steps = w.steps + 1
-        place = code.at(state.pointer_to("code"), w.pc.wide() * RECORD.itemsize)
-        record = Struct(code, RECORD, place)
-        path = w.path
+        code, state = self.code, self.state
+        with code.when(self.left.x == 0, likely=False):
+            self.fault(Kind.LIMIT, 0, state.limit)
+        self.left.x = self.left.x - 1
+        record = Struct(code, RECORD, code.at(state.pointer_to("code"), self.pc.x.wide() * RECORD.itemsize))
+        path = self.path.x
         self.guard_written(record, path)
         preds = code.at(state.pointer_to("preds"), record.guard)
         mask = path & (code.of(code.load(preds, I32, 4)) ^ record.flip)
-        counts = Struct(code, COUNTER, code.at(place, state.get("counters")))
-        counts.executed = counts.executed + 1
-        counts.lanes = counts.lanes + mask.popcount().wide()
-        with code.when(mask == 0):
-            counts.skipped = counts.skipped + 1
+        self.count(record, mask)
         return record, mask
+
+    def count(self, record: Struct, mask: Num) -> None:
+        """executed += 1, lanes += their number, in one vector addition."""
+        code, pair = self.code, vector(I64, 2)
+        one = ir.Constant(pair, [1, 0])
+        step = code.b.insert_element(one, mask.popcount().wide().value, ir.Constant(I32, 1))
+        place = self.counts(record).address("executed")
+        code.store(code.b.add(code.load(place, pair, 16), step), place, 16)
 
     def guard_written(self, record: Struct, path: Num) -> None:
         if self.checked:
@@ -110,7 +124,7 @@ class Warp:
             with self.code.when(status == number):
                 act(record, mask)
         with self.code.when(status >= FAULT, likely=False):
-            self.code.give(status)
+            self.leave(status)
 
     # --- control flow, as in RefWarp
 
@@ -123,17 +137,16 @@ class Warp:
         w.depth = depth + 1
 
     def branch(self, record: Struct, mask: Num) -> None:
-        w = self.w
-        rest = w.path & ~mask
+        rest = self.path.x & ~mask
         with self.code.when(rest != 0):
-            self.park(w.pc + 1, rest)
-        w.pc = record.get("slot", 0)
-        w.path = mask
+            self.park(self.pc.x + 1, rest)
+        self.pc.x = record.get("slot", 0)
+        self.path.x = mask
         with self.code.when(self.code.of(self.code.load(self.state.pointer_to("stop"), I32, 4)) != 0, likely=False):
-            self.code.give(1)
+            self.leave(STOPPED)
 
     def together(self, mask: Num) -> None:
-        out = self.w.path & ~mask
+        out = self.path.x & ~mask
         with self.code.when(out != 0, likely=False):
             self.fault(Kind.REGION_SPLIT, out.lowest())
 
@@ -142,26 +155,26 @@ class Warp:
         self.together(mask)
         with self.code.when(w.get("lanes", b) != 0, likely=False):
             self.fault(Kind.REGION_OPEN, 0, b, w.get("start", b))
-        for name, value in (("lanes", w.path), ("parked", 0), ("end", record.get("slot", 1)), ("start", w.pc)):
+        for name, value in (("lanes", self.path.x), ("parked", 0), ("end", record.get("slot", 1)), ("start", self.pc.x)):
             w.set(name, value, b)
-        w.pc = w.pc + 1
+        self.pc.x = self.pc.x + 1
 
     def converge(self, record: Struct, mask: Num) -> None:
         code, w, b = self.code, self.w, record.get("slot", 0)
         self.together(mask)
         lanes = w.get("lanes", b)
-        named = code.of(code.b.select((w.get("end", b) == w.pc).value, lanes.value, code.num(0).value))
-        strangers = w.path & ~named
+        named = code.of(code.b.select((w.get("end", b) == self.pc.x).value, lanes.value, code.num(0).value))
+        strangers = self.path.x & ~named
         with code.when(strangers != 0, likely=False):
             self.fault(Kind.REGION_CLOSED, strangers.lowest(), b)
-        parked = w.get("parked", b) | w.path
+        parked = w.get("parked", b) | self.path.x
         w.set("parked", parked, b)
         with code.either(parked == (lanes & w.live)) as (all_here, some):
             with all_here:
                 w.set("lanes", 0, b)
                 w.set("parked", 0, b)
-                w.path = parked
-                w.pc = w.pc + 1
+                self.path.x = parked
+                self.pc.x = self.pc.x + 1
             with some:
                 self.resume()
 
@@ -171,11 +184,15 @@ class Warp:
         with code.either(w.depth != 0) as (more, none):
             with more:
                 w.depth = w.depth - 1
-                w.pc, w.path = w.get("paths_pc", w.depth), w.get("paths_mask", w.depth)
+                self.pc.x, self.path.x = w.get("paths_pc", w.depth), w.get("paths_mask", w.depth)
             with none:
                 with code.when(w.live != 0, likely=False):
                     self.stuck()
-                w.status = DONE
+                self.stop(DONE)
+
+    def stop(self, status: int) -> None:
+        self.w.status = status
+        self.running.x = 0
 
     def stuck(self) -> None:
         """No path is left, but lanes live: they are parked. Tell of the lowest barrier with parked lanes."""
@@ -190,10 +207,10 @@ class Warp:
             with code.when(lost != 0, likely=False):
                 self.fault(Kind.REGION_EXIT, lost.lowest(), b)
         w.live = w.live & ~mask
-        w.path = w.path & ~mask
-        with code.either(w.path != 0) as (some, none):
+        self.path.x = self.path.x & ~mask
+        with code.either(self.path.x != 0) as (some, none):
             with some:
-                w.pc = w.pc + 1
+                self.pc.x = self.pc.x + 1
             with none:
                 self.resume()
 
@@ -203,7 +220,7 @@ class Warp:
         with self.code.when(missing != 0, likely=False):
             self.fault(Kind.BARRIER_DIVERGED, missing.lowest(), number)
         w.waits = number
-        w.status = WAITING
+        self.stop(WAITING)
 
 
 class _Callee:
@@ -301,6 +318,7 @@ class Blocks:
         some = (code.num(1) << (rest & 31)) - 1
         w.live = code.of(code.b.select((rest >= 32).value, code.num(FULL).value, some.value))
         w.path = w.live
+        w.left = state.limit
 
     def rounds(self) -> None:
         """Run all warps to a barrier, again and again, until all are done."""

@@ -23,7 +23,7 @@ POINTERS = (
     "dram_read", "dram_write",
 )  # fmt: skip
 WORDS = (
-    "warp", "warp_count", "threads", "length", "param_bytes", "shared_bytes", "local_bytes", "operand_count",
+    "warp", "warp_count", "threads", "param_bytes", "shared_bytes", "local_bytes", "operand_count",
     "ntid_x", "ntid_y", "ntid_z", "nctaid_x", "nctaid_y", "nctaid_z", "ctaid_x", "ctaid_y", "ctaid_z",
     "epoch", "target", "barrier", "fault_lane", "fault_aux", "fault_warp", "fault_pc", "fault_block",
 )  # fmt: skip
@@ -41,16 +41,18 @@ UREGS, PREDS = 68, 12
 
 CONTEXT = np.dtype(
     [(n, "u4") for n in ("pc", "path", "live", "depth", "status", "waits")]
-    + [("steps", "u8")]
+    + [("left", "u8")]
     + [(n, "u4", 16) for n in ("lanes", "parked", "end", "start")]
     + [("paths_pc", "u4", 32), ("paths_mask", "u4", 32)],
     align=True,
 )
-"""A warp between barriers. `lanes` … `start` are its convergence barriers (0 lanes: closed)."""
+"""A warp between barriers. `left`: instructions until the limit. `lanes` … `start` are its convergence barriers (0 lanes: closed)."""
 RUNNING, WAITING, DONE = 0, 1, 2
 
 # What a handler returns
 NEXT, BRANCH, PUSH, CONVERGE, BARRIER, EXIT = range(6)
+STOPPED = 8
+"""What the interpreter returns after an interrupt."""
 FAULT = 16
 """Fault kinds count from here."""
 

@@ -159,25 +159,33 @@ class Move:
     # --- the move itself
 
     def transfer(self) -> None:
-        hosts = self.hosts()
+        """All lanes active: addresses come as scalars from memory. Else idle lanes' pointers are replaced."""
+        if self.space == "local":
+            return self.words(self.hosts())
+        with self.code.either(self.mask == FULL) as (full, partial):
+            with full:
+                base = self.state.pointer_to(BASES[self.space])
+                self.words([self.code.at(base, self.at(self.code.num(i, I64))) for i in range(32)])
+            with partial:
+                self.words(self.hosts())
+        return None
+
+    def words(self, hosts: Sequence[Any]) -> None:
+        move = load_rows if self.use == READS else store_rows
         if self.space == "local" and self.size > 4:
             for word in range(self.size // 4):  # a thread's consecutive words lie a row apart
-                self.words([self.code.at(h, word * ROW) for h in hosts], 4, self.code.at(self.rows, word * ROW))
+                move(self.code, [self.code.at(h, word * ROW) for h in hosts], 4, self.code.at(self.rows, word * ROW))
         else:
-            self.words(hosts, self.size, self.rows)
-
-    def words(self, hosts: Sequence[Any], size: int, rows: Any) -> None:
-        (load_rows if self.use == READS else store_rows)(self.code, hosts, size, rows)
+            move(self.code, hosts, self.size, self.rows)
 
     def hosts(self) -> list[Any]:
-        """A host pointer for each lane."""
+        """A host pointer for each lane, if need be to nowhere."""
         code, b = self.code, self.code.b
         address = self.interleaved() if self.space == "local" else self.address
         host = b.add(address, code.splat(self.state.get(BASES[self.space]).value))
         idle = b.ptrtoint(self.state.address("zeros" if self.use == READS else "waste"), I64)
-        host = b.select(code.lane_mask(self.mask), host, code.splat(idle))
         place = code.stack(256)
-        code.store(host, place, 64)
+        code.store(b.select(code.lane_mask(self.mask), host, code.splat(idle)), place, 64)
         return [b.inttoptr(code.load(code.at(place, 8 * i), I64, 8), PTR) for i in range(32)]
 
     def interleaved(self) -> Any:
@@ -220,19 +228,23 @@ def count(move: Move) -> None:
 def coalesce(move: Move) -> None:
     """Count a request for every run of lanes in one sector; mark the sectors as touched."""
     code, b = move.code, move.code.b
-    sector = b.lshr(move.address, move.all(SECTOR.bit_length() - 1))
-    place = code.stack(256)
-    code.store(sector, place, 64)
+    shift = SECTOR.bit_length() - 1
     requests = code.variable(0)
     with code.either(move.mask == FULL) as (full, partial):
         with full:
+            sector = b.lshr(move.address, move.all(shift))
             before = code.shuffle(sector, sector, [0, *range(31)])
-            requests.x = (code.bits(b.icmp_unsigned("!=", sector, before)) | 1).popcount()
-            fresh_any(move, place)
+            starts = code.bits(b.icmp_unsigned("!=", sector, before)) | 1
+            requests.x = starts.popcount()
+            with code.either(starts & 0xAAAAAAAA == 0) as (pairs, single):
+                with pairs:
+                    fresh_any(move, 2)
+                with single:
+                    fresh_any(move, 1)
         with partial:
             last = code.variable((1 << 64) - 1, I64)
             with code.lanes(move.mask) as lane:
-                this = code.of(code.load(code.at(place, lane.wide() * 8), I64, 8))
+                this = move.at(lane) >> shift
                 requests.x = requests.x + (this != last.x).flag()
                 last.x = this
                 touch(code, move.state, move.use, this)
@@ -245,16 +257,16 @@ def add_requests(code: Code, state: Struct, record: Any, use: int, requests: Num
     total.set(column, total.get(column) + requests.wide() * SECTOR)
 
 
-def fresh_any(move: Move, sectors: Any) -> None:
-    """Most sectors were touched before: look at all 32 at once, and mark one by one only if some were not."""
-    code, b = move.code, move.code.b
+def fresh_any(move: Move, step: int) -> None:
+    """Most sectors were touched before: look at those of every `step`-th lane at once, and mark one by one only if some were not."""
+    code, b, shift = move.code, move.code.b, SECTOR.bit_length() - 1
     touched, seen = move.state.pointer_to(("touched_read", "touched_write")[move.use]), ir.Constant(I8, 0)
     epoch = move.state.get("epoch").low(I8).value
-    for i in range(32):
-        index = code.of(code.load(code.at(sectors, 8 * i), I64, 8))
-        seen = b.or_(seen, b.xor(code.load(code.at(touched, index), I8), epoch))
+    for i in range(0, 32, step):
+        place = code.at(touched, move.at(code.num(i, I64)) >> shift)
+        seen = b.or_(seen, b.xor(code.load(place, I8), epoch))
     with code.when(code.of(seen) != 0, likely=False), code.lanes(move.mask) as lane:
-        touch(code, move.state, move.use, code.of(code.load(code.at(sectors, lane.wide() * 8), I64, 8)))
+        touch(code, move.state, move.use, move.at(lane) >> shift)
 
 
 def touch(code: Code, state: Struct, use: int, sector: Num) -> None:
