@@ -405,6 +405,35 @@ def test_wrong_use_is_one_clear_error(
     assert message in str(e.value)
 
 
+def mutated(rng: np.random.Generator, t: Type) -> Type:
+    """The type with another dtype, rank or size."""
+    match rng.integers(5):
+        case 0:
+            return Type(str(rng.choice(list(DTYPES))), t.shape)
+        case 1:
+            return Type(t.dtype, t.shape[1:])
+        case 2:
+            return Type(t.dtype, (*t.shape, int(rng.integers(4))))
+        case 3:
+            return Type(t.dtype, tuple(int(n) for n in rng.permutation(t.shape)))
+        case _:
+            return Type(t.dtype, tuple(int(rng.integers(1 + n)) for n in t.shape))
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_inference_of_wrong_operands_gives_a_type_or_an_ir_error(name: str) -> None:
+    rng = np.random.default_rng(4)
+    for operands, attrs in table.examples(OPS[name]):
+        types = [None if a is None else Type.of(a) for a in operands]
+        for _ in range(20):
+            wrong = [mutated(rng, t) if t is not None and rng.random() < 0.6 else t for t in types]
+            try:
+                found = infer(name, wrong, attrs)
+            except IRError:
+                continue
+            assert all(n >= 0 for t in found for n in t.shape)
+
+
 def test_table_lists_what_is_declared() -> None:
     row = next(r for r in table.rows() if r.name == "Conv")
     assert row.signature == "Conv(x, w, b?; strides, pads, dilations, group, layout, out)"

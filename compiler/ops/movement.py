@@ -62,7 +62,7 @@ def Split(x: Type, *, split: tuple[int, ...], axis: int = 0) -> tuple[Type, ...]
     """The operand cut along an axis into parts of these sizes."""
     a = axis_of("Split", axis, x.rank)
     require(
-        sum(split) == x.shape[a] and min(split) >= 0,
+        sum(split) == x.shape[a] and min(split, default=0) >= 0,
         f"Split: sizes {split} do not add up to axis {a} of {x}",
     )
     return tuple(Type(x.dtype, (*x.shape[:a], n, *x.shape[a + 1 :])) for n in split)

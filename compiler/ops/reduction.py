@@ -61,6 +61,7 @@ def _facets(
         ]
         for d, attrs in zip(dtypes.split(), choices, strict=False):
             yield [draw(rng, (2, 3, 5), d, low, 3)], attrs
+        yield [draw(rng, (2, 3), "f32", low, 3)], {"noop_with_empty_axes": 1}
 
 
 @op

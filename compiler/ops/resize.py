@@ -149,6 +149,7 @@ def Resize(
     `roi` (starts, then ends, as fractions) and extrapolation_value belong to tf_crop_and_resize.
     """
     require((len(sizes) > 0) != (len(scales) > 0), "Resize: give either sizes or scales")
+    require(0 not in x.shape, f"Resize: {x} has an empty axis")
     named = axes_of("Resize", axes, x.rank) if axes else range(x.rank)
     n = len(sizes) or len(scales)
     require(n == len(named), f"Resize: {n} sizes or scales for {len(named)} axes of {x}")

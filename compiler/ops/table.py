@@ -38,7 +38,6 @@ def _row(o: Op) -> Row:
 def _signature(o: Op) -> str:
     """`Conv(x, w, b?, *, strides, …)`: `?` marks an optional operand, `*xs` takes any number.
 
-    >>> from . import OPS
     >>> _signature(OPS["Clip"])
     'Clip(x; min, max)'
     """
