@@ -42,7 +42,7 @@ def _cell(value: object) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text[:1] in "-0123456789" and text[-1:].isdigit()
+    return text[:1] in "-0123456789" and (text[-1:].isdigit() or text[-1:] == "%")
 
 
 def size(count: int) -> str:

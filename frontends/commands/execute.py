@@ -100,11 +100,14 @@ def counts_table(stats: Stats, seconds: float) -> str:
     return "\n".join(f"{name:<14}{text}" for name, text in rows)
 
 
-def mnemonics_table(stats: Stats, most: int = 12) -> str:
-    """The instructions that were executed most."""
+def mnemonics_table(stats: Stats, most: int = 10) -> str:
+    """The instructions that were executed most, and all of those that the base ISA lacks."""
+    from knapper.isa.core import BY_NAME
+
     total = sum(stats.instructions.values()) or 1
     common = stats.instructions.most_common()
-    rows: list[tuple[object, ...]] = [(m, n, f"{n / total:.1%}") for m, n in common[:most]]
-    if rest := sum(n for _, n in common[most:]):
-        rows.append((f"{len(common) - most} others", rest, f"{rest / total:.1%}"))
+    shown = [x for i, x in enumerate(common) if i < most or BY_NAME[x[0]].extension != "base"]
+    rows: list[tuple[object, ...]] = [(m, n, f"{n / total:.1%}") for m, n in shown]
+    if rest := total - sum(n for _, n in shown):
+        rows.append((f"{len(common) - len(shown)} others", rest, f"{rest / total:.1%}"))
     return table(rows, ["instruction", "executed", "share"])
