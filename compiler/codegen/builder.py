@@ -66,6 +66,9 @@ class KernelBuilder:
         self._guard: VPred | Guard = PT
         self._shapes: dict[tuple[Any, ...], Shape] = {}
         self._latencies = {unit: row.latency for unit, row in machine.units.items()}
+        self._latencies["lsu_global"] = (
+            machine.l2_latency
+        )  # what a load takes that L1 does not hold
 
     # --- resources
 

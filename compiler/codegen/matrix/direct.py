@@ -73,9 +73,8 @@ class Direct:
                 yield {"pixels": pixels}
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        return cost.direct(
-            whole(blocks.product(group)), pixels_of(options), THREADS, machine, len(group.nodes)
-        )
+        p = whole(blocks.product(group))
+        return cost.direct(p, pixels_of(options), machine, len(group.nodes))
 
     def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
         """Nothing is slow enough to start early."""

@@ -178,7 +178,9 @@ class Weights:
     A fragment's registers are loaded again, for the next step, as soon as its last HMMA of this step has read them.
     """
 
-    def __init__(self, b: KernelBuilder, base: VUReg, lane: VReg, kk: int, fn: int, row: int, steps: int) -> None:
+    def __init__(
+        self, b: KernelBuilder, base: VUReg, lane: VReg, kk: int, fn: int, row: int, steps: int
+    ) -> None:
         self.b, self.base, self.lane, self.row = b, base, lane, row
         self.tap: VUReg | None = None
         self.dims = (Dim(steps, kk * row),)
@@ -234,7 +236,9 @@ class _Kernel:
         """[z, k, n, lane, 8]: a lane's 16 bytes are the four words of its registers, word r from row 4r + lane // 8."""
         padded = self.block.padded_weights(self.group.constants[self.p.b])
         z, k, n = padded.shape
-        parts = padded.reshape(z, k // 16, 4, 4, n // 16, 8, 2)  # z, k, register, row of it, n, column, half
+        parts = padded.reshape(
+            z, k // 16, 4, 4, n // 16, 8, 2
+        )  # z, k, register, row of it, n, column, half
         return parts.transpose(0, 1, 4, 3, 5, 2, 6).reshape(z, k // 16, n // 16, 32, 8).copy()
 
     def emit(self) -> Emitted:
@@ -243,9 +247,7 @@ class _Kernel:
         b.role(self.group.nodes.index(p.node))
         self.block.begin(b)
         self.warp = special(b, SR.WARPID) if t.warps > 1 else 0
-        self.wn, self.wm = (
-            udivmod(b, self.warp, t.wm) if not isinstance(self.warp, int) else (0, 0)
-        )
+        self.wn, self.wm = udivmod(b, self.warp, t.wm) if not isinstance(self.warp, int) else (0, 0)
         tiles = [self._a()] if self.block.packed else [self._a(), self._b()]
         nbytes = (t.bm + (0 if self.block.packed else t.bn)) * t.bk * ELEMENT
         buffers = Buffers(b, nbytes, self.block.steps)
@@ -286,7 +288,9 @@ class _Kernel:
         """B from packed weights, which each warp loads for itself."""
         b, t, columns = self.b, self.t, self.block.grid[1] * self.t.bn // 16
         row = columns * FRAGMENT
-        at = uadd(b, umul(b, self.block.nt, t.bn // 16 * FRAGMENT), umul(b, self.wn, t.fn * FRAGMENT))
+        at = uadd(
+            b, umul(b, self.block.nt, t.bn // 16 * FRAGMENT), umul(b, self.wn, t.fn * FRAGMENT)
+        )
         base = self.block.weights(b, at, self.block.steps * t.kk * row)
         return Weights(b, base, mul(b, lane_id(b), 16), t.kk, t.fn, row, self.block.steps)
 
@@ -323,7 +327,9 @@ class _Kernel:
             for f, x in zip(self.rows, a, strict=True):
                 for y, acc in zip(bs, self.acc[f], strict=True):
                     c = RZ if first and not kk else acc
-                    self.b.emit(HMMA, Half[self.p.dtype.upper()], acc, x, y, c, guard=self.guards[f])
+                    self.b.emit(
+                        HMMA, Half[self.p.dtype.upper()], acc, x, y, c, guard=self.guards[f]
+                    )
             if not last:
                 self.right.refill(kk)
 

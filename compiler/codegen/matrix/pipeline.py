@@ -81,7 +81,9 @@ class Multiplier(Protocol):
         """Multiply the current buffer into the accumulators; `first`: they start at +0, `last`: no step follows."""
 
 
-def run(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, unit: Multiplier) -> None:
+def run(
+    b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, unit: Multiplier
+) -> None:
     """Emit the whole walk over k.
 
     From three steps on the loop's body is the only copy beside the last step's, so accumulators are set beforehand.
@@ -107,7 +109,9 @@ def run(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, unit:
     unit.compute(False, last=True)
 
 
-def _step(b: KernelBuilder, tiles: list[Tile], buffers: Buffers, unit: Multiplier, first: bool) -> None:
+def _step(
+    b: KernelBuilder, tiles: list[Tile], buffers: Buffers, unit: Multiplier, first: bool
+) -> None:
     fetched = _load(b, tiles)
     unit.compute(first, last=False)
     _store(b, tiles, fetched, buffers)
