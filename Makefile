@@ -16,7 +16,6 @@ lint: .venv
 
 types: .venv
 	.venv/bin/mypy -p knapper
-	.venv/bin/mypy tests
 
 format: .venv
 	.venv/bin/ruff check --fix
