@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from knapper.compiler.codegen import liveness, schedule
 from knapper.compiler.codegen.builder import PT, RZ, KernelBuilder, Not, VPred, VReg
 from knapper.compiler.codegen.scalar import SCALAR, f32
+from knapper.compiler.ir import Array
 from knapper.isa.core import Label, Reg, Src
 from knapper.isa.errors import CompileError
 from knapper.isa.instructions import (
@@ -70,7 +71,7 @@ class Threads:
     def store(self, i: int, value: Any) -> None:
         self.b.emit(STG, Width._32, self.y, self.at, 4 * i, value)
 
-    def run(self, x: np.ndarray) -> tuple[np.ndarray, Kernel]:
+    def run(self, x: Array) -> tuple[Array, Kernel]:
         """Ends the kernel and runs it on x[32, words]; gives y and the kernel."""
         self.b.emit(EXIT)
         kernel = self.b.finish()
@@ -91,14 +92,14 @@ class Threads:
         ], kernel
 
 
-def column(x: np.ndarray, i: int) -> np.ndarray:
+def column(x: Array, i: int) -> Array:
     return x[:, i].astype(np.uint32)
 
 
 RANDOM = np.random.default_rng(0).integers(0, 1 << 32, (32, 8), np.uint32)
 
 
-def test_a_value_survives_until_its_last_use():
+def test_a_value_survives_until_its_last_use() -> None:
     t = Threads(8)
     xs = [t.load(i) for i in range(8)]
     total = xs[0]
@@ -114,7 +115,7 @@ def test_a_value_survives_until_its_last_use():
     assert kernel.registers <= 12
 
 
-def test_a_loop_keeps_what_it_needs_again():
+def test_a_loop_keeps_what_it_needs_again() -> None:
     t = Threads(8)
     b = t.b
     factor, total, count, more, loop = t.load(0), b.reg(), b.ureg(), b.pred(), b.label()
@@ -134,7 +135,7 @@ def test_a_loop_keeps_what_it_needs_again():
     assert (y[:, 0] == column(RANDOM, 0) * np.uint32(15)).all()
 
 
-def test_a_guarded_write_keeps_the_other_lanes():
+def test_a_guarded_write_keeps_the_other_lanes() -> None:
     t = Threads(8)
     b, low, d = t.b, t.b.pred(), t.b.reg()
     b.emit(ISETP, Cmp.LT, U32, low, t.tid, 9)
@@ -150,7 +151,7 @@ def test_a_guarded_write_keeps_the_other_lanes():
     assert y[:, 0].tolist() == [8] * 9 + [7] * 23
 
 
-def test_a_value_made_and_used_under_one_guard_does_not_live_before():
+def test_a_value_made_and_used_under_one_guard_does_not_live_before() -> None:
     """Else every predicated load would hold a register from the kernel's start."""
     t = Threads(8)
     b, p = t.b, t.b.pred()
@@ -166,7 +167,7 @@ def test_a_value_made_and_used_under_one_guard_does_not_live_before():
     assert liveness.live(code, blocks).into[0] == 0
 
 
-def test_uniform_values_keep_their_register_while_lanes_are_parked():
+def test_uniform_values_keep_their_register_while_lanes_are_parked() -> None:
     """A uniform write on one path reaches lanes that wait on the other, so both paths' values need registers of their own."""
     t = Threads(8)
     b, low, d = t.b, t.b.pred(), t.b.reg()
@@ -189,7 +190,7 @@ def test_uniform_values_keep_their_register_while_lanes_are_parked():
     assert y[:, 0].tolist() == [100] * 9 + [200] * 23
 
 
-def test_groups_are_aligned_and_consecutive():
+def test_groups_are_aligned_and_consecutive() -> None:
     b = KernelBuilder("k", (32, 1, 1), MACHINE, matrix=True)
     singles = [b.reg() for _ in range(3)]
     a, c = b.reg(4), b.reg(8)
@@ -210,7 +211,7 @@ def test_groups_are_aligned_and_consecutive():
     assert {*range(mma.d, mma.d + 8)}.isdisjoint(range(mma.a, mma.a + 4))
 
 
-def test_loads_go_early_and_stores_keep_their_order():
+def test_loads_go_early_and_stores_keep_their_order() -> None:
     b = KernelBuilder("k", (32, 1, 1), MACHINE)
     zero, u, base = b.reg(), b.ureg(), b.ureg(2)
     b.emit(ULDC, Bits32._64, base, 0)
@@ -231,7 +232,7 @@ def test_loads_go_early_and_stores_keep_their_order():
     assert code[-2:] == ["BAR", "EXIT"]
 
 
-def test_labels_stand_where_they_were_placed():
+def test_labels_stand_where_they_were_placed() -> None:
     b = KernelBuilder("k", (32, 1, 1), MACHINE)
     end, p = b.label(), b.pred()
     r = b.reg()
@@ -247,7 +248,7 @@ def test_labels_stand_where_they_were_placed():
     assert jump.guard.negated
 
 
-def test_roles_follow_their_instructions():
+def test_roles_follow_their_instructions() -> None:
     t = Threads(8)
     x = t.load(0)
     t.b.role(1)
@@ -259,7 +260,7 @@ def test_roles_follow_their_instructions():
     ]
 
 
-def test_too_many_values_are_one_clear_error():
+def test_too_many_values_are_one_clear_error() -> None:
     t = Threads(8)
     xs = [t.load(0) for _ in range(300)]
     for x in xs:
@@ -271,7 +272,7 @@ def test_too_many_values_are_one_clear_error():
         t.b.finish()
 
 
-def test_occupancy_bounds_registers_of_big_blocks():
+def test_occupancy_bounds_registers_of_big_blocks() -> None:
     b = KernelBuilder("big", (1024, 1, 1), MACHINE)
     rs = [b.reg() for _ in range(65)]
     base, at = b.ureg(2), b.reg()
@@ -306,12 +307,12 @@ def test_occupancy_bounds_registers_of_big_blocks():
         (lambda b: b.emit(ISETP, Cmp.EQ, S32, ~b.pred(), b.reg(), 0), "p takes 1 words of Pred"),
     ],
 )
-def test_an_operand_that_does_not_fit_is_refused(emit, message):
+def test_an_operand_that_does_not_fit_is_refused(emit: Any, message: str) -> None:
     with pytest.raises(CompileError, match=f"E430: k: {message}"):
         emit(KernelBuilder("k", (32, 1, 1), MACHINE))
 
 
-def test_a_label_that_nobody_placed_is_an_error():
+def test_a_label_that_nobody_placed_is_an_error() -> None:
     b = KernelBuilder("k", (32, 1, 1), MACHINE)
     b.emit(BRA, b.label())
     with pytest.raises(CompileError, match="E431: k: a label was never placed"):
@@ -323,12 +324,12 @@ class Writer:
 
     def __init__(self, seed: int) -> None:
         self.rng, self.t = random.Random(seed), Threads(8)
-        self.values: list[tuple[VReg, np.ndarray]] = [
+        self.values: list[tuple[VReg, Array]] = [
             (self.t.load(i), column(RANDOM, i)) for i in range(8)
         ]
         self.lanes = np.arange(32)
 
-    def pick(self) -> tuple[VReg, np.ndarray]:
+    def pick(self) -> tuple[VReg, Array]:
         return self.rng.choice(self.values)
 
     def fresh(self) -> None:
@@ -340,7 +341,7 @@ class Writer:
             self.t.b.emit(cls, U32, d, a, b)
         self.values.append((d, {IADD: va + vb, IMUL: va * vb, LOP: va ^ vb}[cls]))
 
-    def condition(self) -> tuple[VPred, np.ndarray]:
+    def condition(self) -> tuple[VPred, Array]:
         p, (a, va), limit = self.t.b.pred(), self.pick(), self.rng.getrandbits(32)
         self.t.b.emit(ISETP, Cmp.LT, U32, p, a, limit)
         return p, va < limit
@@ -372,7 +373,7 @@ class Writer:
         b.place(end)
         b.emit(BSYNC, 1)
 
-    def overwrite(self, active: np.ndarray) -> None:
+    def overwrite(self, active: Array) -> None:
         for _ in range(3):
             i = self.rng.randrange(len(self.values))
             (a, va), (c, vc), (d, old) = self.pick(), self.pick(), self.values[i]
@@ -411,7 +412,7 @@ class Writer:
 
 
 @given(st.integers(0, 1 << 32), st.integers(5, 60))
-def test_random_code_means_what_it_says(seed, steps):
+def test_random_code_means_what_it_says(seed: int, steps: int) -> None:
     w = Writer(seed)
     w.write(steps)
     chosen = [w.pick() for _ in range(8)]
@@ -423,7 +424,7 @@ def test_random_code_means_what_it_says(seed, steps):
 
 
 @given(st.integers(0, 1 << 32))
-def test_a_schedule_is_a_permutation_that_respects_dependences(seed):
+def test_a_schedule_is_a_permutation_that_respects_dependences(seed: int) -> None:
     w = Writer(seed)
     w.write(40)
     code = w.t.b.records
@@ -444,7 +445,7 @@ def test_a_schedule_is_a_permutation_that_respects_dependences(seed):
 # --- scalar lowerings
 
 X = np.linspace(-6, 6, 256).astype(np.float32).reshape(32, 8)
-EXACT = {
+EXACT: dict[str, tuple[dict[str, Any], Any]] = {
     "Relu": ({}, lambda x: np.maximum(x, 0)),
     "Clip": ({"min": -1.0, "max": 2.0}, lambda x: np.clip(x, -1, 2)),
     "Neg": ({}, np.negative),
@@ -459,7 +460,7 @@ EXACT = {
         lambda x: np.clip(x * np.float32(0.25) + np.float32(0.5), 0, 1),
     ),
 }
-CLOSE = {
+CLOSE: dict[str, Any] = {
     "Exp": np.exp,
     "Tanh": np.tanh,
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
@@ -472,7 +473,7 @@ CLOSE = {
 }
 
 
-def lowered(op: str, **attrs: Any) -> np.ndarray:
+def lowered(op: str, **attrs: Any) -> Array:
     t = Threads(8)
     for i in range(8):
         t.store(i, SCALAR[op](t.b, t.load(i), **attrs))
@@ -480,18 +481,18 @@ def lowered(op: str, **attrs: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("op", EXACT)
-def test_an_exact_lowering_has_numpys_bits(op):
+def test_an_exact_lowering_has_numpys_bits(op: str) -> None:
     attrs, f = EXACT[op]
     assert (lowered(op, **attrs) == f(X)).all()
 
 
 @pytest.mark.parametrize("op", CLOSE)
-def test_a_function_is_near_the_true_value(op):
+def test_a_function_is_near_the_true_value(op: str) -> None:
     true = CLOSE[op](X.astype(np.float64))
     np.testing.assert_allclose(lowered(op), true, rtol=3e-6, atol=3e-7)
 
 
-def test_immediates_are_fp32_bits():
+def test_immediates_are_fp32_bits() -> None:
     assert [f32(x) for x in (1.0, -2.0, 1e99)] == [0x3F800000, 0xC0000000, 0x7F800000]
     assert Src.of(f32(1.0)).value == 0x3F800000
     assert PT == 7

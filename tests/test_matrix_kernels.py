@@ -1,0 +1,489 @@
+"""Kernels for convolutions and matrix products: on both engines the bits of the ops' references, whatever the tile.
+
+Every case is a fused graph of one group; it goes through plan and program like a network's, with a tile that the test forces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knapper.compiler import ops  # noqa: F401  declares them
+from knapper.compiler.codegen.generator import GENERATORS, Group, Options
+from knapper.compiler.codegen.matrix.blocks import product
+from knapper.compiler.codegen.matrix.product import Broadcast, broadcast_of
+from knapper.compiler.driver import Options as CompileOptions
+from knapper.compiler.driver import finish
+from knapper.compiler.groups import groups
+from knapper.compiler.ir import DTYPES, NAMES, Array, Graph, Node, Type, evaluate, infer
+from knapper.compiler.schedule import schedule
+from knapper.isa.instructions import HMMA
+from knapper.isa.machine import Machine
+from knapper.isa.program import Kernel, Program
+from knapper.runtime.session import EngineName, Session
+
+MACHINE = Machine.load("volta-8tc")
+RNG = np.random.default_rng(0)
+Case = tuple[Graph, dict[str, Array]]
+
+
+def draw(shape: Sequence[int], dtype: str) -> Array:
+    if dtype[0] in "iu":
+        limits = np.iinfo(DTYPES[dtype])
+        return RNG.integers(limits.min, limits.max, shape, DTYPES[dtype], endpoint=True)
+    return RNG.standard_normal(shape).astype(DTYPES[dtype])
+
+
+class Writer:
+    """A graph of one group, written op by op."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Array] = {}
+        self.constants: dict[str, Array] = {}
+        self.types: dict[str, Type] = {}
+        self.nodes: list[Node] = []
+
+    def value(self, data: Array, known: bool = False) -> str:
+        name = f"v{len(self.types)}"
+        (self.constants if known else self.inputs)[name] = data
+        self.types[name] = Type.of(data)
+        return name
+
+    def op(self, name: str, *operands: str, **attrs: Any) -> str:
+        types = infer(name, [self.types[v] for v in operands], attrs)
+        out = f"v{len(self.types)}"
+        self.types[out] = types[0]
+        self.nodes.append(
+            Node(name, operands, (out,), types, attrs, loc=f"{name}_{out}", group="g")
+        )
+        return out
+
+    def case(self, *outputs: str) -> Case:
+        inputs = {v: Type.of(a) for v, a in self.inputs.items()}
+        graph = Graph("g", inputs, {v: v for v in outputs}, tuple(self.nodes), self.constants)
+        return graph.verify(), self.inputs
+
+
+def conv(
+    x: Sequence[int], o: int, k: int, stride: int = 1, pad: int = 0, dilation: int = 1, group: int = 1, dtype: str = "f16",
+    after: str = "relu", known: bool = True,
+) -> Case:  # fmt: skip
+    """Conv of x[N, H, W, C] with k × k taps and a bias; `after`: relu, or residual and relu."""
+    w = Writer()
+    weights = draw((k, k, x[-1] // group, o), dtype)
+    operands = w.value(draw(x, dtype)), w.value(weights, known), w.value(draw((o,), "f32"), True)
+    y = w.op(
+        "Conv", *operands, strides=(stride,) * 2, pads=(pad,) * 4, dilations=(dilation,) * 2, group=group, layout="NHWC", out="f32"
+    )  # fmt: skip
+    if after == "residual":
+        r = w.value(draw(w.types[y].shape, dtype))
+        y = w.op("Add", y, w.op("Cast", r, to="f32") if dtype != "f32" else r)
+    y = w.op("Relu", y)
+    return w.case(w.op("Cast", y, to=dtype) if dtype != "f32" else y)
+
+
+def matmul(
+    a: Sequence[int],
+    b: Sequence[int],
+    plus: Sequence[int] | None = None,
+    dtype: str = "f16",
+    known: bool = False,
+    **attrs: Any,
+) -> Case:
+    """MatMul, then an addition of `plus`, stored as the operands' type."""
+    w = Writer()
+    floating = dtype in ("f16", "bf16", "f32")
+    out = {"out": "f32"} if floating else {"out": "i32"} if DTYPES[dtype]().itemsize < 4 else {}
+    y = w.op("MatMul", w.value(draw(a, dtype)), w.value(draw(b, dtype), known), **out, **attrs)
+    if plus is not None:
+        y = w.op("Add", y, w.value(draw(plus, "f32")))
+    return w.case(w.op("Cast", y, to=dtype) if dtype in ("f16", "bf16") else y)
+
+
+def same(got: Array, want: Array) -> bool:
+    return got.dtype == want.dtype and bool(((got == want) | ((got != got) & (want != want))).all())
+
+
+def group_of(graph: Graph) -> Group:
+    (group,) = groups(graph)
+    return group
+
+
+def offers(graph: Graph, kind: str) -> list[dict[str, Any]]:
+    generator = GENERATORS[kind]
+    assert generator.serves(group_of(graph), MACHINE) is None
+    return [dict(o) for o in generator.candidates(group_of(graph), MACHINE)]
+
+
+def program(graph: Graph, kind: str, options: Options, cache: Path) -> Program:
+    forced = {"g": {"kind": kind, **options}}
+    return finish(graph, MACHINE, CompileOptions(forced=forced, cache=cache))
+
+
+def some(options: list[dict[str, Any]], count: int) -> Iterator[Options]:
+    """The first, the last, and a few between."""
+    step = max(1, (len(options) - 1) // max(count - 1, 1))
+    yield from options[::step][: count - 1] if len(options) > 1 else []
+    yield options[-1]
+
+
+def check(case: Case, kind: str, cache: Path, count: int = 6, engine: EngineName = "fast") -> None:
+    graph, inputs = case
+    want = evaluate(graph, inputs)
+    for options in some(offers(graph, kind), count):
+        result = Session(program(graph, kind, options, cache)).run(inputs, engine=engine)
+        for name, y in want.items():
+            assert same(result.outputs[name], y), (
+                f"{kind} {options}: %{name} differs from the reference"
+            )
+        assert result.stats.macs == product(group_of(graph)).macs
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+CONVS: dict[str, dict[str, Any]] = {
+    "1x1": {"x": (1, 7, 7, 32), "o": 48, "k": 1},
+    "1x1, channels that fill no step": {"x": (1, 9, 9, 40), "o": 24, "k": 1},
+    "1x1 with stride": {"x": (1, 9, 9, 48), "o": 40, "k": 1, "stride": 2},
+    "3x3": {"x": (1, 9, 7, 32), "o": 32, "k": 3, "pad": 1, "after": "residual"},
+    "3x3 with stride, batch": {"x": (2, 9, 7, 16), "o": 24, "k": 3, "stride": 2, "pad": 1},
+    "3x3 dilated": {"x": (1, 9, 9, 16), "o": 24, "k": 3, "pad": 2, "dilation": 2},
+    "RGB": {"x": (2, 12, 11, 3), "o": 20, "k": 7, "stride": 2, "pad": 3},
+    "12 channels": {"x": (2, 6, 5, 12), "o": 20, "k": 3, "pad": 1},
+    "groups": {"x": (1, 8, 8, 64), "o": 64, "k": 3, "pad": 1, "group": 4, "after": "residual"},
+    "ragged groups": {"x": (1, 6, 5, 12), "o": 20, "k": 3, "pad": 1, "group": 2},
+    "weights that are computed": {"x": (1, 6, 6, 24), "o": 24, "k": 3, "pad": 1, "known": False},
+    "more taps than image": {"x": (1, 3, 2, 16), "o": 16, "k": 5, "pad": 2},
+}
+MATMULS: dict[str, dict[str, Any]] = {
+    "plain": {"a": (33, 40), "b": (40, 24)},
+    "A transposed": {"a": (40, 33), "b": (40, 24), "trans_a": True},
+    "B transposed": {"a": (33, 40), "b": (24, 40), "trans_b": True},
+    "both transposed": {"a": (40, 32), "b": (24, 40), "trans_a": True, "trans_b": True},
+    "batch": {"a": (3, 2, 17, 16), "b": (2, 16, 20)},
+    "batches that broadcast": {"a": (3, 1, 17, 16), "b": (2, 16, 20), "plus": (3, 1, 1, 20)},
+    "rows folded": {"a": (3, 5, 16), "b": (16, 20), "plus": (20,), "known": True},
+    "one row": {"a": (1, 320), "b": (320, 100), "plus": (100,), "known": True},
+    "vector by matrix": {"a": (50,), "b": (50, 20)},
+    "matrix by vector": {"a": (7, 50), "b": (50,)},
+    "vector by vector": {"a": (50,), "b": (50,)},
+    "odd everything, a column added": {"a": (35, 33), "b": (33, 21), "plus": (35, 1)},
+    "a matrix and a scalar": {"a": (16, 16), "b": (16, 16), "plus": ()},
+}
+DEPTHWISE: dict[str, dict[str, Any]] = {
+    "3x3": {"x": (1, 9, 9, 32), "o": 32, "k": 3, "pad": 1, "group": 32},
+    "with stride, batch": {
+        "x": (2, 10, 9, 24),
+        "o": 24,
+        "k": 3,
+        "stride": 2,
+        "pad": 1,
+        "group": 24,
+        "after": "residual",
+    },
+    "5x5": {"x": (1, 9, 9, 20), "o": 20, "k": 5, "pad": 2, "group": 20},
+    "two outputs a channel, dilated": {
+        "x": (1, 9, 9, 20),
+        "o": 40,
+        "k": 3,
+        "pad": 1,
+        "dilation": 2,
+        "group": 20,
+        "after": "residual",
+    },
+    "15x15": {"x": (1, 16, 16, 8), "o": 8, "k": 15, "pad": 7, "group": 8},
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_tensor_core_convolutions_have_the_references_bits(name: str, cache: Path) -> None:
+    check(conv(**CONVS[name]), "hmma", cache)
+
+
+@pytest.mark.parametrize("name", MATMULS)
+def test_tensor_core_matrix_products_have_the_references_bits(name: str, cache: Path) -> None:
+    check(matmul(**MATMULS[name]), "hmma", cache)
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_fp32_convolutions_have_the_references_bits(name: str, cache: Path) -> None:
+    check(conv(**CONVS[name], dtype="f32"), "ffma", cache, count=2)
+
+
+@pytest.mark.parametrize("name", MATMULS)
+def test_fp32_matrix_products_have_the_references_bits(name: str, cache: Path) -> None:
+    check(matmul(**MATMULS[name], dtype="f32"), "ffma", cache, count=2)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["f16", "bf16", "f64", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"]
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_simd_lanes_multiply_every_type(dtype: str, known: bool, cache: Path) -> None:
+    check(matmul((33, 20), (20, 24), dtype=dtype, known=known), "ffma", cache, count=2)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_depthwise_convolutions_have_the_references_bits(
+    name: str, dtype: str, cache: Path
+) -> None:
+    check(conv(**DEPTHWISE[name], dtype=dtype), "direct", cache, count=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        ("hmma", conv(**CONVS["3x3"])),
+        ("hmma", conv(**CONVS["ragged groups"])),
+        ("hmma", matmul(**MATMULS["both transposed"])),
+        ("hmma", matmul(**MATMULS["odd everything, a column added"])),
+        ("ffma", matmul(**MATMULS["plain"], dtype="f32")),
+        ("direct", conv(**DEPTHWISE["with stride, batch"])),
+    ],
+)
+def test_the_checking_engine_finds_nothing_to_complain_of(
+    kind: str, case: Case, cache: Path
+) -> None:
+    """No race, no read of what was never written, no access outside of a buffer."""
+    check(case, kind, cache, count=2, engine="reference")
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_any_convolution(cache: Path, data: Any) -> None:
+    def pick(*choices: Any) -> Any:
+        return data.draw(st.sampled_from(choices))
+
+    group = pick(1, 1, 1, 2, 3)
+    k, dilation = pick(1, 2, 3), pick(1, 2)
+    x = (pick(1, 2), pick(5, 8), pick(5, 6), group * pick(1, 4, 8, 16))
+    case = conv(
+        x,
+        group * pick(1, 7, 16),
+        k,
+        pick(1, 2),
+        pick(0, 1),
+        dilation,
+        group,
+        pick("f16", "bf16"),
+        pick("relu", "residual"),
+    )
+    check(case, "hmma", cache, count=2)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_any_matrix_product(cache: Path, data: Any) -> None:
+    size = st.integers(1, 70)
+    m, k, n = data.draw(size), data.draw(size), data.draw(size)
+    ta, tb, known = (data.draw(st.booleans()) for _ in range(3))
+    a, b = ((k, m) if ta else (m, k)), ((n, k) if tb else (k, n))
+    check(matmul(a, b, trans_a=ta, trans_b=tb, known=known), "hmma", cache, count=2)
+
+
+def test_a_launch_in_numpy_has_the_same_bits() -> None:
+    for case, kind in (
+        (conv(**CONVS["RGB"]), "hmma"),
+        (matmul(**MATMULS["batch"], dtype="f32"), "ffma"),
+        (conv(**DEPTHWISE["5x5"]), "direct"),
+    ):
+        graph, inputs = case
+        want = evaluate(graph, inputs)
+        for options in some(offers(graph, kind), 2):
+            plan = schedule(graph, MACHINE, {"g": {"kind": kind, **options}})
+            got = plan.evaluate(inputs)
+            assert all(same(got[v], want[v]) for v in want)
+
+
+# --- what is computed, and what is counted
+
+
+def test_infinities_next_to_edges_stay_what_they_are(cache: Path) -> None:
+    """Padding, missing rows and missing k are zero on both sides: 0 · Inf would leave NaN where the reference has none."""
+    w = Writer()
+    a, b = draw((17, 19), "f16"), draw((19, 18), "f16")
+    a[-1, -1] = b[-1, -1] = np.inf
+    y = w.op("MatMul", w.value(a), w.value(b), out="f32")
+    check(w.case(y), "hmma", cache)
+
+
+def test_two_results_of_one_launch(cache: Path) -> None:
+    w = Writer()
+    y = w.op(
+        "MatMul", w.value(draw((20, 32), "f16")), w.value(draw((32, 16), "f16"), True), out="f32"
+    )
+    half = w.op("Cast", y, to="f16")
+    z = w.op("Cast", w.op("Relu", w.op("Mul", y, w.value(draw((16,), "f32"), True))), to="f16")
+    check(w.case(half, z), "hmma", cache)
+
+
+def test_rounding_happens_where_a_cast_says(cache: Path) -> None:
+    """f16 + f16 in a launch rounds as f16 addition does, not once at the end."""
+    w = Writer()
+    y = w.op("MatMul", w.value(draw((20, 32), "f16")), w.value(draw((32, 16), "f16"), True))
+    r = w.value(draw((20, 16), "f16"))
+    check(w.case(w.op("Mul", w.op("Add", y, r), r)), "hmma", cache)
+
+
+DIVIDING = conv((1, 8, 8, 32), 64, 3, pad=1)
+
+
+def dividing(cache: Path) -> Program:
+    """A convolution whose sizes divide the tile."""
+    graph, _ = DIVIDING
+    options: Options = {"tile": (64, 64, 32), "warps": (1, 4), "access": "im2col"}
+    assert options in offers(graph, "hmma")
+    return program(graph, "hmma", options, cache)
+
+
+def test_executed_macs_are_the_useful_ones_where_sizes_divide_the_tile(cache: Path) -> None:
+    stats = Session(dividing(cache)).run(DIVIDING[1]).stats
+    assert stats.macs == stats.macs_executed == 64 * 64 * 32 * 9
+
+
+def test_a_deleted_step_is_missing_from_the_count(cache: Path) -> None:
+    """The count comes from what ran. The step after the loop is the tail of the code: 2 of 18 steps of 16 k."""
+    p = dividing(cache)
+    ((name, kernel),) = p.kernels.items()
+    code = list(kernel.code)
+    branch = max(i for i, c in enumerate(code) if c.mnemonic == "BRA")
+    keep = [i for i, c in enumerate(code) if not (isinstance(c, HMMA) and i > branch)]
+    cut = replace(
+        kernel,
+        words=Kernel.encode(code[i] for i in keep),
+        roles=tuple(kernel.roles[i] for i in keep),
+    )
+    stats = Session(replace(p, kernels={name: cut})).run(DIVIDING[1]).stats
+    assert stats.macs == 64 * 64 * 32 * 9
+    assert stats.macs_executed == 64 * 64 * 32 * 8
+
+
+def test_rows_that_do_not_exist_are_not_multiplied(cache: Path) -> None:
+    """49 rows take 4 of a tile's 8 rows of fragments."""
+    graph, inputs = conv((1, 7, 7, 32), 32, 1)
+    options = next(o for o in offers(graph, "hmma") if o["tile"][0] == 64 and o["tile"][1] == 32)
+    stats = Session(program(graph, "hmma", options, cache)).run(inputs).stats
+    assert stats.macs_executed == 64 * 32 * 32
+
+
+def test_the_dense_loop_multiplies_most_of_the_time() -> None:
+    """Of a big tile's instructions in the loop at least two of five are HMMA, and none is per-lane arithmetic."""
+    graph, _ = conv((1, 32, 32, 64), 128, 3, pad=1)
+    options = next(
+        o
+        for o in offers(graph, "hmma")
+        if o["tile"][0] == 64 and o["warps"] == (1, 2) and o["tile"][1] == 128
+    )
+    (launch,) = GENERATORS["hmma"].lower(group_of(graph), options, MACHINE).launches
+    code = launch.kernel.code
+    jumps = [i for i, c in enumerate(code) if c.mnemonic == "BRA"]
+    loop = code[int(code[jumps[0]].target) : jumps[0] + 1]  # type: ignore[attr-defined]
+    assert sum(isinstance(c, HMMA) for c in loop) / len(loop) >= 0.4
+    assert not [c for c in loop if type(c).unit in ("alu", "imul", "fma", "cvt")]
+    assert len(code) <= 1500
+
+
+def test_equal_groups_give_equal_kernels() -> None:
+    """Names say content, and weights do not enter it."""
+    options: Options = {"tile": (64, 32, 32), "warps": (1, 2), "access": "im2col"}
+    graphs = [conv(**CONVS["3x3"])[0] for _ in range(2)]
+    first, second = (GENERATORS["hmma"].lower(group_of(g), options, MACHINE) for g in graphs)
+    assert first.launches[0].kernel == second.launches[0].kernel
+    packed = [[a.tobytes() for a in x.constants.values()] for x in (first, second)]
+    assert packed[0] != packed[1]
+
+
+@pytest.mark.parametrize("kind", ["hmma", "ffma", "direct"])
+def test_weights_can_be_packed_without_code(kind: str) -> None:
+    graph, _ = conv(**(DEPTHWISE["3x3"] if kind == "direct" else CONVS["RGB"]))
+    generator, group = GENERATORS[kind], group_of(graph)
+    for options in offers(graph, kind):
+        packed = generator.pack(group, options, MACHINE)  # type: ignore[attr-defined]
+        lowered = generator.lower(group, options, MACHINE)
+        assert packed.keys() == lowered.constants.keys()
+        assert all((packed[v] == lowered.constants[v]).all() for v in packed)
+
+
+# --- what is chosen, and what is refused
+
+
+@pytest.mark.parametrize(
+    ("shape", "o", "k", "stride", "pad"),
+    [
+        ((1, 56, 56, 64), 256, 1, 1, 0),
+        ((1, 14, 14, 256), 256, 3, 1, 1),
+        ((1, 7, 7, 512), 512, 3, 1, 1),
+        ((1, 28, 28, 256), 256, 3, 2, 1),
+    ],
+)
+def test_small_images_get_small_tiles(shape: Any, o: int, k: int, stride: int, pad: int) -> None:
+    """Fragments that hold no row at all waste work, blocks that are too few waste the machine."""
+    graph, _ = conv(shape, o, k, stride, pad)
+    generator, group = GENERATORS["hmma"], group_of(graph)
+    best = min(
+        generator.candidates(group, MACHINE), key=lambda c: generator.cost(group, c, MACHINE)
+    )
+    tile: Any = best["tile"]
+    bm, bn, bk = tile
+    p = product(group)
+    rows = -(-p.m // 16) * 16
+    assert p.k % bk == 0
+    assert p.n % bn == 0
+    assert -(-rows // bm) * (p.n // bn) >= 24
+    assert rows * p.n * p.k <= 1.31 * p.macs
+
+
+def test_each_kind_says_why_it_does_not_serve() -> None:
+    reasons = {
+        kind: GENERATORS[kind].serves(group_of(matmul((4, 4), (4, 4), dtype="f32")[0]), MACHINE)
+        for kind in ("hmma", "ffma", "direct")
+    }
+    assert reasons == {
+        "hmma": "operands are f32, the Tensor Core takes f16 and bf16",
+        "ffma": None,
+        "direct": "is no depthwise convolution",
+    }
+    bare = Machine.from_dict(MACHINE.to_dict() | {"extensions": ["base", "custom"]})
+    assert (
+        GENERATORS["hmma"].serves(group_of(matmul((4, 4), (4, 4))[0]), bare)
+        == "volta-8tc has no extension conv, tensor"
+    )
+
+
+def test_an_epilogue_that_lies_unevenly_is_refused() -> None:
+    graph, _ = matmul((2, 3, 16), (16, 8), plus=(2, 1, 8), known=True)
+    assert "broadcasts along some of the rows" in str(
+        GENERATORS["hmma"].serves(group_of(graph), MACHINE)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((3, 2, 17, 20), (20, 1, (680, 340))),
+        ((20,), (0, 1, (0, 0))),
+        ((3, 1, 1, 20), (0, 1, (20, 0))),
+        ((17, 1), (1, 0, (0, 0))),
+        ((), (0, 0, (0, 0))),
+    ],
+)
+def test_how_an_operand_lies_over_the_result(shape: Any, strides: Any) -> None:
+    p = product(group_of(matmul((3, 2, 17, 16), (2, 16, 20))[0]))
+    way = broadcast_of(p, Type("f32", shape))
+    assert way == Broadcast(*strides)
+
+
+def test_draws_are_of_the_types_they_say() -> None:
+    assert NAMES[draw((2,), "bf16").dtype] == "bf16" == NAMES[np.dtype(ml_dtypes.bfloat16)]
