@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from knapper.isa import image as elf
 from knapper.isa.program import Program
 
-from . import files
+from . import extensions, files
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -80,10 +80,12 @@ def compile(
 
     from .onnx import read
 
+    extensions.installed()
     machine = Machine.load(str(target))
     return Image(compile_graph(read(model, shapes, consts), machine, pipeline, precision))
 
 
 def load(path: str | Path) -> Image:
     """Read a compiled image; IsaError names what is wrong with a damaged one."""
+    extensions.installed()
     return Image(elf.read(files.read(path), str(path)))

@@ -70,11 +70,9 @@ def _talk(level: int) -> None:
 
 def _call(arguments: Arguments) -> int:
     """Load plugins, then do what the command says."""
-    if arguments.plugin:
-        from knapper.compiler import plugins
+    from . import extensions
 
-        for file in arguments.plugin:
-            plugins.load(file)
+    extensions.load(arguments.plugin)
     module, function = arguments.action.split(":")
     action: Callable[[Arguments], int | None] = getattr(
         import_module(f"knapper.frontends.{module}"), function
