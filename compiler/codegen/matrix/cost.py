@@ -18,7 +18,7 @@ from .product import Product
 
 ADDRESSES = 90
 """Instructions of a warp before its first load and for its stores' addresses."""
-WEIGHT = 0.03
+WEIGHT = 0.01
 """Cycles that an executed instruction counts beside its time: of plans that are about as fast, the one with less work is taken."""
 
 
