@@ -603,7 +603,9 @@ def test_onnx_own_cases_have_onnx_values() -> None:
     imported = 0
     for case in collect_testcases(None):
         inputs, outputs = case.data_sets[0] if case.data_sets else ((), ())
-        if case.model is None or not all(isinstance(a, np.ndarray) for a in (*inputs, *outputs)):
+        if case.model is None or not all(
+            isinstance(a, np.ndarray | np.generic) for a in (*inputs, *outputs)
+        ):
             continue
         if case.name in UNLIKE_ONNXRUNTIME:
             continue

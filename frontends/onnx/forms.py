@@ -293,9 +293,11 @@ def _(b: Builder, call: Call) -> Call:
     axes = call.integers("axes", range(len(shape)))
     scales = call.attrs.get("scales") or b.decided(call, "scales")
     sizes = b.ints(call, "sizes")
-    drop = ["axes", "keep_aspect_ratio_policy", "roi"]
     if call.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        drop.remove("roi")
+        call = call.now(roi=_whole_roi(b, call, axes, len(shape)))
+    else:
+        call = call.now(drop=["roi"])
+    drop = ["axes", "keep_aspect_ratio_policy"]
     if sizes:
         sizes = _kept_aspect(call, shape, axes, sizes)
         full = [
@@ -311,6 +313,16 @@ def _(b: Builder, call: Call) -> Call:
     return call.now(
         drop=[*drop, "sizes"], scales=tuple(float(factors.get(i, 1)) for i in range(len(shape)))
     )
+
+
+def _whole_roi(b: Builder, call: Call, axes: tuple[int, ...], rank: int) -> tuple[float, ...]:
+    """The region of interest for every axis, starts before ends: all of those that it does not name."""
+    given = b.decided(call, "roi")
+    values = [] if given is None else given.ravel().tolist()
+    starts, ends = [0.0] * rank, [1.0] * rank
+    for a, start, end in zip(counted(axes, rank), values, values[len(axes) :], strict=False):
+        starts[a], ends[a] = start, end
+    return tuple(starts + ends)
 
 
 def _kept_aspect(
