@@ -1,7 +1,7 @@
 """Handlers written by hand: memory and matrix instructions, where the last factor of speed is, and control flow.
 
 A memory handler reads its operands in the order in which `execute` does, tries the case that kernels are full of (every lane active,
-consecutive addresses), and leaves all others to a mover. The tests hold each equal to `execute` on the reference engine.
+consecutive addresses in each half warp), and leaves all others to a mover. The tests hold each equal to `execute` on the reference engine.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ..decode import ROW
 from ..faults import READS, WRITES
 from ..memory import SECTOR
 from .algebra import Traced
-from .emit import FULL, I8, I32, I64, Num, constant_vector, vector
+from .emit import FULL, I1, I8, I32, I64, Num, constant_vector, vector
 from .matrix import hmma, ldsm
-from .moves import add_requests, counter, gather_blocks, mover, scatter_blocks, touch
+from .moves import BASES, LIMITS, add_requests, counter, gather_blocks, mover, scatter_blocks, touch
 from .trace import TraceWarp
 
 Native = Callable[[TraceWarp, Any], None]
-IOTA = range(32)
+IOTA, HALF = range(32), 16
 
 
 def loaded(m: TraceWarp, d: int, type: LaneType, count: int, rows: Any) -> None:
@@ -81,44 +81,55 @@ class Place:
             return b.add(code.splat(self.start.value), b.sext(self.lane, vector(I64)))
         return b.zext(b.add(code.splat(self.start.value), self.lane), vector(I64))
 
-    def first(self) -> Num:
-        """Lane 0's address."""
-        lane = self.m.code.of(self.m.code.element(self.lane, 0))
+    def at(self, lane: int) -> Num:
+        """A lane's address, 64 bits."""
+        offset = self.m.code.of(self.m.code.element(self.lane, lane))
         if self.space == "global":
-            return self.start + lane.wide(signed=True)
-        return (self.start + lane).wide()
+            return self.start + offset.wide(signed=True)
+        return (self.start + offset).wide()
 
     def quick(self) -> Num:
         """Whether the fast path serves."""
-        return self.uniform() if self.space == "local" else self.consecutive()
+        return self.one() if self.space == "local" else self.runs()
 
-    def consecutive(self) -> Num:
-        """Whether all lanes are active and their accesses lie side by side, aligned, inside their space."""
+    def runs(self) -> Num:
+        """Whether all lanes are active and each half warp's accesses lie side by side, aligned, inside their space."""
+        code, b, size = self.m.code, self.m.code.b, self.size
+        heads = code.shuffle(self.lane, self.lane, [i // HALF * HALF for i in IOTA])
+        expected = b.add(heads, constant_vector(I32, [i % HALF * size for i in IOTA]))
+        fine = (self.m.mask == FULL) & (code.bits(b.icmp_unsigned("==", self.lane, expected)) == FULL)
+        for head in (0, HALF):
+            fine = fine & self.inside(head, HALF * self.size)
+        return fine
+
+    def one(self) -> Num:
+        """Whether all lanes are active at the same aligned address inside."""
+        return (self.m.mask == FULL) & self.same() & self.inside(0, self.size)
+
+    def inside(self, head: int, span: int) -> Num:
+        """Whether `span` bytes from a lane's address on are aligned and inside."""
         code, b = self.m.code, self.m.code.b
-        first, lane = self.first(), code.element(self.lane, 0)
-        step = b.add(code.splat(lane), constant_vector(I32, [i * self.size for i in IOTA]))
-        fine = (self.m.mask == FULL) & (code.bits(b.icmp_unsigned("==", self.lane, step)) == FULL)
-        fine = fine & (first & (self.size - 1) == 0)
-        end = first + 32 * self.size
-        if self.space == "global":  # as signed offsets they must not wrap either
-            low = self.m.state.writable if self.use == WRITES else code.num(BASE, I64)
-            unwrapped = code.of(b.icmp_signed("<=", lane, ir.Constant(I32, (1 << 31) - 1 - 31 * self.size)))
-            return fine & unwrapped & (first >= low) & (end <= self.m.state.memory_end)
-        return fine & (end <= self.m.state.shared_bytes.wide())
+        first = self.at(head)
+        fine = first & (self.size - 1) == 0
+        if self.space != "global":
+            return fine & (first + span <= self.m.state.get(LIMITS[self.space]).wide())
+        low = self.m.state.writable if self.use == WRITES else code.num(BASE, I64)
+        # as signed offsets they must not wrap either
+        highest = ir.Constant(I32, (1 << 31) - span)
+        unwrapped = code.of(b.icmp_signed("<=", code.element(self.lane, head), highest))
+        return fine & unwrapped & (first >= low) & (first + span <= self.m.state.memory_end)
 
-    def uniform(self) -> Num:
-        """Local memory: whether all lanes are active at the same aligned address inside."""
+    def same(self) -> Num:
+        """Whether all lanes have one address."""
         code, b = self.m.code, self.m.code.b
-        first = self.first()
-        same = code.bits(b.icmp_unsigned("==", self.lane, code.splat(code.element(self.lane, 0)))) == FULL
-        inside = first + self.size <= self.m.state.local_bytes.wide()
-        return (self.m.mask == FULL) & same & (first & (self.size - 1) == 0) & inside
+        return code.bits(b.icmp_unsigned("==", self.lane, code.splat(code.element(self.lane, 0)))) == FULL
 
-    def host(self, base: str) -> Any:
-        return self.m.code.at(self.m.state.pointer_to(base), self.first())
+    def host(self, head: int) -> Any:
+        """Where the run that begins with a lane lies."""
+        return self.m.code.at(self.m.state.pointer_to(BASES[self.space]), self.at(head))
 
     def count(self) -> None:
-        """The counters of 32 consecutive accesses."""
+        """The counters of two runs."""
         m, size = self.m, self.size
         if self.space != "global":
             column = "local" if self.space == "local" else ("smem_read", "smem_write")[self.use]
@@ -126,18 +137,33 @@ class Place:
             total.set(column, total.get(column) + 32 * size)
             return
         shift = SECTOR.bit_length() - 1
-        first, last = self.first() >> shift, (self.first() + 32 * size - 1) >> shift
-        add_requests(m.code, m.state, m.record.pointer, self.use, (last - first + 1).low())
-        self.touch_range(first, last)
+        spans = [(self.at(h) >> shift, (self.at(h) + HALF * size - 1) >> shift) for h in (0, HALF)]
+        requests = [last - first + 1 for first, last in spans]
+        joined = (spans[0][1] == spans[1][0]).flag(I64)
+        add_requests(m.code, m.state, m.record.pointer, self.use, (requests[0] + requests[1] - joined).low())
+        for first, last in spans:
+            self.touch_range(first, last)
+
+    def count_one(self) -> None:
+        """The counters of one address in all lanes."""
+        if self.space != "global":
+            return self.count()
+        add_requests(self.m.code, self.m.state, self.m.record.pointer, self.use, self.m.code.num(1))
+        return touch(self.m.code, self.m.state, self.use, self.at(0) >> SECTOR.bit_length() - 1)
 
     def touch_range(self, first: Num, last: Num) -> None:
         """Mark consecutive sectors: one look tells whether they all were marked before."""
-        code, b, count = self.m.code, self.m.code.b, max(self.size, 1)
+        code, b, count = self.m.code, self.m.code.b, -(-HALF * self.size // SECTOR) + 1
         place = code.at(self.m.state.pointer_to(("touched_read", "touched_write")[self.use]), first)
-        epoch = self.m.state.get("epoch").low(I8).value
-        seen = b.icmp_unsigned("!=", code.load(place, vector(I8, count)), code.splat(epoch, count))
-        fresh = code.of(b.bitcast(seen, ir.IntType(count)) if count > 1 else b.extract_element(seen, ir.Constant(I32, 0))) != 0
-        with code.when(fresh | (last - first >= count), likely=False), code.each(last - first + 1) as i:
+        epoch = self.m.state.get("epoch").low(I8)
+        fresh = code.num(0, I1)
+        if count > 2:
+            seen = b.icmp_unsigned("!=", code.load(place, vector(I8, count - 1)), code.splat(epoch.value, count - 1))
+            fresh = code.of(b.bitcast(seen, ir.IntType(count - 1))) != 0
+        else:
+            fresh = code.of(code.load(place, I8)) != epoch
+        tail = code.of(code.load(code.at(self.m.state.pointer_to(("touched_read", "touched_write")[self.use]), last), I8)) != epoch
+        with code.when(fresh | tail, likely=False), code.each(last - first + 1) as i:
             touch(code, self.m.state, self.use, first + i)
 
 
@@ -154,8 +180,24 @@ def load(m: TraceWarp, i: Any, place: Place, mask: Num | None = None) -> None:
                 code.store(extended(m, row, i.width.lane), m.row(i.d + n), 64)
             place.count()
         with slow:
-            slow_load(m, i, place, m.mask)
+            if place.space == "local":
+                slow_load(m, i, place, m.mask)
+            else:
+                same_load(m, i, place)
     return None
+
+
+def same_load(m: TraceWarp, i: Any, place: Place) -> None:
+    """One address in all lanes: load once; else by a mover."""
+    code, type = m.code, i.width.lane
+    with code.either(place.one()) as (one, many):
+        with one:
+            for n in range(i.width.words):
+                word = code.load(code.at(place.host(0), 4 * n), ir.IntType(type.bits), type.bits // 8)
+                code.store(extended(m, code.splat(word), type), m.row(i.d + n), 64)
+            place.count_one()
+        with many:
+            slow_load(m, i, place, m.mask)
 
 
 def slow_load(m: TraceWarp, i: Any, place: Place, mask: Num) -> None:
@@ -174,22 +216,23 @@ def extended(m: TraceWarp, row: Any, type: LaneType) -> Any:
 
 
 def fast_rows(place: Place) -> list[Any]:
-    """32 consecutive elements as rows."""
+    """Two runs of 16 elements as rows."""
     code, size = place.m.code, place.size
-    host = place.host("memory" if place.space == "global" else "shared")
+    hosts = [place.host(h) for h in (0, HALF)]
     if size == 16:
-        halves = [gather_blocks(code, [code.at(host, 16 * i) for i in range(h, h + 16)]) for h in (0, 16)]
+        halves = [gather_blocks(code, [code.at(h, 16 * i) for i in range(HALF)]) for h in hosts]
         return [code.shuffle(a, b, IOTA) for a, b in zip(*halves, strict=True)]
     if size == 8:
-        pairs = [code.load(code.at(host, 128 * h), vector(I32, 32), 8) for h in (0, 1)]
+        pairs = [code.load(h, vector(I32, 2 * HALF), 8) for h in hosts]
         return [code.shuffle(pairs[0], pairs[1], range(w, 64, 2)) for w in (0, 1)]
-    return [code.load(host, vector(ir.IntType(8 * size)), size)]
+    parts = [code.load(h, vector(ir.IntType(8 * size), HALF), size) for h in hosts]
+    return [code.shuffle(parts[0], parts[1], IOTA)]
 
 
 def fast_local_rows(place: Place, words: int) -> list[Any]:
     """One local address in all lanes: words of all lanes side by side."""
     code = place.m.code
-    host = code.at(place.m.state.pointer_to("local"), place.first() << 5)
+    host = code.at(place.m.state.pointer_to("local"), place.at(0) << 5)
     return [code.load(code.at(host, w * ROW), vector(I32), 64) for w in range(words)]
 
 
@@ -203,7 +246,7 @@ def store(m: TraceWarp, i: Any, place: Place) -> None:
     with code.either(place.quick()) as (fast, slow):
         with fast:
             if place.space == "local":
-                host = code.at(m.state.pointer_to("local"), place.first() << 5)
+                host = code.at(m.state.pointer_to("local"), place.at(0) << 5)
                 for w, word in enumerate(words):
                     code.store(word, code.at(host, w * ROW), 64)
             else:
@@ -214,20 +257,19 @@ def store(m: TraceWarp, i: Any, place: Place) -> None:
 
 
 def fast_store(place: Place, words: list[Any]) -> None:
-    """Rows as 32 consecutive elements."""
+    """Rows as two runs of 16 elements."""
     code, size = place.m.code, place.size
-    host = place.host("memory" if place.space == "global" else "shared")
-    if size == 16:
-        for h in (0, 16):
-            part = [code.shuffle(w, w, range(h, h + 16)) for w in words]
-            scatter_blocks(code, part, [code.at(host, 16 * n) for n in range(h, h + 16)])
-    elif size == 8:
-        for h in (0, 1):
-            mixed = [n + 32 * w for n in range(16 * h, 16 * h + 16) for w in (0, 1)]
-            code.store(code.shuffle(words[0], words[1], mixed), code.at(host, 128 * h), 8)
-    else:
-        element = vector(ir.IntType(8 * size))
-        code.store(words[0] if size == 4 else code.b.trunc(words[0], element), host, size)
+    for head in (0, HALF):
+        host = place.host(head)
+        part = [code.shuffle(w, w, range(head, head + HALF)) for w in words]
+        if size == 16:
+            scatter_blocks(code, part, [code.at(host, 16 * n) for n in range(HALF)])
+        elif size == 8:
+            mixed = [n + HALF * w for n in range(HALF) for w in (0, 1)]
+            code.store(code.shuffle(part[0], part[1], mixed), host, 8)
+        else:
+            element = vector(ir.IntType(8 * size), HALF)
+            code.store(part[0] if size == 4 else code.b.trunc(part[0], element), host, size)
 
 
 # --- addresses, as in isa/base/memory.py
