@@ -36,7 +36,9 @@ PACKAGES = ("apache-tvm",)
 
 def folder() -> Path:
     """Where kernels are kept: `kernels` in `$KNAPPER_CACHE`, or in the user's cache folder."""
-    return Path(os.environ.get("KNAPPER_CACHE") or platformdirs.user_cache_dir("knapper")) / "kernels"
+    return (
+        Path(os.environ.get("KNAPPER_CACHE") or platformdirs.user_cache_dir("knapper")) / "kernels"
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from .ir import Array, Graph, Node, Type
 from .launches import VIEWS
 
 
-
 def is_view(node: Node) -> bool:
     """Whether the node is no launch: ungrouped and without an effect on the bytes."""
     return not node.group and node.op in VIEWS

@@ -185,7 +185,7 @@ class Plan:
             return self.known[value]
         b = self.buffers[self.roots[value]]
         raw: Array = arena[b.offset : b.offset + t.bytes].copy()
-        return raw.view(DTYPES[t.dtype]).reshape(t.shape)
+        return np.reshape(raw.view(DTYPES[t.dtype]), t.shape)
 
     def _store(self, arena: Array, value: str, t: Type, data: Array) -> None:
         if Type.of(data) != t:

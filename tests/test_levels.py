@@ -64,7 +64,11 @@ class Net:
         w = self.weight(filters, channels, size, size, spread=(channels * size * size) ** -0.5)
         pad = size // 2
         y = self.op("Conv", x, w, group=group, pads=(pad,) * 4, **attrs)
-        scale, bias, mean = self.weight(filters, mean=1, spread=0.1), self.weight(filters), self.weight(filters)
+        scale, bias, mean = (
+            self.weight(filters, mean=1, spread=0.1),
+            self.weight(filters),
+            self.weight(filters),
+        )
         var = self.weight(filters, mean=1, spread=0)
         return self.op("BatchNormalization", y, scale, bias, mean, var)
 
@@ -81,7 +85,10 @@ def residual(batch: int = 1) -> Graph:
     x = n.op("Relu", n.op("Add", n.conv(y, 24, 3), x))
     x = n.op("MaxPool", x, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
     pooled = n.op("Flatten", n.op("GlobalAveragePool", x))
-    return n.graph(features=x, logits=n.op("Gemm", pooled, n.weight(10, 24, spread=0.2), n.weight(10), transB=1))
+    return n.graph(
+        features=x,
+        logits=n.op("Gemm", pooled, n.weight(10, 24, spread=0.2), n.weight(10), transB=1),
+    )
 
 
 def separable(batch: int = 1) -> Graph:
@@ -166,7 +173,9 @@ def test_both_engines_compute_the_same_bits(levels, name: str, precision: str) -
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", NETS)
-def test_the_levels_compute_the_same_bits_where_no_lanes_are_summed(levels, name: str, precision: str) -> None:
+def test_the_levels_compute_the_same_bits_where_no_lanes_are_summed(
+    levels, name: str, precision: str
+) -> None:
     it = levels(name, precision)
     assert equal(it.plan, it.graph, EXACT[name])
     assert equal(it.fast, it.graph, EXACT[name])

@@ -347,7 +347,7 @@ def test_without_buffer_lines_memory_is_planned_anew(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("slabs {rows=4} simd..simd  // Twice", "slabs {rows=3} simd..simd  // Twice", r"E412: net.plan:12:1: launch b: slabs has no options {rows=3} .*{rows=2}"),
+        ("@b = slabs {rows=4}", "@b = slabs {rows=3}", r"E412: net.plan:12:1: launch b: slabs has no options {rows=3} .*{rows=2}"),
         ("@b = slabs", "@b = cheap", "E412: net.plan:12:1: launch b: cheap does not serve it: it does not know Plus"),
         ("@b = slabs", "@b = slbs", "E412: net.plan:12:1: launch b: no generator of kind 'slbs'; there are slow, slabs, cheap"),
         ("launch @b", "launch @bb", "E111: net.plan:12:1: no group @bb in the graph; there are a, b, d, y"),

@@ -59,7 +59,9 @@ def compile_time(model: Path, elf: Path, folder: Path) -> tuple[float, float]:
     """Wall seconds from process start to file, and the peak of the largest process in MB."""
     env = os.environ | {"PYTHONPATH": str(ROOT / ".ns"), "KNAPPER_CACHE": str(folder / "cache")}
     start = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "knapper", "-q", "compile", str(model), "-o", str(elf)], env=env)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "knapper", "-q", "compile", str(model), "-o", str(elf)], env=env
+    )
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - start
     child.returncode = os.waitstatus_to_exitcode(status)
@@ -68,7 +70,9 @@ def compile_time(model: Path, elf: Path, folder: Path) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1024
 
 
-def run_times(model: Path, elf: Path, runs: int) -> tuple[float, float, float, float, float, float, int, int]:
+def run_times(
+    model: Path, elf: Path, runs: int
+) -> tuple[float, float, float, float, float, float, int, int]:
     """First run, best run (CPU, wall), onnxruntime, their ratio, agreement, work."""
     from knapper.isa import image
     from knapper.runtime.session import Session
@@ -132,7 +136,13 @@ def main() -> None:
         print(json.dumps(rows))
         return
     for name in rows[0]:
-        print(f"{name:16}", *(f"{r[name]:>16,.4g}" if isinstance(r[name], float) else f"{r[name]:>16}" for r in rows))
+        print(
+            f"{name:16}",
+            *(
+                f"{r[name]:>16,.4g}" if isinstance(r[name], float) else f"{r[name]:>16}"
+                for r in rows
+            ),
+        )
 
 
 if __name__ == "__main__":
