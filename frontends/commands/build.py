@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,42 +152,15 @@ def assemble(a: argparse.Namespace) -> None:
 
 
 def write_assembly(program: Program, path: Path) -> None:
-    """Write a .s file, and the data that it refers to by hash beside it."""
+    """Write a .s file, and its bulk data beside it."""
     from knapper.isa import asm
 
-    text, blobs = asm.disassemble(program)
-    for key, data in blobs.items():
-        files.write(path.parent / key, data)
-    files.write(path, text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    asm.save(program, path)
 
 
 def read_assembly(path: str) -> Program:
-    """The program of a .s file."""
+    """The program of a .s file; IsaError for whatever is wrong with it."""
     from knapper.isa import asm
 
-    text = files.read(path)
-    try:
-        return asm.assemble(text.decode(), Beside(Path(path).parent), path)
-    except UnicodeDecodeError:
-        raise UsageError(
-            "E705", "is not text; `knapper dis` makes assembly of an image", where=path
-        ) from None
-
-
-class Beside(Mapping[str, bytes]):
-    """The files of a folder by name, read when asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __getitem__(self, key: str) -> bytes:
-        path = self.folder / Path(key).name
-        if not path.is_file():
-            raise KeyError(key)
-        return path.read_bytes()
-
-    def __iter__(self) -> Iterator[str]:
-        return (p.name for p in self.folder.iterdir() if p.is_file())
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+    return asm.load(path)

@@ -170,5 +170,5 @@ def _next_steps(folder: Path) -> str:
         (f"knapper compile {folder}/model.onnx --dump-dir levels", "every level on the way"),
         (f"readelf -a {folder}/model.elf", "it is an ordinary ELF file"),
     ]
-    written = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix))
+    written = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix not in ("", ".blob")))
     return f"in {folder}: {written}\nnext:\n{table(steps, indent='  ')}"
