@@ -144,16 +144,10 @@ class Files:
         elif isinstance(level, Plan):
             plan_text.save(level, self.folder / f"{name}.plan")
         else:
-            self._program(self.folder / name, level)
+            from knapper.isa import asm
 
-    def _program(self, stem: Path, program: Program) -> None:
-        from knapper.isa.asm import disassemble
-
-        source, blobs = disassemble(program)
-        stem.with_suffix(".s").write_text(source)
-        for key, data in blobs.items():
-            (stem.parent / key).write_bytes(data)
-        stem.with_suffix(".elf").write_bytes(image.write(program))
+            asm.save(level, self.folder / f"{name}.s")
+            (self.folder / f"{name}.elf").write_bytes(image.write(level))
 
 
 def is_fused(graph: Graph) -> bool:

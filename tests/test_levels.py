@@ -7,17 +7,20 @@ compared by a bound. Whatever follows such a sum inherits the bound.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from knapper.compiler import driver
+from knapper.compiler import driver, plan_text
 from knapper.compiler.ir import Array, Attr, Graph, Node, Type, evaluate, infer
 from knapper.compiler.plan import Plan
+from knapper.compiler.text import show_attrs
+from knapper.isa import asm, image
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 from knapper.runtime.session import Session
@@ -213,3 +216,62 @@ def test_every_tile_computes_the_same_bits(kind: str, kernels: Path) -> None:
         forced = driver.schedule(plan.graph, plan.machine, {step.name: options}).verify()
         got = Session(driver.generate(forced, driver.Options(cache=kernels))).run(x).outputs
         assert equal(got, want, tuple(want)), options
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dumped(kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every level of a compile."""
+    folder = tmp_path_factory.mktemp("dump")
+    machine = Machine.load("volta-8tc")
+    driver.compile_graph(residual(), machine, cache=kernels, dump=driver.Files(folder))
+    return folder
+
+
+def again(file: Path, kernels: Path) -> Program:
+    """The program, from a file of any level on."""
+    machine, options = Machine.load("volta-8tc"), driver.Options(cache=kernels)
+    if file.suffix == ".ir":
+        return driver.from_ir(file, machine, options)
+    if file.suffix == ".plan":
+        return driver.from_plan(file, machine, options)
+    return asm.load(file)
+
+
+def test_a_dump_has_every_level(dumped: Path) -> None:
+    names = [f.name for f in sorted(dumped.iterdir()) if f.suffix in (".ir", ".plan", ".s", ".elf")]
+    assert names[0] == "00-import.ir"
+    assert names[-4].endswith("-fuse.ir")
+    assert names[-3:] == ["plan.plan", "program.elf", "program.s"]
+
+
+@pytest.mark.parametrize("name", ["00-import.ir", "*-fuse.ir", "plan.plan", "program.s"])
+def test_every_level_leads_to_the_same_program(dumped: Path, kernels: Path, name: str) -> None:
+    want = image.read((dumped / "program.elf").read_bytes(), "program.elf")
+    got = again(next(dumped.glob(name)), kernels)
+    assert replace(got, meta={}) == replace(want, meta={})
+
+
+def test_a_hand_edited_plan_runs_with_its_tile(dumped: Path, kernels: Path, tmp_path: Path) -> None:
+    """What the plan says of a launch is what the program does; what it computes stays."""
+    plan = plan_text.load(dumped / "plan.plan", Machine.load("volta-8tc"))
+    step = next(s for s in plan.steps if s.kind == "hmma")
+    others = [o for o in step.generator.candidates(step.group, plan.machine) if o != step.options]
+    old, new = show_attrs(step.options), show_attrs(others[-1])
+    line = f"launch @{step.name} = hmma "
+    edited = (dumped / "plan.plan").read_text().replace(f"{line}{old}", f"{line}{new}")
+    (tmp_path / "edited.plan").write_text(edited)
+    shutil.copy(dumped / "plan.npz", tmp_path / "edited.npz")
+    before, after = again(dumped / "plan.plan", kernels), again(tmp_path / "edited.plan", kernels)
+    index = plan.steps.index(step)
+    assert new in after.launches[index].note
+    assert (before.launches[index].grid, before.kernels) != (
+        after.launches[index].grid,
+        after.kernels,
+    )
+    x = inputs(plan.graph)
+    assert equal(
+        Session(after).run(x).outputs, Session(before).run(x).outputs, tuple(plan.graph.outputs)
+    )

@@ -60,7 +60,7 @@ def compile_time(model: Path, elf: Path, folder: Path) -> tuple[float, float]:
     env = os.environ | {"PYTHONPATH": str(ROOT / ".ns"), "KNAPPER_CACHE": str(folder / "cache")}
     start = time.perf_counter()
     child = subprocess.Popen(
-        [sys.executable, "-m", "knapper", "-q", "compile", str(model), "-o", str(elf)], env=env
+        [sys.executable, "-m", "knapper", "compile", str(model), "-q", "-o", str(elf)], env=env
     )
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - start
