@@ -11,7 +11,7 @@ asked, so results are the same on every machine and in both engines.
     SQRT    0.5                ±0          +inf, NaN     x < 0: NaN
     EX2     1                  1           +inf, +0
     EXP     1                  1           +inf, +0
-    LG2     2                  -inf        +inf, NaN     x < 0: NaN
+    LG2     1                  -inf        +inf, NaN     x < 0: NaN
     LOG     1                  -inf        +inf, NaN     x < 0: NaN
     SIN     1 for |x| ≤ 1e5    ±0          NaN
     COS     1 for |x| ≤ 1e5    1           NaN
