@@ -248,6 +248,22 @@ def test_labels_stand_where_they_were_placed() -> None:
     assert jump.guard.negated
 
 
+def test_a_move_between_values_that_can_share_a_register_is_dropped() -> None:
+    t = Threads(8)
+    b, end = t.b, t.b.label()
+    x, y, p = t.load(0), t.b.reg(), t.b.pred()
+    b.emit(ISETP, Cmp.LT, U32, p, t.tid, 9)
+    b.emit(BRA, end, guard=p)
+    b.place(end)  # the move is the label's instruction
+    b.emit(MOV, y, x)
+    t.store(0, y)
+    result, kernel = t.run(RANDOM)
+    assert (result[:, 0] == RANDOM[:, 0]).all()
+    assert "MOV" not in [i.mnemonic for i in kernel.code]
+    (jump,) = [i for i in kernel.code if isinstance(i, BRA)]
+    assert kernel.code[jump.target].mnemonic == "STG"
+
+
 def test_roles_follow_their_instructions() -> None:
     t = Threads(8)
     x = t.load(0)
@@ -341,6 +357,11 @@ class Writer:
             self.t.b.emit(cls, U32, d, a, b)
         self.values.append((d, {IADD: va + vb, IMUL: va * vb, LOP: va ^ vb}[cls]))
 
+    def copy(self) -> None:
+        (a, va), d = self.pick(), self.t.b.reg()
+        self.t.b.emit(MOV, d, a)
+        self.values.append((d, va))
+
     def condition(self) -> tuple[VPred, Array]:
         p, (a, va), limit = self.t.b.pred(), self.pick(), self.rng.getrandbits(32)
         self.t.b.emit(ISETP, Cmp.LT, U32, p, a, limit)
@@ -398,17 +419,16 @@ class Writer:
 
     def write(self, steps: int) -> None:
         for _ in range(steps):
-            self.rng.choice(
-                [
-                    self.fresh,
-                    self.fresh,
-                    self.fresh,
-                    self.guarded,
-                    self.select,
-                    self.diverge,
-                    self.loop,
-                ]
-            )()
+            kinds = [
+                self.fresh,
+                self.fresh,
+                self.copy,
+                self.guarded,
+                self.select,
+                self.diverge,
+                self.loop,
+            ]
+            self.rng.choice(kinds)()
 
 
 @given(st.integers(0, 1 << 32), st.integers(5, 60))

@@ -188,15 +188,38 @@ class KernelBuilder:
         )
 
     def _encode(self, order: list[int], places: regalloc.Places) -> Kernel:
-        words = b"".join(encode(self.records[i], places.at).to_bytes(16, "little") for i in order)
+        kept = [i for i in order if not idle(self.records[i], places.at)]
+        moved = self._new_indices(order, kept) if len(kept) < len(order) else None
+        words = [encode(self.records[i], places.at, moved).to_bytes(16, "little") for i in kept]
         return Kernel(
-            self.name, words, tuple(self.records[i].role for i in order), self.block, max(places.used[VECTOR], 1),
+            self.name, b"".join(words), tuple(self.records[i].role for i in kept), self.block, max(places.used[VECTOR], 1),
             self.shared_bytes, self.local_bytes, matrix=self.matrix,
         )  # fmt: skip
 
+    def _new_indices(self, order: list[int], kept: list[int]) -> list[int]:
+        """Index before idle moves were dropped → index after; a label's instruction may be gone, then it is the next one."""
+        stays, moved = set(kept), [0]
+        for i in order:
+            moved.append(moved[-1] + (i in stays))
+        return moved
 
-def encode(r: Record, at: list[int]) -> int:
-    """The 128-bit word; `at` maps virtual words to physical registers."""
+
+def idle(r: Record, at: list[int]) -> bool:
+    """Whether a move's source and destination came to be one register."""
+    return (
+        r.name in regalloc.MOVES
+        and [at[w] for w in r.reads[:1]] == [at[w] for w in r.writes]
+        and _same_file(r)
+    )
+
+
+def _same_file(r: Record) -> bool:
+    source = r.operands[1]
+    return isinstance(source, Virtual) and source.file == (VECTOR if r.name == "MOV" else UNIFORM)
+
+
+def encode(r: Record, at: list[int], moved: list[int] | None = None) -> int:
+    """The 128-bit word; `at` maps virtual words to physical registers, `moved` the places of labels."""
     s = r.shape
     guard = r.guard
     word = (
@@ -211,7 +234,7 @@ def encode(r: Record, at: list[int]) -> int:
             elif v.negated:
                 raw += 8
         elif slot.kind is Label:
-            raw = v.at
+            raw = v.at if moved is None else moved[v.at]
         else:
             raw = v
         word |= raw << slot.lo

@@ -17,6 +17,7 @@ from .liveness import Block, Live, divergent, members
 from .virtual import PREDICATE, UNIFORM, VECTOR, Record
 
 FILE_NAMES = {VECTOR: "vector registers", UNIFORM: "uniform registers", PREDICATE: "predicates"}
+MOVES = ("MOV", "UMOV")
 ALIGNED = {n: sum(1 << i for i in range(0, 256, n)) for n in (1, 2, 4)}
 
 
@@ -63,13 +64,16 @@ def allocate(
     free = [(1 << n) - 1 for n in limits]
     used = dict.fromkeys(FILE_NAMES, 0)
     active: list[tuple[int, int, int]] = []  # (end, file, bits)
+    copied = _copies(code, groups)
     alive = [g for g in range(len(start)) if end[g] >= 0]
     for g in sorted(alive, key=lambda g: (start[g], -groups.words[g])):
         while active and active[0][0] < start[g]:
             _, file, bits = heappop(active)
             free[file] |= bits
         file, words = groups.file[g], groups.words[g]
-        first = _fit(free[file], words, limits[file])
+        first = _inherited(copied.get(g), groups, at, free[file], words)
+        if first < 0:
+            first = _fit(free[file], words, limits[file])
         if first < 0:
             raise CompileError(
                 "E432",
@@ -83,6 +87,26 @@ def allocate(
         used[file] = max(used[file], first + words)
         at[groups.base[g] : groups.base[g] + words] = range(first, first + words)
     return Places(at, used)
+
+
+def _copies(code: list[Record], groups: Groups) -> dict[int, int]:
+    """Group → the group that a move fills it from: with its register, if that falls free, the move would do nothing."""
+    found: dict[int, int] = {}
+    for r in code:
+        if r.name in MOVES and r.reads and len(r.reads) == len(r.writes):
+            a, d = groups.owner[r.reads[0]], groups.owner[r.writes[0]]
+            if groups.file[a] == groups.file[d] and groups.words[a] == groups.words[d]:
+                found[d] = a
+    return found
+
+
+def _inherited(source: int | None, groups: Groups, at: list[int], free: int, words: int) -> int:
+    """The source's registers if they are free by now, or −1."""
+    if source is None:
+        return -1
+    first = at[groups.base[source]]
+    bits = ((1 << words) - 1) << first
+    return first if free & bits == bits else -1
 
 
 def intervals(

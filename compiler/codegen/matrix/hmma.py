@@ -154,17 +154,25 @@ def _fits(p: Product, t: Tiling, packed: bool) -> bool:
     a = (t.kk, t.bm // 16) if p.trans_a else (t.bm // 16, t.kk)
     b = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
     shared = spread(*a, t.warps) and (packed or spread(*b, t.warps))
-    return shared and t.warps <= 8 and registers(p, t, packed) <= 240
+    return shared and t.warps <= 8 and registers(p, t, packed) <= 232
 
 
 def registers(p: Product, t: Tiling, packed: bool) -> int:
-    """Roughly what a thread needs: accumulators, fragments, tiles in flight, addresses of A's rows."""
-    v = blocks.vector_a(p, 8)
-    moves = -(-t.bm * t.bk // (v * 32 * t.warps))
-    flight = moves * -(-v // 2) + (0 if packed else -(-t.bn * t.bk // (64 * t.warps)))
-    rows = 2 * min(moves, -(-t.bm // (16 * t.warps)) * 8 // v)
+    """Roughly what a thread needs: accumulators, fragments, tiles in flight, and where those come from."""
+    dense = blocks.access(p, t.bk) == "dense"
+    rows = (
+        None if dense else -(-t.bm // (16 * t.warps))
+    )  # of an image: an address and a pixel serve a whole row
+    flight = _in_flight(t.bm * t.bk, blocks.vector_a(p, 8), t.warps, rows)
+    flight += 0 if packed else _in_flight(t.bn * t.bk, blocks.vector_b(p, 8), t.warps, None)
     fragments = 4 * t.fm + 4 * t.fn * (t.kk if packed else 1)
-    return t.fm * t.fn * 8 + fragments + flight + rows + 16
+    return t.fm * t.fn * 8 + fragments + flight + 16
+
+
+def _in_flight(elements: int, v: int, warps: int, rows: int | None) -> int:
+    """Registers of one operand's moves, v elements each, with their addresses and pixels."""
+    moves = -(-elements // (v * 32 * warps))
+    return moves * -(-v // 2) + 2 * (moves if rows is None else min(moves, rows * 8 // v))
 
 
 def _even(cols: int, most: int) -> int:
