@@ -6,23 +6,23 @@ A generator of slabs stands in for the real ones: it computes a group by the ops
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from knapper.compiler import ops as _builtin  # noqa: F401  (declares Reshape)
-from knapper.compiler import plan_text
+from knapper.compiler import driver, plan_text
 from knapper.compiler.codegen.generator import Group, Lowered, Options, generators, register
 from knapper.compiler.groups import groups, roots
-from knapper.compiler.ir import OPS, Array, Graph, Node, Type, evaluate, op
-from knapper.compiler.memory import Buffer
-from knapper.compiler.plan import Plan, Step
+from knapper.compiler.ir import OPS, Array, Attr, Graph, Node, Type, evaluate, infer, op
+from knapper.compiler.memory import Buffer, lower_bound, peak, place
+from knapper.compiler.plan import Plan, Step, lifetimes
 from knapper.compiler.schedule import schedule
 from knapper.compiler.structure import Canonical
 from knapper.compiler.text import blobs
+from knapper.compiler.work import group_macs, node_macs
 from knapper.isa.errors import CompileError, KnapperError, Problems
 from knapper.isa.machine import Machine
 
@@ -315,11 +315,14 @@ def test_text_comes_back(g: Graph, machine: Machine) -> None:
     )
 
 
-def test_the_text_of_a_plan(machine: Machine, request: pytest.FixtureRequest) -> None:
-    text = plan_text.show(schedule(RESIDUAL, machine))
+@pytest.mark.parametrize(("name", "g"), [("residual", RESIDUAL), ("outputs", OUTPUTS_OF_ALL_KINDS)])
+def test_the_text_of_a_plan(
+    machine: Machine, request: pytest.FixtureRequest, name: str, g: Graph
+) -> None:
+    text, golden = plan_text.show(schedule(g, machine)), GOLDEN / f"{name}.plan"
     if request.config.getoption("--bless"):
-        (GOLDEN / "residual.plan").write_text(text)
-    assert text == (GOLDEN / "residual.plan").read_text()
+        golden.write_text(text)
+    assert text == golden.read_text()
 
 
 def edited(machine: Machine, old: str, new: str) -> Plan:
@@ -368,6 +371,49 @@ def test_a_plan_and_its_weights_are_two_files(machine: Machine, tmp_path: Path) 
     plan_text.save(p, tmp_path / "net.plan")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["net.npz", "net.plan"]
     assert np.array_equal(plan_text.load(tmp_path / "net.plan", machine).known["w"], p.known["w"])
+
+
+# --- work -----------------------------------------------------------------------------------------
+
+
+def product(op: str, a: str, b: str, **attrs: Attr) -> int:
+    """Multiply-accumulates of one node, from shapes such as `2x3x4`."""
+    operands = [Type("f32", tuple(map(int, shape.split("x")))) for shape in (a, b)]
+    types = infer(op, list(operands), attrs)
+    node = Node(op, ("a", "b"), ("y",), types, attrs)
+    return node_macs(node, {"a": operands[0], "b": operands[1]})
+
+
+@pytest.mark.parametrize(
+    ("macs", "wanted"),
+    [
+        (product("Conv", "2x6x9x9", "8x6x3x3"), 2 * 8 * 7 * 7 * 6 * 3 * 3),
+        (product("Conv", "1x6x9x9", "12x2x3x3", group=3, strides=(2, 2)), 12 * 4 * 4 * 2 * 3 * 3),
+        (product("Conv", "1x9x9x6", "3x3x2x12", group=3, layout="NHWC"), 12 * 7 * 7 * 2 * 3 * 3),
+        (product("ConvTranspose", "1x6x4x5", "6x8x2x2"), 6 * 4 * 5 * 8 * 2 * 2),
+        (product("MatMul", "5x2x3", "3x7"), 5 * 2 * 7 * 3),
+        (product("MatMul", "5x3x2", "5x7x3", trans_a=True, trans_b=True), 5 * 2 * 7 * 3),
+        (product("MatMul", "3", "3x7"), 7 * 3),
+        (product("Gemm", "3x2", "3x7", transA=1), 2 * 7 * 3),
+        (product("Add", "3x7", "3x7"), 0),
+    ],
+)
+def test_useful_work_is_counted_from_shapes(macs: int, wanted: int) -> None:
+    assert macs == wanted
+
+
+@pytest.mark.parametrize(
+    ("model", "macs"), [("resnet18.onnx", 1_814_073_344), ("resnet50.onnx", 4_089_184_256)]
+)
+def test_a_known_network_has_its_known_work_and_fits_its_memory(
+    read_onnx: Callable[[str], Graph], model: str, macs: int
+) -> None:
+    """What no pass may change; and the greedy placement is at most 1.3 times the lower bound."""
+    graph = driver.optimize(read_onnx(model))
+    found = groups(graph)
+    assert sum(map(group_macs, found)) == macs
+    wanted = lifetimes(graph, list(found))
+    assert peak(place(wanted)) <= 1.3 * lower_bound(wanted)
 
 
 # --- structure ----------------------------------------------------------------------------------------------------------
