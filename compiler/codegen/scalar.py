@@ -18,7 +18,6 @@ from knapper.isa.instructions import (
     CVT,
     FADD,
     FDIV,
-    FFMA,
     FMNMX,
     FMUL,
     FRND,
@@ -30,7 +29,7 @@ from knapper.isa.instructions import (
 )
 from knapper.isa.modifiers import Bits32, Cmp, FloatType, Fn, Logic, MinMax, Rounding, Scalar
 
-from .builder import RZ, KernelBuilder, VPred, VReg
+from .builder import KernelBuilder, VPred, VReg
 
 Lowering = Callable[..., VReg]
 SCALAR: dict[str, Lowering] = {}
@@ -304,14 +303,3 @@ def _(b: KernelBuilder, x: VReg, *, approximate: str = "none") -> VReg:
 def _(b: KernelBuilder, x: VReg, y: VReg) -> VReg:
     """2^(y · log2 x): for x > 0."""
     return special(b, Fn.EX2, arith(b, FMUL, y, special(b, Fn.LG2, x)))
-
-
-def fma(b: KernelBuilder, x: VReg, y: Any, z: VReg) -> VReg:
-    """x · y + z with one rounding."""
-    return arith(b, FFMA, x, y, z)
-
-
-def zero(b: KernelBuilder, d: VReg) -> None:
-    """Fill registers with zeros."""
-    for i in range(d.words):
-        b.emit(MOV, d[i], RZ)

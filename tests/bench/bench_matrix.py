@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,10 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+os.environ["OPENBLAS_NUM_THREADS"] = (
+    "1"  # before numpy: idle threads of the pool would spin on our clock
+)
 
 import numpy as np
 
