@@ -45,7 +45,7 @@ def save(plan: Plan, path: Path | str) -> None:
 
 def load(path: Path | str, machine: Machine) -> Plan:
     """Read what `save` wrote, or an edited version of it."""
-    return parse(Path(path).read_text(), machine, str(path), text.load_blobs(path))
+    return parse(text.read(path), machine, str(path), text.load_blobs(path))
 
 
 def step_line(plan: Plan, s: Step) -> str:

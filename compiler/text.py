@@ -20,6 +20,8 @@ import hashlib
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from knapper.isa.errors import IRError
+from knapper.isa.errors import IRError, UsageError
 
 from .ir import DTYPES, NAMES, Array, Attr, Graph, Node, Type
 
@@ -338,17 +340,41 @@ def save_text(text: str, g: Graph, path: Path | str) -> None:
 
 
 def load(path: Path | str) -> Graph:
-    """Read what `save` wrote."""
-    return parse(Path(path).read_text(), str(path), load_blobs(path))
+    """Read what `save` wrote; UsageError E705 for a file that is not there or no text."""
+    return parse(read(path), str(path), load_blobs(path))
+
+
+def read(path: Path | str) -> str:
+    """A text file's content."""
+    try:
+        return Path(path).read_text()
+    except OSError as e:
+        raise UsageError("E705", f"cannot read: {e.strerror}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise UsageError("E705", "cannot read: it is not text", where=str(path)) from None
 
 
 def load_blobs(path: Path | str) -> dict[str, Array]:
-    """The constants beside a text."""
+    """The constants beside a text; none if there is no such file."""
     beside = Path(path).with_suffix(".npz")
-    if not beside.exists():
+    try:
+        with beside.open("rb") as file, np.load(file, allow_pickle=False) as f:
+            return dict(_unpacked(k, f[k]) for k in f.files)
+    except FileNotFoundError:
         return {}
-    with np.load(beside, allow_pickle=False) as f:
-        return dict(_unpacked(k, f[k]) for k in f.files)
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        KeyError,
+    ):
+        # whatever numpy says of a file that `save` did not write: no archive, a damaged one, one array, pickles
+        raise UsageError(
+            "E705", "cannot read the constants: the file is damaged", where=str(beside)
+        ) from None
 
 
 def _packed(item: tuple[str, Array]) -> tuple[str, Array]:

@@ -373,6 +373,23 @@ def test_a_plan_and_its_weights_are_two_files(machine: Machine, tmp_path: Path) 
     assert np.array_equal(plan_text.load(tmp_path / "net.plan", machine).known["w"], p.known["w"])
 
 
+@pytest.mark.parametrize("junk", [b"junk", b"", b"PK\3\4", b"\x93NUMPY\1\0"])
+def test_damaged_weights_are_one_clear_error(machine: Machine, tmp_path: Path, junk: bytes) -> None:
+    plan_text.save(schedule(RESIDUAL, machine), tmp_path / "net.plan")
+    (tmp_path / "net.npz").write_bytes(junk)
+    with pytest.raises(KnapperError, match=r"E705: .*net.npz: cannot read the constants"):
+        plan_text.load(tmp_path / "net.plan", machine)
+
+
+@pytest.mark.parametrize(("name", "why"), [("no.plan", "No such file"), ("bin.plan", "not text")])
+def test_a_plan_that_is_no_text_is_one_clear_error(
+    machine: Machine, tmp_path: Path, name: str, why: str
+) -> None:
+    (tmp_path / "bin.plan").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(KnapperError, match=rf"E705: .*{name}: cannot read: .*{why}"):
+        plan_text.load(tmp_path / name, machine)
+
+
 # --- work -----------------------------------------------------------------------------------------
 
 

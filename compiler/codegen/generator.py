@@ -70,7 +70,9 @@ class Lowered:
 class Generator(Protocol):
     """One way to turn groups into kernels."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """Its name in the table and in plans."""
 
     def serves(self, group: Group, machine: Machine) -> str | None:
         """None if the generator can take the group, else why not."""
