@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from knapper import __version__
 from knapper.isa import image
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
@@ -102,7 +102,7 @@ def generate(
 ) -> Program:
     """Level 3: kernels, from the cache where it has them, data and addresses."""
     cache = KernelCache(options.cache or folder(), sources())
-    known = {"knapper": _version()} | dict(meta or {}) | dict(options.meta)
+    known = {"knapper": __version__} | dict(meta or {}) | dict(options.meta)
     program = assemble(plan, lower(plan, cache), known)
     if dump:
         dump("program", program)
@@ -184,10 +184,3 @@ def _provenance(options: Options, model: Graph) -> dict[str, str]:
 
 def _graph_hash(g: Graph) -> str:
     return hashlib.sha256(text.show(g).encode()).hexdigest()
-
-
-def _version() -> str:
-    try:
-        return version("knapper")
-    except PackageNotFoundError:
-        return "checkout"

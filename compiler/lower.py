@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from knapper.isa.errors import KnapperError, raise_all
+from knapper.isa.errors import KnapperError, Problems, raise_all
 from knapper.isa.machine import Machine
 
 from .cache import KernelCache
@@ -85,10 +85,17 @@ def _lower_all(jobs: Sequence[Job], machine: Machine) -> dict[str, Lowered]:
     for j in sorted(jobs, key=lambda j: j.step.macs == 0):
         try:
             done[j.key] = j.step.generator.lower(j.group, j.step.options, machine)
+        except Problems as e:
+            problems += (_of(j, p) for p in e.problems)
         except KnapperError as e:
-            problems.append(type(e)(e.code, e.message, where=f"launch {j.step.name}", hint=e.hint))
+            problems.append(_of(j, e))
     raise_all(problems)
     return done
+
+
+def _of(job: Job, e: KnapperError) -> KnapperError:
+    """An error of a canonical group, with the launch's own name."""
+    return type(e)(e.code, e.message, where=f"launch {job.step.name}", hint=e.hint)
 
 
 def _kept(job: Job, lowered: Lowered) -> Lowered:

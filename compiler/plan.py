@@ -18,6 +18,7 @@ import numpy as np
 from knapper.isa.errors import CompileError, IRError, KnapperError, raise_all
 from knapper.isa.machine import Machine
 from knapper.isa.program import ALIGN
+from knapper.isa.verify import MODES
 
 from .codegen.generator import GENERATORS, Generator, Group, Options
 from .groups import groups, known, roots
@@ -117,6 +118,7 @@ class Plan:
 
     def _problems(self) -> Iterator[KnapperError]:
         yield from self._launch_problems()
+        yield from self._mode_problems()
         yield from self._order_problems()
         yield from self._memory_problems()
 
@@ -131,6 +133,19 @@ class Plan:
         for s in self.steps:
             if (wrong := illegal(s, self.machine)) is not None:
                 yield wrong
+
+    def _mode_problems(self) -> Iterator[KnapperError]:
+        mode = MODES[0]
+        for s in self.steps:
+            where = f"launch {s.name}"
+            if unknown := {s.entry, s.exit} - {*MODES}:
+                known = ", ".join(MODES)
+                yield CompileError(
+                    "E412", f"no mode {min(unknown)!r}; there are {known}", where=where
+                )
+            elif s.entry != mode:
+                yield CompileError("E412", f"starts in {s.entry}, but finds {mode}", where=where)
+            mode = s.exit
 
     def _order_problems(self) -> Iterator[KnapperError]:
         written = {*self.graph.inputs, *self.known}

@@ -30,7 +30,7 @@ from knapper.compiler.plan import Plan
 from knapper.compiler.schedule import schedule
 from knapper.isa import image
 from knapper.isa.core import Src, UReg
-from knapper.isa.errors import CompileError
+from knapper.isa.errors import CompileError, Problems, raise_all
 from knapper.isa.instructions import EXIT, UMOV
 from knapper.isa.machine import Machine
 from knapper.isa.program import ALIGN, BASE, Kernel, Program
@@ -264,6 +264,21 @@ def test_a_generator_that_breaks_its_contract_is_told(
     marked.odd = odd
     with pytest.raises(CompileError, match=rf"E414: launch a \(marked\): .*{message}"):
         build(replace(CHAIN, nodes=CHAIN.nodes[:1], outputs={"a": "a"}), machine, cache)
+
+
+def test_every_launch_that_cannot_be_lowered_is_named(
+    marked: Marked, machine: Machine, cache: KernelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(group: Group, options: Options, machine: Machine) -> Lowered:
+        raise_all(CompileError("E432", f"{group.name} wants {n}00 registers") for n in (3, 4))
+        raise AssertionError
+
+    monkeypatch.setattr(marked, "lower", fail)
+    with pytest.raises(Problems) as e:
+        build(replace(CHAIN, nodes=CHAIN.nodes[:2], outputs={"b": "b"}), machine, cache)
+    assert [str(p) for p in e.value.problems] == [
+        f"E432: launch {v}: {op} wants {n}00 registers" for v, op in (("a", "Relu"), ("b", "Add")) for n in (3, 4)
+    ]  # fmt: skip
 
 
 # --- the cache ----------------------------------------------------------------------------------------------------------

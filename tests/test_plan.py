@@ -353,6 +353,7 @@ def test_without_buffer_lines_memory_is_planned_anew(machine: Machine) -> None:
         ("@b = slabs {rows=4}", "@b = slabs {rows=3}", r"E412: net.plan:12:1: launch b: slabs has no options {rows=3} .*{rows=2}"),
         ("@b = slabs", "@b = cheap", "E412: net.plan:12:1: launch b: cheap does not serve it: it does not know Plus"),
         ("@b = slabs", "@b = slbs", "E412: net.plan:12:1: launch b: no generator of kind 'slbs'; there are slow, slabs, cheap"),
+        ("{rows=4} simd..simd  // Twice P", "simd..tensor  // Twice P", "E412: net.plan:12:1: launch b: no mode 'tensor'; there are simd"),
         ("launch @b", "launch @bb", "E111: net.plan:12:1: no group @bb in the graph; there are a, b, d, y"),
         ("launch @b", "lunch @b", "E110: net.plan:12:1: cannot read this"),
         ("buffer %a at 0x0 ", "buffer %a at 0x10 ", "E413: net.plan:15:1: buffer %a: needs 2048 bytes at a multiple of 256"),
