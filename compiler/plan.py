@@ -125,7 +125,7 @@ class Plan:
     def _launch_problems(self) -> Iterator[KnapperError]:
         wanted = {g.name: g for g in groups(self.graph)}
         given = [s.name for s in self.steps]
-        for name in wanted.keys() - set(given):
+        for name in sorted(wanted.keys() - set(given)):
             yield IRError("E111", f"no launch computes group {name}", where=self.graph.name)
         for name in sorted({n for n in given if given.count(n) > 1 or n not in wanted}):
             problem = "is launched twice" if name in wanted else "is not in the graph"
@@ -167,7 +167,7 @@ class Plan:
         for name in sorted(wanted.keys() ^ self.buffers.keys()):
             problem = "has no buffer" if name in wanted else "needs no buffer"
             yield IRError("E111", f"%{name} {problem}", where=self.graph.name)
-        for name in wanted.keys() & self.buffers.keys():
+        for name in sorted(wanted.keys() & self.buffers.keys()):
             b, need = self.buffers[name], wanted[name].bytes
             if b.bytes < need or b.offset % ALIGN or b.offset < 0:
                 why = f"needs {need} bytes at a multiple of {ALIGN}, has {b.bytes} at {b.offset:#x}"

@@ -20,6 +20,7 @@ from knapper.compiler import driver, plan_text
 from knapper.compiler.ir import Array, Attr, Graph, Node, Type, evaluate, infer
 from knapper.compiler.plan import Plan
 from knapper.compiler.text import show_attrs
+from knapper.compiler.tvm import client
 from knapper.isa import asm, image
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
@@ -216,6 +217,15 @@ def test_every_tile_computes_the_same_bits(kind: str, kernels: Path) -> None:
         forced = driver.schedule(plan.graph, plan.machine, {step.name: options}).verify()
         got = Session(driver.generate(forced, driver.Options(cache=kernels))).run(x).outputs
         assert equal(got, want, tuple(want)), options
+
+
+def test_a_warm_compile_asks_tvm_nothing(kernels: Path) -> None:
+    """Importing it takes a second; and what comes from the disk is the same."""
+    _, first = compiled("attention", "fp16", kernels)
+    client.stop()
+    _, second = compiled("attention", "fp16", kernels)
+    assert second == first
+    assert not client.is_running()
 
 
 # --- files ---------------------------------------------------------------------------------------
