@@ -62,14 +62,20 @@ class Session:
         everything that is wrong with the inputs; MachineFault tells where the machine stopped.
         """
         raise_all(input_problems(self.program.inputs, inputs))
-        runner = self.engine(engine, checked, threads, limit)
+        total = len(self.program.launches)
+
+        def compiling(parts: int) -> None:
+            if progress is not None:
+                progress(0, total, f"compiling the emulator core ({parts} parts, kept for next time)")
+
+        runner = self.engine(engine, checked, threads, limit, compiling)
         self.memory.clear()
         for port in self.program.inputs:
             self.memory.put(port, inputs[port.name])
         counts = []
         for i, launch in enumerate(self.program.launches):
             if progress is not None:
-                progress(i, len(self.program.launches), launch.note or launch.kernel)
+                progress(i, total, launch.note or launch.kernel)
             facts = self._facts[launch.kernel]
             counts.append(LaunchStats(launch, self.program.kernels[launch.kernel], facts, runner.launch(launch)))
         outputs = {port.name: self.memory.get(port) for port in self.program.outputs}
@@ -88,20 +94,33 @@ class Session:
     def target(self) -> str:
         return str(self.program.target.get("name", ""))
 
-    def engine(self, name: EngineName, checked: bool, threads: int, limit: int) -> Engine:
-        """An engine for the program, made on first use. IsaError or MachineFault if a kernel may not run."""
+    def engine(
+        self, name: EngineName, checked: bool, threads: int, limit: int, compiling: Callable[[int], None] = lambda parts: None
+    ) -> Engine:
+        """An engine for the program, made on first use. MachineFault if a kernel may not run.
+
+        `compiling` is called with the number of missing parts before the fast engine's core is compiled.
+        """
         assert self.decoded is not None  # or it raised
         key = (name, checked, threads, limit)
         if key not in self._engines:
-            self._engines[key] = self._make(name, checked, threads, limit)
+            self._engines[key] = self._make(name, checked, threads, limit, compiling)
         return self._engines[key]
 
-    def _make(self, name: EngineName, checked: bool, threads: int, limit: int) -> Engine:
+    def _make(self, name: EngineName, checked: bool, threads: int, limit: int, compiling: Callable[[int], None]) -> Engine:
         if name == "reference":
             return ReferenceEngine(self.program, self.memory, limit)
         from .fast.engine import FastEngine  # llvmlite takes a while to import
 
-        return FastEngine(self.program, self.memory, self.decoded, checked=checked, threads=threads, limit=limit)
+        return FastEngine(
+            self.program, self.memory, self.decoded, checked=checked, threads=threads, limit=limit, notice=compiling
+        )
+
+    def close(self) -> None:
+        """End the engines' threads."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
 
     def provenance(self, inputs: Mapping[str, Array], engine: str, checked: bool) -> dict[str, Any]:
         """What made these numbers: the program's own record, the inputs, the engine."""

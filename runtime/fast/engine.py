@@ -1,7 +1,7 @@
 """The fast engine: decoded kernels, compiled handlers, blocks dealt to threads.
 
-A launch's blocks are handed out in chunks, lowest first. A chunk is one call into compiled code, without Python's lock; between
-chunks a keyboard interrupt can act. Each thread has a `State`, registers, shared memory and counters of its own; what all
+A launch's blocks are handed out in chunks, lowest first. A chunk is one call into compiled code, without Python's lock. The calling
+thread only waits, so a keyboard interrupt reaches it; it then raises a flag that running warps see when they branch. Each thread has a `State`, registers, shared memory and counters of its own; what all
 share is global memory and the maps of touched sectors. After a fault no further chunk is handed out, and since those handed out
 are all lower or finish, the fault that is reported is the one of the lowest block: the same in every run.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -31,6 +31,8 @@ from .layout import CONTEXT, FAULT, PREDS, STATE, UREGS
 from .units import Host, Notice, Units
 
 RUN = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32)
+INTERRUPT = 0.2
+"""Seconds after which a waiting thread looks for a keyboard interrupt that another thread received."""
 CHUNKS = 8
 """Chunks a thread gets of a launch, about: few enough to cost nothing, enough to even out."""
 
@@ -83,7 +85,7 @@ class FastEngine:
         self.code: dict[str, NDArray[Any]] = {}
         self.run = self._link(notice)
         self.scratch = [Scratch() for _ in range(threads)]
-        self.pool = ThreadPoolExecutor(threads, "knapper") if threads > 1 else None
+        self.pool = ThreadPoolExecutor(threads, "knapper")
         sectors = -(-len(memory.data) // SECTOR) + 64
         self.touched = {"touched_read": aligned(sectors), "touched_write": aligned(sectors)}
         self.epoch = 0
@@ -113,16 +115,7 @@ class FastEngine:
         threads = [Setup(self, s, kernel, launch) for s in self.scratch]
         x, y, z = launch.grid
         chunks = Chunks(x * y * z, len(threads))
-        try:
-            if self.pool is None or chunks.total < 2:
-                threads[0].work(chunks)
-            else:
-                for done in [self.pool.submit(t.work, chunks) for t in threads]:
-                    done.result()
-        except BaseException:
-            chunks.close()
-            self.stop[:] = 1
-            raise
+        self._work(threads, chunks)
         faults = sorted((t.fault for t in threads if t.fault is not None), key=lambda f: f[1].block)
         if faults:
             raise describe(*faults[0])
@@ -130,6 +123,20 @@ class FastEngine:
         for name in COUNTER.names or ():
             total[name] = sum(t.counts[name][:-1] for t in threads)
         return Counts(total, *(SECTOR * sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write")))
+
+    def _work(self, threads: list[Setup], chunks: Chunks) -> None:
+        """Wait for the threads; the waiting thread can be interrupted, and then stops them."""
+        running = [self.pool.submit(t.work, chunks) for t in threads[: chunks.count]]
+        try:
+            while wait(running, timeout=INTERRUPT, return_when=FIRST_EXCEPTION).not_done:
+                pass
+            for done in running:
+                done.result()
+        except BaseException:
+            chunks.close()
+            self.stop[:] = 1
+            wait(running)
+            raise
 
     def _next_epoch(self) -> None:
         """Sectors touched in earlier launches count as untouched."""
@@ -141,8 +148,7 @@ class FastEngine:
 
     def close(self) -> None:
         """End the threads."""
-        if self.pool is not None:
-            self.pool.shutdown()
+        self.pool.shutdown()
 
 
 class Chunks:
@@ -151,6 +157,10 @@ class Chunks:
     def __init__(self, total: int, threads: int) -> None:
         self.total, self.size, self.next = total, max(1, total // (threads * CHUNKS)), 0
         self.lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        return -(-self.total // self.size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         while True:
