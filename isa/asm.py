@@ -19,7 +19,7 @@
 
     .launch conv_0 7 7 1                // grid
     .params 0x10000000 0x10000200
-    .node layer1/Conv
+    .node /layer1/Conv
 
 Bulk data stay out of the text: a file beside it, `<hash>.blob`, has them, each under the hash of its content. Comments start
 with `//`.

@@ -14,7 +14,7 @@ from .program import BASE, Kernel, Launch, Program
 
 VERSION = (1, 0)
 """Major and minor of the text format."""
-BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)*")
+BARE = re.compile(r"/?[A-Za-z_][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)*")
 """A name that needs no quotes."""
 
 

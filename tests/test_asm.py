@@ -89,7 +89,23 @@ def test_weights_outside_of_objects_survive():
 
 
 def test_names_of_any_kind_survive():
-    names = ['a "b" \\', "a // b", "ä\n\u2028\x85", "", " ", "f32", "rw", "L1:", "日本"]
+    names = [
+        'a "b" \\',
+        "a // b",
+        "/a/b.1-c",
+        "/a//b",
+        "//",
+        "/",
+        "a/",
+        "-a",
+        "ä\n\u2028\x85",
+        "",
+        " ",
+        "f32",
+        "rw",
+        "L1:",
+        "日本",
+    ]
     p = program(Random(2), kernels=1)
     launch = replace(p.launches[0], nodes=tuple(names), note="\n".join(names))
     kernel = replace(p.kernels["conv_0"], name=names[0])
