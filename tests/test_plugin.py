@@ -17,7 +17,7 @@ from knapper.compiler import driver, plugins
 from knapper.compiler.ir import OPS, Array, Graph, Node, Type, evaluate
 from knapper.compiler.passes import PASSES
 from knapper.compiler.pipeline import PRESETS
-from knapper.isa import image
+from knapper.isa import image, machine
 from knapper.isa.core import BY_NAME, TABLE
 from knapper.isa.errors import KnapperError, UsageError
 from knapper.isa.machine import Machine
@@ -31,12 +31,14 @@ FILE = FOLDER / "knapper_sad" / "__init__.py"
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
     """Tables as they were: what a test loads does not stay."""
-    generators = plugins.generators()
-    before = [(t, dict(t)) for t in (*plugins.TABLES.values(), plugins.LOADED, generators)]
+    plugins.generators()
+    before = [(t, dict(t)) for t in (*plugins.TABLES.values(), plugins.LOADED)]
+    targets = [*machine.TARGETS]
     yield
     for table, rows in before:
         table.clear()
         table.update(rows)
+    machine.TARGETS[:] = targets
 
 
 def node(op: str, inputs: str, output: str, t: Type, **attrs: object) -> Node:
