@@ -54,7 +54,9 @@ INF = math.inf
 LN2_HI, LN2_LO = float.fromhex("0x1.62e42fefa3800p-1"), float.fromhex("0x1.ef35793c76730p-45")
 """ln 2 in two parts; n times the first is exact for |n| < 2**11."""
 LOG2E_HI, LOG2E_LO = float.fromhex("0x1.71547652b82fep+0"), float.fromhex("0x1.777d0ffda0d24p-56")
-HALF_PI = tuple(map(float.fromhex, ("0x1.921fb54442d18p+0", "0x1.1a62633145c07p-54", "-0x1.f1976b7ed8fbcp-110")))
+HALF_PI = tuple(
+    map(float.fromhex, ("0x1.921fb54442d18p+0", "0x1.1a62633145c07p-54", "-0x1.f1976b7ed8fbcp-110"))
+)
 """π/2 in three parts."""
 
 
@@ -177,7 +179,9 @@ def lg2(x: Value) -> Value:
     return log_limits(x, e + (y + error))
 
 
-SIN_TERMS = taylor(9, lambda k: Fraction((-1) ** k * math.factorial(k), math.factorial(2 * k + 1)))[1:]
+SIN_TERMS = taylor(9, lambda k: Fraction((-1) ** k * math.factorial(k), math.factorial(2 * k + 1)))[
+    1:
+]
 COS_TERMS = taylor(10, lambda k: Fraction((-1) ** k * math.factorial(k), math.factorial(2 * k)))[2:]
 FAR = 2.0**20
 """Beyond, an angle is first reduced by whole turns in one F64 product, which costs it log2|x| bits."""
@@ -244,7 +248,10 @@ def tanh(x: Value) -> Value:
 
 
 ERF_TERMS = tuple(float(Fraction((-1) ** k, math.factorial(k) * (2 * k + 1))) for k in range(1, 20))
-TWO_OVER_ROOT_PI_HI, TWO_OVER_ROOT_PI_LO = float.fromhex("0x1.20dd750429b6dp+0"), float.fromhex("0x1.1ae3a914fed80p-56")
+TWO_OVER_ROOT_PI_HI, TWO_OVER_ROOT_PI_LO = (
+    float.fromhex("0x1.20dd750429b6dp+0"),
+    float.fromhex("0x1.1ae3a914fed80p-56"),
+)
 ERFCX_TERMS = (
     0.2214295402299318,
     0.16189356804102495,

@@ -45,10 +45,16 @@ F16 = LaneType("F16", "f", 16, np.float16)
 BF16 = LaneType("BF16", "f", 16, ml_dtypes.bfloat16)
 F32 = LaneType("F32", "f", 32, np.float32)
 F64 = LaneType("F64", "f", 64, np.float64)
-S8, S16, S32, S64 = (LaneType(f"S{n}", "s", n, np.dtype(f"i{n // 8}").type) for n in (8, 16, 32, 64))
-U8, U16, U32, U64 = (LaneType(f"U{n}", "u", n, np.dtype(f"u{n // 8}").type) for n in (8, 16, 32, 64))
+S8, S16, S32, S64 = (
+    LaneType(f"S{n}", "s", n, np.dtype(f"i{n // 8}").type) for n in (8, 16, 32, 64)
+)
+U8, U16, U32, U64 = (
+    LaneType(f"U{n}", "u", n, np.dtype(f"u{n // 8}").type) for n in (8, 16, 32, 64)
+)
 B1 = LaneType("B1", "b", 1, np.bool_)
-TYPES: dict[str, LaneType] = {t.name: t for t in (F16, BF16, F32, F64, S8, S16, S32, S64, U8, U16, U32, U64, B1)}
+TYPES: dict[str, LaneType] = {
+    t.name: t for t in (F16, BF16, F32, F64, S8, S16, S32, S64, U8, U16, U32, U64, B1)
+}
 
 
 class Warp(Protocol):
@@ -64,35 +70,49 @@ class Warp(Protocol):
 
         An immediate is 32 raw bits. For a 64-bit integer type it is sign-extended, for F64 it is the high word with zeros below.
         """
+
     def write(self, reg: Any, value: Value) -> None: ...
     def predicate(self, p: Any) -> Value:
         """A Pred or Guard, as booleans."""
+
     def set_predicate(self, p: Any, value: Value) -> None: ...
     def uniform(self, reg: Any, type: LaneType) -> Value:
         """A uniform register, or a Src that is one or an immediate; the value is the same in every lane."""
+
     def set_uniform(self, reg: Any, value: Value) -> None:
         """Write a uniform register from lane 0 of a value that is the same in every lane; the guard does not matter."""
+
     def set_uniform_predicate(self, p: Any, value: Value) -> None:
         """Write a predicate in all 32 lanes, active or not, from lane 0 of a uniform value."""
-    def load(self, space: str, address: Value, type: LaneType, words: int = 1, where: Value | None = None) -> list[Value]:
+
+    def load(
+        self, space: str, address: Value, type: LaneType, words: int = 1, where: Value | None = None
+    ) -> list[Value]:
         """`words` consecutive values of `type` from byte `address` on; inactive lanes give 0 and touch nothing.
 
         space: "global" (U64 addresses), "shared", "local" (U32), "param" (U32, uniform). `where` narrows the active lanes; a
         lane outside it gives 0. Parameters are read in every lane, active or not. The address must be a multiple of the access's size (words × type).
         """
+
     def store(self, space: str, address: Value, values: list[Value]) -> None: ...
     def lane(self) -> Value:
         """0 … 31, as U32."""
+
     def active(self) -> Value:
         """The lanes that this instruction acts on, as booleans (the guard included)."""
+
     def special(self, name: str) -> Value:
         """A special register as U32: TID_X …, CTAID_X …, NCTAID_X …, NTID_X …, LANEID, WARPID."""
+
     def shuffle(self, value: Value, lane: Value) -> Value:
         """Each lane gets `value` of lane number `lane` (0 … 31), whether that lane is active or not."""
+
     def ballot(self, value: Value) -> Value:
         """Booleans → one U32, bit i from lane i, the same in every lane; inactive lanes give 0."""
+
     def first(self, value: Value) -> Value:
         """The lowest active lane's value, in every lane."""
+
     # control: `runtime` implements these natively in both engines
     def branch(self, target: int) -> None: ...
     def push_convergence(self, barrier: int, target: int) -> None: ...
@@ -182,7 +202,9 @@ def _add_to_odd(a: Value, b: Value) -> Value:
     t = s - a
     error = (a - (s - t)) + (b - t)
     even = s.view(np.int64) & 1 == 0
-    return np.where(np.isfinite(s) & (error != 0) & even, np.nextafter(s, np.copysign(np.inf, error)), s)
+    return np.where(
+        np.isfinite(s) & (error != 0) & even, np.nextafter(s, np.copysign(np.inf, error)), s
+    )
 
 
 def _fma64(a: float, b: float, c: float) -> float:
@@ -192,7 +214,9 @@ def _fma64(a: float, b: float, c: float) -> float:
         return rough
     exact = Fraction(a) * Fraction(b) + Fraction(c)
     try:
-        return float(exact) if exact else rough  # an exact zero has the sign that IEEE addition gives it
+        return (
+            float(exact) if exact else rough
+        )  # an exact zero has the sign that IEEE addition gives it
     except OverflowError:
         return math.inf if exact > 0 else -math.inf
 
@@ -203,7 +227,12 @@ def sqrt(x: Value) -> Value:
     return np.sqrt(x)
 
 
-ROUNDINGS: dict[str, Callable[[Value], Value]] = {"RN": np.rint, "RM": np.floor, "RP": np.ceil, "RZ": np.trunc}
+ROUNDINGS: dict[str, Callable[[Value], Value]] = {
+    "RN": np.rint,
+    "RM": np.floor,
+    "RP": np.ceil,
+    "RZ": np.trunc,
+}
 
 
 @lanewise
@@ -255,7 +284,10 @@ def _to_float(x: Value, type: LaneType) -> Value:
     """Numpy and ml_dtypes round directly from some types, by way of float32 from others: make one rounding of two."""
     if type.bits > 16:
         return x.astype(type.dtype)
-    if x.dtype in (np.int64, np.uint64):  # below 2**53 nothing is lost; above, bits 0–10 fold into one sticky bit
+    if x.dtype in (
+        np.int64,
+        np.uint64,
+    ):  # below 2**53 nothing is lost; above, bits 0–10 fold into one sticky bit
         sticky = (x & 0x7FF != 0).astype(x.dtype) << 11
         big = np.abs(x.astype(np.float64)) >= 2.0**53
         x = np.where(big, (x >> 11 << 11) | sticky, x)
@@ -301,7 +333,9 @@ def absolute(x: Value) -> Value:
 def shl(x: Value, n: Value | int) -> Value:
     """x · 2ⁿ modulo the width; 0 for n ≥ the width. n is unsigned, of any width."""
     bits = BY_DTYPE[x.dtype].bits
-    return np.where(np.less(n, bits), x << np.minimum(n, bits - 1).astype(x.dtype), 0).astype(x.dtype)
+    return np.where(np.less(n, bits), x << np.minimum(n, bits - 1).astype(x.dtype), 0).astype(
+        x.dtype
+    )
 
 
 @lanewise
@@ -309,7 +343,11 @@ def shr(x: Value, n: Value | int) -> Value:
     """x / 2ⁿ rounded down; for n ≥ the width 0, or −1 for a negative x. n is unsigned, of any width."""
     type = BY_DTYPE[x.dtype]
     least = np.minimum(n, type.bits - 1).astype(x.dtype)
-    return x >> least if type.kind == "s" else np.where(np.less(n, type.bits), x >> least, 0).astype(x.dtype)
+    return (
+        x >> least
+        if type.kind == "s"
+        else np.where(np.less(n, type.bits), x >> least, 0).astype(x.dtype)
+    )
 
 
 @lanewise

@@ -11,7 +11,19 @@ from numpy.typing import NDArray
 from .memory import aligned
 
 COUNTER = np.dtype(
-    [(n, "u8") for n in ("executed", "lanes", "skipped", "l2_read", "l2_write", "smem_read", "smem_write", "local")]
+    [
+        (n, "u8")
+        for n in (
+            "executed",
+            "lanes",
+            "skipped",
+            "l2_read",
+            "l2_write",
+            "smem_read",
+            "smem_write",
+            "local",
+        )
+    ]
 )
 """One instruction's counts. `executed`: times a warp issued it; `lanes`: lanes active then, summed; `skipped`: times the
 guard left none. Then bytes. Global accesses are counted as the coalescer sees them: neighbouring lanes in one 32-byte sector

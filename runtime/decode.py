@@ -59,12 +59,34 @@ SPARE = 8
 """Rows of zeros, and rows of waste: the widest operand (an accumulator fragment) may be RZ."""
 SLOTS = 10
 RECORD = np.dtype(
-    [("handler", "u8"), ("pc", "u4"), ("guard", "u4"), ("flip", "u4"), ("kind", "u4"), ("slot", "i4", SLOTS)], align=True
+    [
+        ("handler", "u8"),
+        ("pc", "u4"),
+        ("guard", "u4"),
+        ("flip", "u4"),
+        ("kind", "u4"),
+        ("slot", "i4", SLOTS),
+    ],
+    align=True,
 )
 """An instruction ready to run, 64 bytes. `kind` is the opcode, for people."""
 assert RECORD.itemsize == 64
 WORDS = NDArray[np.uint64]
-OPEN: set[type[Instr]] = {BRA, BSSY, BSYNC, BAR, ULDC, LDG, STG, LDS, STS, LDL, STL, LDSM, LDG_IM2COL}
+OPEN: set[type[Instr]] = {
+    BRA,
+    BSSY,
+    BSYNC,
+    BAR,
+    ULDC,
+    LDG,
+    STG,
+    LDS,
+    STS,
+    LDL,
+    STL,
+    LDSM,
+    LDG_IM2COL,
+}
 """Instructions whose immediates are slots. Of others they belong to the variant: constants of its handler."""
 
 
@@ -114,14 +136,18 @@ class Shape:
         for name, (kind, b) in cls.layout.items():
             immediate = issubclass(kind, Operand) and not issubclass(kind, (Reg, UReg, Pred, Guard))
             if name == "guard":
-                keyed |= b.mask if cls.refusal is not Instr.refusal else 0  # `refusal` may look at it
+                keyed |= (
+                    b.mask if cls.refusal is not Instr.refusal else 0
+                )  # `refusal` may look at it
             elif issubclass(kind, Modifier) or (immediate and cls not in OPEN):
                 keyed |= b.mask
             else:
                 keyed |= 3 << b.hi - 1 if kind is Src else 0
                 slots[name], n = n, n + (2 if kind is Guard else 1)
         if n > SLOTS:
-            raise IsaError("E504", f"{cls.mnemonic} has more operands than the {SLOTS} slots of a record")
+            raise IsaError(
+                "E504", f"{cls.mnemonic} has more operands than the {SLOTS} slots of a record"
+            )
         return Shape(cls, keyed, slots)
 
 
@@ -149,18 +175,26 @@ def _halves(mask: int) -> NDArray[np.uint64]:
 def decode(kernels: Sequence[Kernel], extensions: Sequence[str]) -> Decoded:
     """Records and variants of all kernels; MachineFault E601 for every instruction that may not run."""
     lengths = [len(k.words) // 16 for k in kernels]
-    words = np.concatenate([words_of(k) for k in kernels]) if kernels else np.zeros((0, 2), np.uint64)
+    words = (
+        np.concatenate([words_of(k) for k in kernels]) if kernels else np.zeros((0, 2), np.uint64)
+    )
     limits = Limits(
-        np.repeat(np.array([k.registers for k in kernels], np.int64), lengths), np.repeat(np.array(lengths, np.int64), lengths)
+        np.repeat(np.array([k.registers for k in kernels], np.int64), lengths),
+        np.repeat(np.array(lengths, np.int64), lengths),
     )
     modes = np.repeat(np.array([k.mode_entry for k in kernels], object), lengths)
     starts = np.cumsum([0, *lengths])
     out = _Decoder(words, limits, modes, tuple(extensions))
     out.run()
     owner = np.repeat(np.arange(len(kernels)), lengths)
-    raise_all(_refused(kernels[owner[i]], int(i - starts[owner[i]]), why) for i, why in sorted(out.refused.items()))
+    raise_all(
+        _refused(kernels[owner[i]], int(i - starts[owner[i]]), why)
+        for i, why in sorted(out.refused.items())
+    )
     out.records["pc"] = np.arange(len(words)) - np.repeat(starts[:-1], lengths)
-    spans = {k.name: slice(int(a), int(b)) for k, a, b in zip(kernels, starts, starts[1:], strict=False)}
+    spans = {
+        k.name: slice(int(a), int(b)) for k, a, b in zip(kernels, starts, starts[1:], strict=False)
+    }
     return Decoded(out.records, tuple(out.numbers), out.variant, spans)
 
 
@@ -171,7 +205,9 @@ def _refused(kernel: Kernel, pc: int, why: str) -> MachineFault:
 class _Decoder:
     """One pass over the words of all kernels, opcode by opcode."""
 
-    def __init__(self, words: WORDS, limits: Limits, modes: NDArray[Any], extensions: tuple[str, ...]) -> None:
+    def __init__(
+        self, words: WORDS, limits: Limits, modes: NDArray[Any], extensions: tuple[str, ...]
+    ) -> None:
         self.words, self.limits, self.modes, self.extensions = words, limits, modes, extensions
         self.records = np.zeros(len(words), RECORD)
         self.variant = np.zeros(len(words), np.intp)
@@ -196,16 +232,26 @@ class _Decoder:
     def opcode(self, cls: type[Instr], group: NDArray[np.intp]) -> None:
         """All instructions of one class."""
         if cls.extension != "base" and cls.extension not in self.extensions:
-            self.refuse(group, f"{cls.mnemonic} belongs to extension {cls.extension!r}, which the target lacks")
+            self.refuse(
+                group,
+                f"{cls.mnemonic} belongs to extension {cls.extension!r}, which the target lacks",
+            )
             return
         for mode in {*self.modes[group].tolist()} - cls.modes:
-            self.refuse(group[self.modes[group] == mode], f"{cls.mnemonic} is illegal in mode {mode!r}")
+            self.refuse(
+                group[self.modes[group] == mode], f"{cls.mnemonic} is illegal in mode {mode!r}"
+            )
         words, shape = self.words[group], shape_of(cls)
-        self.refuse(group[(words & ~_halves(cls.used) != 0).any(axis=1)], f"{cls.mnemonic}: unused bits are set")
+        self.refuse(
+            group[(words & ~_halves(cls.used) != 0).any(axis=1)],
+            f"{cls.mnemonic}: unused bits are set",
+        )
         for member, instr in self.split(shape, words, group):
             self.fields(shape, instr, words[member], group[member])
 
-    def split(self, shape: Shape, words: WORDS, group: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], Instr]]:
+    def split(
+        self, shape: Shape, words: WORDS, group: NDArray[np.intp]
+    ) -> Iterator[tuple[NDArray[np.intp], Instr]]:
         """The variants among words of one class, each with a representative that decodes."""
         keys = words & _halves(shape.keyed)
         mixed = keys[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ keys[:, 1]
@@ -249,7 +295,13 @@ class _Decoder:
         self.records[group] = records
 
     def slot(
-        self, instr: Instr, name: str, kind: type[Any], b: Bits, raw: NDArray[np.int64], group: NDArray[np.intp]
+        self,
+        instr: Instr,
+        name: str,
+        kind: type[Any],
+        b: Bits,
+        raw: NDArray[np.int64],
+        group: NDArray[np.intp],
     ) -> NDArray[np.int64]:
         """What the slot of a field holds."""
         words = b.words if isinstance(b.words, int) else b.words(instr)
@@ -257,7 +309,10 @@ class _Decoder:
             kind = (Reg, UReg, int)[getattr(instr, name).kind]
             raw = raw & 0xFFFFFFFF
         if b.only and not issubclass(kind, Modifier):
-            self.refuse(group[~np.isin(raw, [int(v) & ((1 << b.width) - 1) for v in b.only])], f"{name} is none of {b.only}")
+            self.refuse(
+                group[~np.isin(raw, [int(v) & ((1 << b.width) - 1) for v in b.only])],
+                f"{name} is none of {b.only}",
+            )
         if kind is Reg:
             return self.register(name, raw, words, b.use, group)
         if kind is UReg:
@@ -265,20 +320,35 @@ class _Decoder:
         if kind is Guard or kind is Pred:
             return np.where((raw & 7 == 7) & ("w" in b.use), 8, raw & 7) * 4
         if kind is Label:
-            self.refuse(group[raw >= self.limits.length[group]], f"{name} lies behind the end of the code")
+            self.refuse(
+                group[raw >= self.limits.length[group]], f"{name} lies behind the end of the code"
+            )
         if issubclass(kind, Operand) and kind.signed:
             return raw - ((raw >> b.width - 1) << b.width)
         return raw.astype(np.uint32).view(np.int32).astype(np.int64)
 
-    def register(self, name: str, raw: NDArray[np.int64], words: int, use: str, group: NDArray[np.intp]) -> NDArray[np.int64]:
+    def register(
+        self, name: str, raw: NDArray[np.int64], words: int, use: str, group: NDArray[np.intp]
+    ) -> NDArray[np.int64]:
         have, none = self.limits.registers[group], raw == 255
-        self.refuse(group[~none & (raw % min(words, 4) != 0)], f"{name} is not a multiple of {min(words, 4)}")
-        self.refuse(group[~none & (raw + words > have)], f"{name} lies beyond the registers that the kernel declares")
+        self.refuse(
+            group[~none & (raw % min(words, 4) != 0)],
+            f"{name} is not a multiple of {min(words, 4)}",
+        )
+        self.refuse(
+            group[~none & (raw + words > have)],
+            f"{name} lies beyond the registers that the kernel declares",
+        )
         return np.where(none, have + (SPARE if "w" in use else 0), raw) * ROW
 
-    def uniform(self, name: str, raw: NDArray[np.int64], words: int, use: str, group: NDArray[np.intp]) -> NDArray[np.int64]:
+    def uniform(
+        self, name: str, raw: NDArray[np.int64], words: int, use: str, group: NDArray[np.intp]
+    ) -> NDArray[np.int64]:
         none = raw == 63
-        self.refuse(group[~none & ((raw % words != 0) | (raw + words > 63))], f"{name} is no tuple of {words} uniform registers")
+        self.refuse(
+            group[~none & ((raw % words != 0) | (raw + words > 63))],
+            f"{name} is no tuple of {words} uniform registers",
+        )
         return np.where(none, 65 if "w" in use else 63, raw) * 4
 
 

@@ -69,7 +69,11 @@ class Place:
         if self.pc >= len(self.kernel.code):
             return where
         roles = self.kernel.roles
-        node = f", node {self.launch.nodes[roles[self.pc]]}" if self.pc < len(roles) and roles[self.pc] < len(self.launch.nodes) else ""
+        node = (
+            f", node {self.launch.nodes[roles[self.pc]]}"
+            if self.pc < len(roles) and roles[self.pc] < len(self.launch.nodes)
+            else ""
+        )
         return f"{where} `{self.kernel.code[self.pc]}`{node}"
 
 
@@ -108,25 +112,58 @@ class Text:
 
 WAIT = "open a region with BSSY before lanes part, and send every path to its BSYNC"
 FAULTS: Mapping[Kind, Text] = {
-    Kind.MISALIGNED: Text("E602", lambda t: f"{_memory(t)}, which is not a multiple of {t.aux >> 8}"),
+    Kind.MISALIGNED: Text(
+        "E602", lambda t: f"{_memory(t)}, which is not a multiple of {t.aux >> 8}"
+    ),
     Kind.OUTSIDE: Text("E603", lambda t: f"{_memory(t)}, which lies outside it"),
     Kind.READ_ONLY: Text("E604", lambda t: f"{_memory(t)}, which is read-only"),
-    Kind.UNDECLARED: Text("E605", lambda t: f"{_memory(t)}, which is no operand of the launch that allows it"),
-    Kind.UNWRITTEN_REGISTER: Text("E606", lambda t: f"R{t.value} is read in lane {t.lane}, where nothing wrote it"),
+    Kind.UNDECLARED: Text(
+        "E605", lambda t: f"{_memory(t)}, which is no operand of the launch that allows it"
+    ),
+    Kind.UNWRITTEN_REGISTER: Text(
+        "E606", lambda t: f"R{t.value} is read in lane {t.lane}, where nothing wrote it"
+    ),
     Kind.UNWRITTEN_UNIFORM: Text("E606", lambda t: f"UR{t.value} is read, and nothing wrote it"),
-    Kind.UNWRITTEN_PREDICATE: Text("E606", lambda t: f"P{t.value} is read in lane {t.lane}, where nothing wrote it"),
+    Kind.UNWRITTEN_PREDICATE: Text(
+        "E606", lambda t: f"P{t.value} is read in lane {t.lane}, where nothing wrote it"
+    ),
     Kind.UNWRITTEN_MEMORY: Text("E606", lambda t: f"{_memory(t)}, where nothing wrote"),
     Kind.RACE: Text("E607", _race, "a BAR between the two accesses"),
-    Kind.BARRIER_DIVERGED: Text("E608", lambda t: f"lane {t.lane} is live but does not come to barrier {t.value} with the others"),
-    Kind.BARRIER_EXITED: Text("E608", lambda t: f"waits at barrier {t.value}, but warp {t.aux} of the block has exited"),
-    Kind.BARRIER_OTHER: Text("E608", lambda t: f"waits at barrier {t.value}, but warp {t.aux} of the block waits at another"),
-    Kind.REGION_SPLIT: Text("E609", lambda t: f"the guard leaves lane {t.lane} out, but all active lanes enter and leave a region together"),
+    Kind.BARRIER_DIVERGED: Text(
+        "E608",
+        lambda t: f"lane {t.lane} is live but does not come to barrier {t.value} with the others",
+    ),
+    Kind.BARRIER_EXITED: Text(
+        "E608", lambda t: f"waits at barrier {t.value}, but warp {t.aux} of the block has exited"
+    ),
+    Kind.BARRIER_OTHER: Text(
+        "E608",
+        lambda t: f"waits at barrier {t.value}, but warp {t.aux} of the block waits at another",
+    ),
+    Kind.REGION_SPLIT: Text(
+        "E609",
+        lambda t: (
+            f"the guard leaves lane {t.lane} out, but all active lanes enter and leave a region together"
+        ),
+    ),
     Kind.REGION_OPEN: Text("E609", lambda t: f"B{t.value} is open already, since pc {t.aux}"),
-    Kind.REGION_CLOSED: Text("E609", lambda t: f"no BSSY sends lane {t.lane} here with B{t.value}", WAIT),
-    Kind.REGION_STUCK: Text("E609", lambda t: f"lanes wait at B{t.value} for lane {t.lane}, which waits elsewhere", WAIT),
-    Kind.REGION_EXIT: Text("E609", lambda t: f"lane {t.lane} exits inside the region of B{t.value}, where others wait for it", WAIT),
+    Kind.REGION_CLOSED: Text(
+        "E609", lambda t: f"no BSSY sends lane {t.lane} here with B{t.value}", WAIT
+    ),
+    Kind.REGION_STUCK: Text(
+        "E609", lambda t: f"lanes wait at B{t.value} for lane {t.lane}, which waits elsewhere", WAIT
+    ),
+    Kind.REGION_EXIT: Text(
+        "E609",
+        lambda t: f"lane {t.lane} exits inside the region of B{t.value}, where others wait for it",
+        WAIT,
+    ),
     Kind.OFF_THE_END: Text("E610", lambda t: "the code ends without EXIT"),
-    Kind.LIMIT: Text("E611", lambda t: f"the warp has executed {t.value} instructions", "an endless loop, or raise the limit"),
+    Kind.LIMIT: Text(
+        "E611",
+        lambda t: f"the warp has executed {t.value} instructions",
+        "an endless loop, or raise the limit",
+    ),
 }
 
 

@@ -25,12 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import Guard, Instr, Src
-from knapper.isa.lanes import BY_DTYPE, LANES, U32, LaneType, Value, canonical
+from knapper.isa.lanes import LANES, LaneType, Value, canonical
 from knapper.isa.program import BASE, Kernel, Launch, Program
 
 from .counters import Counts, counters
 from .faults import READS, WRITES, Kind, Place, Trap, access, describe, race
 from .memory import SECTOR, Memory
+from .words import coordinate, immediate, words_of
 
 Mask = NDArray[np.bool_]
 LANE = np.arange(LANES, dtype=np.uint32)
@@ -56,7 +57,10 @@ class Context:
     def __post_init__(self) -> None:
         size = len(self.memory.data)
         self.code = self.kernel.code
-        self.touched = (np.zeros(-(-size // SECTOR), np.bool_), np.zeros(-(-size // SECTOR), np.bool_))
+        self.touched = (
+            np.zeros(-(-size // SECTOR), np.bool_),
+            np.zeros(-(-size // SECTOR), np.bool_),
+        )
         if self.launch.operands:
             self.allowed = (np.zeros(size, np.bool_), np.zeros(size, np.bool_))
             for operand in self.launch.operands:
@@ -120,7 +124,10 @@ class RefWarp:
         self.preds = np.zeros((7, LANES), np.bool_)
         self.locals = np.zeros((LANES, kernel.local_bytes), np.uint8)
         self.has_reg, self.has_ureg = np.zeros_like(self.regs, np.bool_), np.zeros(63, np.bool_)
-        self.has_pred, self.has_local = np.zeros_like(self.preds), np.zeros_like(self.locals, np.bool_)
+        self.has_pred, self.has_local = (
+            np.zeros_like(self.preds),
+            np.zeros_like(self.locals, np.bool_),
+        )
         self.pc, self.waits, self.done, self.steps = 0, 0, False, 0
         self.live: Mask = number * LANES + LANE < kernel.threads
         self.path: Mask = self.live
@@ -141,7 +148,9 @@ class RefWarp:
                 self.stop(trap.kind, trap.lane, trap.value, trap.aux)
 
     def stop(self, kind: Kind, lane: int = 0, value: int = 0, aux: int = 0) -> None:
-        place = Place(self.context.kernel, self.context.launch, self.block.number, self.number, self.pc)
+        place = Place(
+            self.context.kernel, self.context.launch, self.block.number, self.number, self.pc
+        )
         raise describe(Trap(kind, lane, value, aux), place) from None
 
     def step(self) -> None:
@@ -187,7 +196,9 @@ class RefWarp:
     def converge(self, barrier: int) -> None:
         self.together()
         region = self.regions.get(barrier)
-        strangers = self.path if region is None or region.end != self.pc else self.path & ~region.lanes
+        strangers = (
+            self.path if region is None or region.end != self.pc else self.path & ~region.lanes
+        )
         if region is None or strangers.any():
             raise Trap(Kind.REGION_CLOSED, lane=lowest(strangers), value=barrier)
         region.parked = region.parked | self.path
@@ -201,8 +212,14 @@ class RefWarp:
         if self.paths:
             self.pc, self.path = self.paths.pop()
         elif self.live.any():
-            barrier, region = next((b, r) for b, r in sorted(self.regions.items()) if r.parked.any())
-            raise Trap(Kind.REGION_STUCK, lane=lowest(region.lanes & self.live & ~region.parked), value=barrier)
+            barrier, region = next(
+                (b, r) for b, r in sorted(self.regions.items()) if r.parked.any()
+            )
+            raise Trap(
+                Kind.REGION_STUCK,
+                lane=lowest(region.lanes & self.live & ~region.parked),
+                value=barrier,
+            )
         else:
             self.done = True
 
@@ -253,7 +270,9 @@ class RefWarp:
         low = self.uniform_word(reg)
         if type.bits == 64:
             low |= self.uniform_word(reg if reg == 63 else reg + 1) << 32
-        return np.full(LANES, np.array(low & (1 << type.bits) - 1, f"u{type.bits // 8}").view(type.dtype))
+        return np.full(
+            LANES, np.array(low & (1 << type.bits) - 1, f"u{type.bits // 8}").view(type.dtype)
+        )
 
     def uniform_word(self, reg: int) -> int:
         if reg == 63:
@@ -309,7 +328,9 @@ class RefWarp:
         if kind == "TID":
             return coordinate(thread, self.context.kernel.block, axis)
         if kind == "CTAID":
-            return coordinate(np.full(LANES, self.block.number, np.uint32), self.context.launch.grid, axis)
+            return coordinate(
+                np.full(LANES, self.block.number, np.uint32), self.context.launch.grid, axis
+            )
         return {"LANEID": LANE.copy(), "WARPID": np.full(LANES, self.number, np.uint32)}[kind]
 
     def shuffle(self, value: Value, lane: Value) -> Value:
@@ -323,7 +344,9 @@ class RefWarp:
 
     # --- memory
 
-    def load(self, space: str, address: Value, type: LaneType, words: int = 1, where: Value | None = None) -> list[Value]:
+    def load(
+        self, space: str, address: Value, type: LaneType, words: int = 1, where: Value | None = None
+    ) -> list[Value]:
         lanes = self.mask if where is None else self.mask & where
         lanes = ALL if space == "param" else lanes
         size = words * type.bits // 8
@@ -337,7 +360,13 @@ class RefWarp:
         self.touch(space, address, raw.shape[1], self.mask, WRITES, raw[self.mask])
 
     def touch(
-        self, space: str, address: Value, size: int, lanes: Mask, use: int, values: NDArray[np.uint8] | None = None
+        self,
+        space: str,
+        address: Value,
+        size: int,
+        lanes: Mask,
+        use: int,
+        values: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
         """Read or write `size` bytes a lane: check, count, do. Gives the bytes read, [lanes, size]."""
         where = address.astype(np.int64)
@@ -345,13 +374,17 @@ class RefWarp:
         visit: Callable[..., NDArray[np.uint8]] = getattr(self, space)
         return visit(where[lanes], np.flatnonzero(lanes), size, use, values)
 
-    def inside(self, where: NDArray[np.int64], lanes: NDArray[np.intp], limit: int, aux: int, base: int = 0) -> NDArray[np.int64]:
+    def inside(
+        self, where: NDArray[np.int64], lanes: NDArray[np.intp], limit: int, aux: int, base: int = 0
+    ) -> NDArray[np.int64]:
         """The bytes of every lane, [lanes, size], if all lie in [base, limit)."""
         size = aux >> 8
         self.refuse((where < base) | (where > limit - size), lanes, Kind.OUTSIDE, where, aux)
         return (where - base)[:, None] + np.arange(size)
 
-    def refuse(self, bad: Any, lanes: NDArray[np.intp], kind: Kind, where: NDArray[np.int64], aux: int) -> None:
+    def refuse(
+        self, bad: Any, lanes: NDArray[np.intp], kind: Kind, where: NDArray[np.int64], aux: int
+    ) -> None:
         if bad.any():
             i = int(np.flatnonzero(bad)[0])
             raise Trap(kind, int(lanes[i]), int(where[i]) & (1 << 64) - 1, aux)
@@ -371,7 +404,9 @@ class RefWarp:
         index = self.inside(where, lanes, len(self.block.shared), aux)
         self.context.counts[self.pc]["smem_read" if use == READS else "smem_write"] += index.size
         self.races(index, lanes, use)
-        return self.transfer(self.block.shared, self.block.written, index, where, lanes, aux, values)
+        return self.transfer(
+            self.block.shared, self.block.written, index, where, lanes, aux, values
+        )
 
     def races(self, index: NDArray[np.int64], lanes: NDArray[np.intp], use: int) -> None:
         """A write after another warp's access, or a read after another warp's write: lane by lane, byte by byte."""
@@ -386,13 +421,17 @@ class RefWarp:
             raise Trap(Kind.RACE, int(lanes[lane]), int(index[lane, byte]), race(use, before, warp))
         (block.writers if use == WRITES else block.readers)[self.number, index] = True
 
-    def global_(self, where: Any, lanes: Any, size: int, use: int, values: Any) -> NDArray[np.uint8]:
+    def global_(
+        self, where: Any, lanes: Any, size: int, use: int, values: Any
+    ) -> NDArray[np.uint8]:
         memory, context, aux = self.context.memory, self.context, access("global", size, use)
         index = self.inside(where, lanes, BASE + len(memory.data), aux, BASE)
         if use == WRITES:
             self.refuse(index[:, 0] < memory.writable, lanes, Kind.READ_ONLY, where, aux)
         if context.allowed is not None:
-            self.refuse(~context.allowed[use][index].all(axis=1), lanes, Kind.UNDECLARED, where, aux)
+            self.refuse(
+                ~context.allowed[use][index].all(axis=1), lanes, Kind.UNDECLARED, where, aux
+            )
         sectors = index[:, 0] // SECTOR
         context.touched[use][sectors] = True
         requests = 1 + np.count_nonzero(np.diff(sectors)) if len(sectors) else 0
@@ -400,7 +439,14 @@ class RefWarp:
         return self.transfer(memory.data, memory.written, index, where, lanes, aux, values)
 
     def transfer(
-        self, data: Any, written: Any, index: Any, where: Any, lanes: Any, aux: int, values: NDArray[np.uint8] | None
+        self,
+        data: Any,
+        written: Any,
+        index: Any,
+        where: Any,
+        lanes: Any,
+        aux: int,
+        values: NDArray[np.uint8] | None,
     ) -> NDArray[np.uint8]:
         if values is None:
             self.refuse(~written[index].all(axis=1), lanes, Kind.UNWRITTEN_MEMORY, where, aux)
@@ -424,32 +470,6 @@ def check(bad: Mask, kind: Kind, value: Value, aux: int) -> None:
         raise Trap(kind, lowest(bad), int(value[lowest(bad)]), aux)
 
 
-def coordinate(linear: Value, size: tuple[int, int, int], axis: str) -> Value:
-    """x, y or z of a linear number, x fastest."""
-    x, y, _ = size
-    return {"X": linear % x, "Y": linear // x % y, "Z": linear // (x * y)}[axis].astype(np.uint32)
-
-
-def immediate(payload: int, type: LaneType) -> Any:
-    """The value of a 32-bit immediate: the high word of an F64, sign-extended to 64-bit integers, else its low bits."""
-    if type.bits == 64:
-        signed = payload - (payload >> 31 << 32)
-        payload = payload << 32 if type.kind == "f" else signed & (1 << 64) - 1
-    return np.array(payload & (1 << type.bits) - 1, f"u{type.bits // 8}").view(type.dtype)[()]
-
-
-def words_of(value: Value) -> list[NDArray[np.uint32]]:
-    """A value as it sits in registers: low word first, narrow signed integers sign-extended, all else zero-extended."""
-    type, value = BY_DTYPE[value.dtype], canonical(value)
-    if type.bits == 64:
-        bits = value.view(np.uint64)
-        return [bits.astype(np.uint32), (bits >> np.uint64(32)).astype(np.uint32)]
-    if type.kind == "s":
-        return [value.astype(np.int32).view(np.uint32)]
-    raw = value.astype(U32.dtype) if type.kind in "ub" else value.view(f"u{type.bits // 8}").astype(U32.dtype)
-    return [raw]
-
-
 class ReferenceEngine:
     """Runs launches block by block, instruction by instruction."""
 
@@ -459,7 +479,9 @@ class ReferenceEngine:
     def launch(self, launch: Launch) -> Counts:
         """Run all blocks; MachineFault if one stops."""
         kernel = self.program.kernels[launch.kernel]
-        context = Context(kernel, launch, self.memory, counters(len(kernel.words) // 16), self.limit)
+        context = Context(
+            kernel, launch, self.memory, counters(len(kernel.words) // 16), self.limit
+        )
         x, y, z = launch.grid
         with np.errstate(all="ignore"):
             for number in range(x * y * z):

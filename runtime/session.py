@@ -1,7 +1,7 @@
 """Run a program: inputs in, launches in order, outputs and counts out.
 
-    result = Session(program).run({"x": x})
-    result.outputs["y"], result.stats.to_dict()
+result = Session(program).run({"x": x})
+result.outputs["y"], result.stats.to_dict()
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Session:
 
         def compiling(parts: int) -> None:
             if progress is not None:
-                progress(0, total, f"compiling the emulator core ({parts} parts, kept for next time)")
+                progress(
+                    0, total, f"compiling the emulator core ({parts} parts, kept for next time)"
+                )
 
         runner = self.engine(engine, checked, threads, limit, compiling)
         self.memory.clear()
@@ -77,25 +79,41 @@ class Session:
             if progress is not None:
                 progress(i, total, launch.note or launch.kernel)
             facts = self._facts[launch.kernel]
-            counts.append(LaunchStats(launch, self.program.kernels[launch.kernel], facts, runner.launch(launch)))
+            counts.append(
+                LaunchStats(
+                    launch, self.program.kernels[launch.kernel], facts, runner.launch(launch)
+                )
+            )
         outputs = {port.name: self.memory.get(port) for port in self.program.outputs}
-        return Result(outputs, Stats(self.target, tuple(counts), self.provenance(inputs, engine, checked)))
+        return Result(
+            outputs, Stats(self.target, tuple(counts), self.provenance(inputs, engine, checked))
+        )
 
     @cached_property
     def decoded(self) -> Decoded:
         """All kernels, ready to run; MachineFault E601 for everything that the target cannot execute."""
-        return decode(list(self.program.kernels.values()), tuple(self.program.target.get("extensions", ())))
+        return decode(
+            list(self.program.kernels.values()), tuple(self.program.target.get("extensions", ()))
+        )
 
     @cached_property
     def _facts(self) -> dict[str, KernelFacts]:
-        return {name: KernelFacts.of(kernel, self.decoded) for name, kernel in self.program.kernels.items()}
+        return {
+            name: KernelFacts.of(kernel, self.decoded)
+            for name, kernel in self.program.kernels.items()
+        }
 
     @property
     def target(self) -> str:
         return str(self.program.target.get("name", ""))
 
     def engine(
-        self, name: EngineName, checked: bool, threads: int, limit: int, compiling: Callable[[int], None] = lambda parts: None
+        self,
+        name: EngineName,
+        checked: bool,
+        threads: int,
+        limit: int,
+        compiling: Callable[[int], None] = lambda parts: None,
     ) -> Engine:
         """An engine for the program, made on first use. MachineFault if a kernel may not run.
 
@@ -107,13 +125,26 @@ class Session:
             self._engines[key] = self._make(name, checked, threads, limit, compiling)
         return self._engines[key]
 
-    def _make(self, name: EngineName, checked: bool, threads: int, limit: int, compiling: Callable[[int], None]) -> Engine:
+    def _make(
+        self,
+        name: EngineName,
+        checked: bool,
+        threads: int,
+        limit: int,
+        compiling: Callable[[int], None],
+    ) -> Engine:
         if name == "reference":
             return ReferenceEngine(self.program, self.memory, limit)
         from .fast.engine import FastEngine  # llvmlite takes a while to import
 
         return FastEngine(
-            self.program, self.memory, self.decoded, checked=checked, threads=threads, limit=limit, notice=compiling
+            self.program,
+            self.memory,
+            self.decoded,
+            checked=checked,
+            threads=threads,
+            limit=limit,
+            notice=compiling,
         )
 
     def close(self) -> None:
@@ -124,8 +155,17 @@ class Session:
 
     def provenance(self, inputs: Mapping[str, Array], engine: str, checked: bool) -> dict[str, Any]:
         """What made these numbers: the program's own record, the inputs, the engine."""
-        digests = {n: hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[:16] for n, a in sorted(inputs.items())}
-        return {**self.program.meta, "engine": engine, "checked": checked, "inputs": digests, "numpy": np.__version__}
+        digests = {
+            n: hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[:16]
+            for n, a in sorted(inputs.items())
+        }
+        return {
+            **self.program.meta,
+            "engine": engine,
+            "checked": checked,
+            "inputs": digests,
+            "numpy": np.__version__,
+        }
 
 
 def input_problems(ports: tuple[Port, ...], inputs: Mapping[str, Array]) -> Iterator[UsageError]:
@@ -141,7 +181,9 @@ def input_problems(ports: tuple[Port, ...], inputs: Mapping[str, Array]) -> Iter
         value = np.asarray(inputs[port.name])
         if value.dtype != np.dtype(DTYPES[port.dtype]):
             hint = f"convert it: x.astype({np.dtype(DTYPES[port.dtype]).name!r})"
-            yield UsageError("E722", f"input {port.name!r}: expected {spell(port)}, got {value.dtype}", hint=hint)
+            yield UsageError(
+                "E722", f"input {port.name!r}: expected {spell(port)}, got {value.dtype}", hint=hint
+            )
         if value.shape != port.shape:
             got = "×".join(map(str, value.shape)) or "a scalar"
             yield UsageError("E721", f"input {port.name!r}: expected {spell(port)}, got {got}")

@@ -43,7 +43,9 @@ class KernelFacts:
     @staticmethod
     def of(kernel: Kernel, decoded: Decoded) -> KernelFacts:
         span = decoded.spans[kernel.name]
-        macs = np.array([v.instr.macs(LANES) if kernel.matrix else 0 for v in decoded.variants], np.int64)
+        macs = np.array(
+            [v.instr.macs(LANES) if kernel.matrix else 0 for v in decoded.variants], np.int64
+        )
         opcodes = decoded.records["kind"][span].astype(np.int64)
         return KernelFacts(opcodes, macs[decoded.variant[span]], np.array(kernel.roles, np.int64))
 
@@ -73,15 +75,20 @@ class LaunchStats:
 
     def mnemonics(self) -> Counter[str]:
         """Warp instructions by mnemonic."""
-        total = np.bincount(self.facts.opcodes, self.counts.instructions["executed"], 1 << OPCODE_BITS)
-        return Counter({TABLE[op].mnemonic: int(total[op]) for op in np.flatnonzero(total).tolist()})
+        total = np.bincount(
+            self.facts.opcodes, self.counts.instructions["executed"], 1 << OPCODE_BITS
+        )
+        return Counter(
+            {TABLE[op].mnemonic: int(total[op]) for op in np.flatnonzero(total).tolist()}
+        )
 
     def bytes(self, level: str) -> dict[str, int]:
         """{"read", "write"} of a level of memory."""
         if level == "dram_bytes":
             return {"read": self.counts.dram_read, "write": self.counts.dram_write}
         return {
-            use: int(self.counts.instructions[column].sum()) for use, column in zip(("read", "write"), LEVELS[level], strict=True)
+            use: int(self.counts.instructions[column].sum())
+            for use, column in zip(("read", "write"), LEVELS[level], strict=True)
         }
 
     def by_node(self) -> Iterator[tuple[str, int, int, int]]:
@@ -90,7 +97,8 @@ class LaunchStats:
         if not nodes:
             return
         work, macs = (
-            np.bincount(roles, column, len(nodes)) for column in (self.counts.instructions["executed"], self.macs)
+            np.bincount(roles, column, len(nodes))
+            for column in (self.counts.instructions["executed"], self.macs)
         )
         best = int(macs.argmax())
         for i, node in enumerate(nodes):
@@ -139,7 +147,10 @@ class Stats:
     @property
     def mode_switches(self) -> int:
         """Times the SMs changed mode between launches; they start in `simd`."""
-        modes = ["simd", *(m for s in self.launches for m in (s.kernel.mode_entry, s.kernel.mode_exit))]
+        modes = [
+            "simd",
+            *(m for s in self.launches for m in (s.kernel.mode_entry, s.kernel.mode_exit)),
+        ]
         return sum(a != b for a, b in pairwise(modes))
 
     def bytes(self, level: str) -> dict[str, int]:

@@ -20,7 +20,21 @@ import numpy as np
 import pytest
 
 from knapper.isa import instructions as i
-from knapper.isa.core import CUSTOM, TABLE, Guard, Instr, Label, Modifier, Pred, Reg, Signed, Src, Unsigned, UReg, Convergence
+from knapper.isa.core import (
+    CUSTOM,
+    TABLE,
+    Convergence,
+    Guard,
+    Instr,
+    Label,
+    Modifier,
+    Pred,
+    Reg,
+    Signed,
+    Src,
+    Unsigned,
+    UReg,
+)
 from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, IntType, Logic, Trans, Width
 from knapper.isa.program import BASE, Kernel, Launch, Operand, Port, Program
 from knapper.runtime.session import Result, Session
@@ -32,9 +46,13 @@ SHARED = 1024  # bytes of shared memory a warp
 LOCAL = 64
 POOL, UPOOL, PREDS = range(8, 56), range(8, 32), range(6)
 TID, OUT, TRIPS, ADDRESS = Reg(0), Reg(2), Reg(3), Reg(4)
-IN_BASE, OUT_BASE, MINE, NEXT = UReg(0), UReg(2), UReg(4), UReg(5)  # MINE: this warp's part of shared memory, NEXT: another's
+IN_BASE, OUT_BASE, MINE, NEXT = (
+    UReg(0),
+    UReg(2),
+    UReg(4),
+    UReg(5),
+)  # MINE: this warp's part of shared memory, NEXT: another's
 REGISTERS = 56
-Block = list[Any]  # instructions, and functions that give one once labels are known
 
 
 class Writer:
@@ -58,7 +76,9 @@ class Writer:
     # --- operands
 
     def reg(self, words: int = 1) -> Reg:
-        return Reg(self.rng.choice([r for r in POOL if r % min(words, 4) == 0 and r + words <= REGISTERS]))
+        return Reg(
+            self.rng.choice([r for r in POOL if r % min(words, 4) == 0 and r + words <= REGISTERS])
+        )
 
     def ureg(self, words: int = 1) -> UReg:
         return UReg(self.rng.choice([r for r in UPOOL if r % words == 0]))
@@ -67,7 +87,18 @@ class Writer:
         return Guard(self.rng.choice(PREDS) + 8 * self.rng.randrange(2))
 
     def immediate(self) -> int:
-        edge = [0, 1, 31, 32, 0x80000000, 0x7F800000, 0x3F800000, 0xFFFFFFFF, 0x7FC00000, 0x00800000]
+        edge = [
+            0,
+            1,
+            31,
+            32,
+            0x80000000,
+            0x7F800000,
+            0x3F800000,
+            0xFFFFFFFF,
+            0x7FC00000,
+            0x00800000,
+        ]
         return self.rng.choice([self.rng.getrandbits(32), self.rng.choice(edge)])
 
     def operand(self, cls: type[Instr], name: str, kind: Any, b: Any, words: int) -> Any:
@@ -75,8 +106,8 @@ class Writer:
         if b.only:
             return self.rng.choice(b.only)
         if kind is Src:
-            uniform = [UReg] * (1 + 4 * (cls.unit == "uniform"))
-            return Src.of(self.operand(cls, name, self.rng.choice([*uniform, int] if cls.unit == "uniform" else [Reg, Reg, UReg, int]), b, words))
+            kinds = [UReg, UReg, int] if cls.unit == "uniform" else [Reg, Reg, UReg, int]
+            return Src.of(self.operand(cls, name, self.rng.choice(kinds), b, words))
         if kind is int:
             return self.immediate()
         if kind is Reg:
@@ -114,11 +145,15 @@ class Writer:
         form = self.rng.randrange(4)
         if form == 0 and 32 * size <= space:
             self.emit(i.S2R(SR.LANEID, ADDRESS))
-            self.emit(i.SHF(Direction.L, IntType.U32, ADDRESS, ADDRESS, Src.of(size.bit_length() - 1)))
+            self.emit(
+                i.SHF(Direction.L, IntType.U32, ADDRESS, ADDRESS, Src.of(size.bit_length() - 1))
+            )
         elif form == 1:
             self.emit(i.MOV(ADDRESS, Src.of(self.rng.randrange(space // size) * size)))
         else:
-            self.emit(i.LOP(Logic.AND, Bits32._32, ADDRESS, self.reg(), Src.of((space - 1) & -size)))
+            self.emit(
+                i.LOP(Logic.AND, Bits32._32, ADDRESS, self.reg(), Src.of((space - 1) & -size))
+            )
         return ADDRESS
 
     def width(self, store: bool = False) -> Width:
@@ -133,31 +168,57 @@ class Writer:
         off = Signed(self.rng.choice([0, w.bytes, -w.bytes]))
         if cls is i.LDG:
             a = self.address(INPUT // 2, w.bytes)
-            self.emit(cls(w, d, IN_BASE, a, Signed(off + INPUT // 4), guard=guard))
+            self.emit(i.LDG(w, d, IN_BASE, a, Signed(off + INPUT // 4), guard=guard))
         elif cls is i.LDG_IM2COL:
             a, size = self.address(INPUT // 2, w.bytes), self.ureg()
             pix = self.reg()
-            self.emit(i.UMOV(size, Src.of(self.rng.randrange(1, 9) << 16 | self.rng.randrange(1, 9))))
+            self.emit(
+                i.UMOV(size, Src.of(self.rng.randrange(1, 9) << 16 | self.rng.randrange(1, 9)))
+            )
             self.emit(i.LOP(Logic.AND, Bits32._32, pix, pix, Src.of(0x00070007)))
-            tap = self.rng.choice([Src.of(self.rng.choice([0, 0xFFFF, 0xFFFF0000, 0xFFFEFFFE, 0x20003])), Src.of(self.reg())])
-            self.emit(cls(w, d, IN_BASE, a, Signed(off + INPUT // 4), pix, tap, size, guard=guard))
+            tap = self.rng.choice(
+                [
+                    Src.of(self.rng.choice([0, 0xFFFF, 0xFFFF0000, 0xFFFEFFFE, 0x20003])),
+                    Src.of(self.reg()),
+                ]
+            )
+            self.emit(
+                i.LDG_IM2COL(
+                    w, d, IN_BASE, a, Signed(off + INPUT // 4), pix, tap, size, guard=guard
+                )
+            )
         elif cls is i.STG:
             self.emit(i.LOP(Logic.AND, Bits32._32, ADDRESS, self.reg(), Src.of(0x7F & -w.bytes)))
             self.emit(i.IADD(IntType.S32, ADDRESS, ADDRESS, Src.of(OUT)))
-            self.emit(cls(w, OUT_BASE, ADDRESS, Signed(off + 32), d, guard=guard))
+            self.emit(i.STG(w, OUT_BASE, ADDRESS, Signed(off + 32), d, guard=guard))
         elif cls in (i.LDS, i.STS):
-            a = self.address(SHARED // 2, w.bytes)
-            off = Signed(off + SHARED // 4)
-            self.emit(cls(w, d, MINE, a, off, guard=guard) if cls is i.LDS else cls(w, MINE, a, off, d, guard=guard))
+            a, off = self.address(SHARED // 2, w.bytes), Signed(off + SHARED // 4)
+            shared: dict[type[Instr], Callable[[], Instr]] = {
+                i.LDS: lambda: i.LDS(w, d, MINE, a, off, guard=guard),
+                i.STS: lambda: i.STS(w, MINE, a, off, d, guard=guard),
+            }
+            self.emit(shared[cls]())
         else:
-            a = self.address(LOCAL // 2, w.bytes)
-            off = Signed(off + LOCAL // 4)
-            self.emit(cls(w, d, a, off, guard=guard) if cls is i.LDL else cls(w, a, off, d, guard=guard))
+            a, off = self.address(LOCAL // 2, w.bytes), Signed(off + LOCAL // 4)
+            local: dict[type[Instr], Callable[[], Instr]] = {
+                i.LDL: lambda: i.LDL(w, d, a, off, guard=guard),
+                i.STL: lambda: i.STL(w, a, off, d, guard=guard),
+            }
+            self.emit(local[cls]())
 
     def ldsm(self) -> None:
         trans = self.rng.choice(list(Trans))
         pitch = self.rng.choice([32, 36, 48]) - (trans is Trans.T) * self.rng.choice([0, 2])
-        self.emit(i.LDSM(trans, self.reg(4), MINE, Signed(self.rng.choice([0, 4, 64])), Unsigned(pitch), guard=self.some()))
+        self.emit(
+            i.LDSM(
+                trans,
+                self.reg(4),
+                MINE,
+                Signed(self.rng.choice([0, 4, 64])),
+                Unsigned(pitch),
+                guard=self.some(),
+            )
+        )
 
     # --- control
 
@@ -249,8 +310,8 @@ class Writer:
         self.emit(i.IMUL(IntType.U32, ADDRESS, TID, Src.of(4)))
         for n, r in enumerate(POOL):
             self.emit(i.LDG(Width._32, Reg(r), IN_BASE, ADDRESS, Signed(64 * n)))
-        for u in UPOOL:
-            self.emit(i.UMOV(UReg(u), Src.of(self.immediate())))
+        for uniform in UPOOL:
+            self.emit(i.UMOV(UReg(uniform), Src.of(self.immediate())))
         for p in PREDS:
             self.emit(i.ISETP(Cmp.GT, IntType.S32, Pred(p), self.reg(), Src.of(self.immediate())))
         self.memories()
@@ -274,8 +335,8 @@ class Writer:
             self.emit(i.STG(Width._32, OUT_BASE, OUT, Signed(480 + 4 * n), Reg(5)))
         for n, r in enumerate(range(8, 56, 4)):
             self.emit(i.STG(Width._128, OUT_BASE, OUT, Signed(192 + 16 * n), Reg(r)))
-        for n, u in enumerate(UPOOL):
-            self.emit(i.MOV(Reg(8 + n), Src.of(UReg(u))))
+        for n, uniform in enumerate(UPOOL):
+            self.emit(i.MOV(Reg(8 + n), Src.of(UReg(uniform))))
         for n in range(6):
             self.emit(i.STG(Width._128, OUT_BASE, OUT, Signed(384 + 16 * n), Reg(8 + 4 * n)))
         self.emit(i.EXIT())
@@ -295,10 +356,27 @@ class Writer:
             (Operand("x", BASE, INPUT, "r"), Operand("y", out, out_bytes, "w")), macs=7,
         )  # fmt: skip
         x, y = Port("x", "u32", (INPUT // 4,), BASE), Port("y", "u32", (out_bytes // 4,), out)
-        return Program({"name": "test", "extensions": EXTENSIONS}, {"random": kernel}, (launch,), (x,), (y,), arena_bytes=INPUT + out_bytes)
+        return Program(
+            {"name": "test", "extensions": EXTENSIONS},
+            {"random": kernel},
+            (launch,),
+            (x,),
+            (y,),
+            arena_bytes=INPUT + out_bytes,
+        )
 
 
-SPECIAL: list[type[Instr]] = [i.LDG, i.STG, i.LDS, i.STS, i.LDL, i.STL, i.LDG_IM2COL, i.LDSM, i.ULDC]
+SPECIAL: list[type[Instr]] = [
+    i.LDG,
+    i.STG,
+    i.LDS,
+    i.STS,
+    i.LDL,
+    i.STL,
+    i.LDG_IM2COL,
+    i.LDSM,
+    i.ULDC,
+]
 CONTROL = {i.EXIT, i.BRA, i.BSSY, i.BSYNC, i.BAR}
 BUILT_IN = [cls for op, cls in TABLE.items() if op not in CUSTOM]
 FREE = [cls for cls in BUILT_IN if cls not in CONTROL and cls not in SPECIAL]
@@ -307,20 +385,56 @@ FREE = [cls for cls in BUILT_IN if cls not in CONTROL and cls not in SPECIAL]
 def numbers(seed: int) -> np.ndarray[Any, Any]:
     """Inputs: random bits, small integers, and floats that are hard to get right."""
     rng = np.random.default_rng(seed)
-    floats = (rng.standard_normal(INPUT // 4) * 10.0 ** rng.integers(-40, 38, INPUT // 4)).astype(np.float32).view(np.uint32)
+    floats = (
+        (rng.standard_normal(INPUT // 4) * 10.0 ** rng.integers(-40, 38, INPUT // 4))
+        .astype(np.float32)
+        .view(np.uint32)
+    )
     halves = rng.standard_normal(INPUT // 2).astype(np.float16).view(np.uint32)
-    edge = rng.choice(np.array([0, 1 << 31, 0x7F800000, 0xFF800000, 0x7FC00000, 1, 0x7F7FFFFF, 0x3F800000, 0x7FF00000, 0xFC007C00], np.uint32), INPUT // 4)
-    choices = np.stack([rng.integers(0, 1 << 32, INPUT // 4, np.uint32), rng.integers(0, 64, INPUT // 4).astype(np.uint32), floats, halves, edge])
+    hard = [
+        0,
+        1 << 31,
+        0x7F800000,
+        0xFF800000,
+        0x7FC00000,
+        1,
+        0x7F7FFFFF,
+        0x3F800000,
+        0x7FF00000,
+        0xFC007C00,
+    ]
+    edge = rng.choice(np.array(hard, np.uint32), INPUT // 4)
+    choices = np.stack(
+        [
+            rng.integers(0, 1 << 32, INPUT // 4, np.uint32),
+            rng.integers(0, 64, INPUT // 4).astype(np.uint32),
+            floats,
+            halves,
+            edge,
+        ]
+    )
     return choices[rng.integers(0, len(choices), INPUT // 4), np.arange(INPUT // 4)]
 
 
 def differences(a: Result, b: Result) -> list[str]:
     """In what two runs differ."""
-    found = [f"output {n}: {np.count_nonzero(a.outputs[n] != b.outputs[n])} words" for n in a.outputs if (a.outputs[n] != b.outputs[n]).any()]
+    found = [
+        f"output {n}: {np.count_nonzero(a.outputs[n] != b.outputs[n])} words"
+        for n in a.outputs
+        if (a.outputs[n] != b.outputs[n]).any()
+    ]
     for x, y in zip(a.stats.launches, b.stats.launches, strict=True):
         table = x.counts.instructions.dtype.names or ()
-        found += [f"counter {c}" for c in table if (x.counts.instructions[c] != y.counts.instructions[c]).any()]
-        found += [f"{u} dram" for u in ("dram_read", "dram_write") if getattr(x.counts, u) != getattr(y.counts, u)]
+        found += [
+            f"counter {c}"
+            for c in table
+            if (x.counts.instructions[c] != y.counts.instructions[c]).any()
+        ]
+        found += [
+            f"{u} dram"
+            for u in ("dram_read", "dram_write")
+            if getattr(x.counts, u) != getattr(y.counts, u)
+        ]
     return found
 
 
@@ -361,15 +475,25 @@ for seed in map(int, sys.argv[2:]):
 def digest(seed: int) -> str:
     """Of what the fast engine computes."""
     result = Session(Writer(seed).program(60)).run({"x": numbers(seed)}, engine="fast", threads=1)
-    return hashlib.sha256(result.outputs["y"].tobytes() + result.stats.launches[0].counts.instructions.tobytes()).hexdigest()
+    return hashlib.sha256(
+        result.outputs["y"].tobytes() + result.stats.launches[0].counts.instructions.tobytes()
+    ).hexdigest()
 
 
 @pytest.mark.parametrize("variable", ["KNAPPER_CPU", "NUMBA_CPU_NAME"])
 def test_results_do_not_depend_on_the_processor(variable: str) -> None:
     """A processor without vector extensions, fused multiply-add or half precision computes the same bits."""
-    env = {**os.environ, variable: "generic", "PYTHONPATH": str(Path(__file__).parent.parent / ".ns")}
+    env = {
+        **os.environ,
+        variable: "generic",
+        "PYTHONPATH": str(Path(__file__).parent.parent / ".ns"),
+    }
     seeds = (0, 1)
     done = subprocess.run(
-        [sys.executable, "-c", GENERIC, __file__, *map(str, seeds)], env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-c", GENERIC, __file__, *map(str, seeds)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == [digest(seed) for seed in seeds]

@@ -23,7 +23,9 @@ Long = np.longdouble
 def mufu(name: str, x: Array, engine: EngineName = "fast") -> Array:
     """The function of every element, by a kernel; the type is x's, F32 or F64."""
     wide = x.dtype == np.float64
-    width, type, dtype = (Width._64, FloatType.F64, "f64") if wide else (Width._32, FloatType.F32, "f32")
+    width, type, dtype = (
+        (Width._64, FloatType.F64, "f64") if wide else (Width._32, FloatType.F32, "f32")
+    )
     blocks, shift = -(-len(x) // 32), 3 if wide else 2
     size = 32 * blocks << shift
     code: list[Instr] = [
@@ -35,9 +37,12 @@ def mufu(name: str, x: Array, engine: EngineName = "fast") -> Array:
     kernel = Kernel("f", Kernel.encode(code), (0,) * len(code), (32, 1, 1), 8)
     ports = [Port(n, dtype, (32 * blocks,), BASE + k * size) for k, n in enumerate("xy")]
     launch = Launch("f", (blocks, 1, 1), tuple(p.address for p in ports), ("n",))
-    program = Program({"extensions": ()}, {"f": kernel}, (launch,), (ports[0],), (ports[1],), arena_bytes=2 * size)
+    program = Program(
+        {"extensions": ()}, {"f": kernel}, (launch,), (ports[0],), (ports[1],), arena_bytes=2 * size
+    )
     padded = np.resize(x, 32 * blocks)
-    return Session(program).run({"x": padded}, engine=engine).outputs["y"][: len(x)]
+    y: Array = Session(program).run({"x": padded}, engine=engine).outputs["y"][: len(x)]
+    return y
 
 
 def ulps(got: Array, want: Array) -> float:
@@ -56,7 +61,8 @@ def erf(x: Array) -> Array:
     for k in range(1, 150):
         term = term * (2 * x * x) / (2 * k + 1)
         total = total + term
-    return total * np.exp(-x * x) * (2 / np.sqrt(Long("3.14159265358979323846264338327950288")))
+    root_pi = np.sqrt(Long("3.14159265358979323846264338327950288"))
+    return np.asarray(total * np.exp(-x * x) * (2 / root_pi))
 
 
 # name: (truth, where to look, F64 bound in ulp)
@@ -109,9 +115,27 @@ EDGES: dict[str, list[tuple[float, float]]] = {
     "RCP": [(0.0, INF), (-0.0, -INF), (INF, 0.0), (-INF, -0.0)],
     "RSQ": [(0.0, INF), (-0.0, -INF), (INF, 0.0), (-INF, NAN), (-1.0, NAN), (4.0, 0.5)],
     "SQRT": [(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, NAN), (-1.0, NAN), (9.0, 3.0)],
-    "EX2": [(0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, 0.0), (1024.0, INF), (-1076.0, 0.0), (-1074.0, TINY), (10.0, 1024.0)],
+    "EX2": [
+        (0.0, 1.0),
+        (-0.0, 1.0),
+        (INF, INF),
+        (-INF, 0.0),
+        (1024.0, INF),
+        (-1076.0, 0.0),
+        (-1074.0, TINY),
+        (10.0, 1024.0),
+    ],
     "EXP": [(0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, 0.0), (710.0, INF), (-746.0, 0.0)],
-    "LG2": [(0.0, -INF), (-0.0, -INF), (INF, INF), (-INF, NAN), (-1.0, NAN), (1.0, 0.0), (0.125, -3.0), (TINY, -1074.0)],
+    "LG2": [
+        (0.0, -INF),
+        (-0.0, -INF),
+        (INF, INF),
+        (-INF, NAN),
+        (-1.0, NAN),
+        (1.0, 0.0),
+        (0.125, -3.0),
+        (TINY, -1074.0),
+    ],
     "LOG": [(0.0, -INF), (-0.0, -INF), (INF, INF), (-INF, NAN), (-1.0, NAN), (1.0, 0.0)],
     "SIN": [(0.0, 0.0), (-0.0, -0.0), (INF, NAN), (-INF, NAN), (TINY, TINY)],
     "COS": [(0.0, 1.0), (-0.0, 1.0), (INF, NAN), (-INF, NAN), (TINY, 1.0)],
@@ -132,9 +156,14 @@ def test_edges(name: str, engine: EngineName) -> None:
 
 @pytest.mark.parametrize("name", TRUTH)
 def test_both_engines_compute_the_same_bits(name: str) -> None:
-    for x in (rng.integers(0, 1 << 32, 2048, dtype=np.uint32).view(np.float32), rng.integers(0, 1 << 64, 512, dtype=np.uint64).view(np.float64)):
+    for x in (
+        rng.integers(0, 1 << 32, 2048, dtype=np.uint32).view(np.float32),
+        rng.integers(0, 1 << 64, 512, dtype=np.uint64).view(np.float64),
+    ):
         bits = np.uint64 if x.dtype == np.float64 else np.uint32
-        np.testing.assert_array_equal(mufu(name, x, "fast").view(bits), mufu(name, x, "reference").view(bits))
+        np.testing.assert_array_equal(
+            mufu(name, x, "fast").view(bits), mufu(name, x, "reference").view(bits)
+        )
 
 
 def test_far_angles_lose_places_but_stay_sine_and_cosine() -> None:

@@ -38,11 +38,18 @@ from knapper.runtime.session import EngineName, Session
 A, B, C, D = Reg(8), Reg(12), Reg(16), Reg(24)
 ENGINES: dict[EngineName, int] = {"reference": 96, "fast": 2048}
 """Cases to try on each."""
-FORMATS = {"F16": (11, -14, 15), "BF16": (8, -126, 127), "F32": (24, -126, 127), "F64": (53, -1022, 1023)}
+FORMATS = {
+    "F16": (11, -14, 15),
+    "BF16": (8, -126, 127),
+    "F32": (24, -126, 127),
+    "F64": (53, -1022, 1023),
+}
 """Significand bits, least and greatest exponent."""
 
 
-def apply(code: Sequence[Instr], operands: Sequence[Sequence[int]], engine: EngineName) -> list[int]:
+def apply(
+    code: Sequence[Instr], operands: Sequence[Sequence[int]], engine: EngineName
+) -> list[int]:
     """Run code on raw 64-bit operands in A, B, C, one thread each; the raw 64 bits in D."""
     count = len(operands[0])
     blocks = -(-count // 32)
@@ -51,17 +58,24 @@ def apply(code: Sequence[Instr], operands: Sequence[Sequence[int]], engine: Engi
         i.S2R(SR.TID_X, Reg(0)), i.S2R(SR.CTAID_X, Reg(1)), i.IMAD(IntType.U32, Reg(0), Reg(1), Src.of(32), Reg(0)),
         i.SHF(Direction.L, IntType.U32, Reg(0), Reg(0), Src.of(3)), i.ULDC(Bits32._64, UReg(0), Unsigned(0)),
     ]  # fmt: skip
-    body += [i.LDG(Width._64, r, UReg(0), Reg(0), Signed(size * n)) for n, r in enumerate((A, B, C))]
+    body += [
+        i.LDG(Width._64, r, UReg(0), Reg(0), Signed(size * n)) for n, r in enumerate((A, B, C))
+    ]
     body += [i.MOV(D, Src.of(0)), i.MOV(Reg(D + 1), Src.of(0)), *code]
     body += [i.STG(Width._64, UReg(0), Reg(0), Signed(size * 3), D), i.EXIT()]
     kernel = Kernel("k", Kernel.encode(body), (0,) * len(body), (32, 1, 1), 32)
     launch = Launch("k", (blocks, 1, 1), (BASE,), ("n",))
     x, y = Port("x", "u64", (3 * size // 8,), BASE), Port("y", "u64", (size // 8,), BASE + 3 * size)
-    program = Program({"extensions": ()}, {"k": kernel}, (launch,), (x,), (y,), arena_bytes=4 * size)
+    program = Program(
+        {"extensions": ()}, {"k": kernel}, (launch,), (x,), (y,), arena_bytes=4 * size
+    )
     columns = np.zeros((3, size // 8), np.uint64)
     for n, values in enumerate(operands):
         columns[n, :count] = np.array(values, np.uint64)
-    return [int(v) for v in Session(program).run({"x": columns.ravel()}, engine=engine).outputs["y"][:count]]
+    return [
+        int(v)
+        for v in Session(program).run({"x": columns.ravel()}, engine=engine).outputs["y"][:count]
+    ]
 
 
 # --- numbers as bits
@@ -121,22 +135,51 @@ def is_nan(bits: int, type: LaneType) -> bool:
 
 def ints(rng: random.Random, type: LaneType, count: int) -> list[int]:
     edge = [0, 1, -1, 2, 31, 32, 33, 63, 64, 1 << type.bits - 1, (1 << type.bits - 1) - 1]
-    return [rng.choice([rng.choice(edge), rng.getrandbits(type.bits), rng.getrandbits(5)]) & ((1 << type.bits) - 1) for _ in range(count)]
+    return [
+        rng.choice([rng.choice(edge), rng.getrandbits(type.bits), rng.getrandbits(5)])
+        & ((1 << type.bits) - 1)
+        for _ in range(count)
+    ]
 
 
 def floats(rng: random.Random, type: LaneType, count: int) -> list[int]:
     """Bits of any kind, near 1, and the hard ones."""
     p, _, emax = FORMATS[type.name]
     one, inf, sign = emax << p - 1, (2 * emax + 1) << p - 1, 1 << type.bits - 1
-    edge = [0, 1, one, one + 1, one - 1, inf, inf - 1, inf | 1 << p - 2, inf | 1, (1 << p - 1) - 1, 1 << p - 1]
+    edge = [
+        0,
+        1,
+        one,
+        one + 1,
+        one - 1,
+        inf,
+        inf - 1,
+        inf | 1 << p - 2,
+        inf | 1,
+        (1 << p - 1) - 1,
+        1 << p - 1,
+    ]
     near = [one + rng.randrange(-(8 << p - 1) if emax > 15 else 0, 8 << p - 1) for _ in range(8)]
-    return [(rng.choice([rng.choice(edge), rng.getrandbits(type.bits), rng.choice(near)]) | rng.choice([0, sign])) for _ in range(count)]
+    return [
+        (
+            rng.choice([rng.choice(edge), rng.getrandbits(type.bits), rng.choice(near)])
+            | rng.choice([0, sign])
+        )
+        for _ in range(count)
+    ]
 
 
-def ieee(op: Callable[..., Any], special: Callable[..., float], type: LaneType, *operands: int) -> int:
+def ieee(
+    op: Callable[..., Any], special: Callable[..., float], type: LaneType, *operands: int
+) -> int:
     """An operation on rationals, rounded; where an operand is infinite or NaN, or a zero's sign is asked for, what doubles do."""
     values = [number(b, type) for b in operands]
-    rough = special(*(v if isinstance(v, float) else signed_float(v, b, type) for v, b in zip(values, operands, strict=True)))
+    rough = special(
+        *(
+            v if isinstance(v, float) else signed_float(v, b, type)
+            for v, b in zip(values, operands, strict=True)
+        )
+    )
     if any(isinstance(v, float) for v in values):
         return rounded(rough, type)
     try:
@@ -184,18 +227,39 @@ def integer_cases() -> dict[str, Case]:
             "IMNMX.MAX": (i.IMNMX(MinMax.MAX, t, D, A, b), lambda x, y, z: max(x, y)),
         }  # fmt: skip
         for name, (instr, f) in of.items():
-            cases[f"{name}.{t}"] = ([instr], (lane,) * 3, lambda x, y, z, f=f, lane=lane: in_register(f(*(fits(v, lane) for v in (x, y, z))), lane))
-        for way, shift in ((Direction.L, lambda x, n: x << n), (Direction.R, lambda x, n: x >> n)):
+            cases[f"{name}.{t}"] = (
+                [instr],
+                (lane,) * 3,
+                lambda x, y, z, f=f, lane=lane: in_register(
+                    f(*(fits(v, lane) for v in (x, y, z))), lane
+                ),
+            )
+        for way, shift in SHIFTS.items():
             cases[f"SHF.{way}.{t}"] = (
                 [i.SHF(way, t, D, A, b)], (lane, TYPES["U32"]),
                 lambda x, n, shift=shift, lane=lane: in_register(shift(fits(x, lane), min(n, 64)), lane))  # fmt: skip
         for cmp, holds in COMPARE.items():
-            code = [i.ISETP(cmp, t, Pred(0), A, b), i.SEL(Bits32._32, D, Reg(255), Src.of(1), Guard(8))]
-            cases[f"ISETP.{cmp}.{t}"] = (code, (lane, lane), lambda x, y, holds=holds, lane=lane: int(holds(fits(x, lane), fits(y, lane))))
+            code = [
+                i.ISETP(cmp, t, Pred(0), A, b),
+                i.SEL(Bits32._32, D, Reg(255), Src.of(1), Guard(8)),
+            ]
+            cases[f"ISETP.{cmp}.{t}"] = (
+                code,
+                (lane, lane),
+                lambda x, y, holds=holds, lane=lane: int(holds(fits(x, lane), fits(y, lane))),
+            )
     for t in (IntType.S32, IntType.S64):
-        cases[f"IABS.{t}"] = ([i.IABS(t, D, A)], (t.lane,), lambda x, lane=t.lane: in_register(abs(fits(x, lane)), lane))
+        cases[f"IABS.{t}"] = (
+            [i.IABS(t, D, A)],
+            (t.lane,),
+            lambda x, lane=t.lane: in_register(abs(fits(x, lane)), lane),
+        )
     for op, f in ((Logic.AND, int.__and__), (Logic.OR, int.__or__), (Logic.XOR, int.__xor__)):
-        cases[f"LOP.{op}"] = ([i.LOP(op, Bits32._64, D, A, b)], (TYPES["U64"],) * 2, lambda x, y, f=f: f(x, y))
+        cases[f"LOP.{op}"] = (
+            [i.LOP(op, Bits32._64, D, A, b)],
+            (TYPES["U64"],) * 2,
+            lambda x, y, f=f: f(x, y),
+        )
     word = (TYPES["U32"],)
     cases["POPC"] = ([i.POPC(D, A)], word, lambda x: x.bit_count())
     cases["FLO"] = ([i.FLO(D, A)], word, lambda x: 32 - x.bit_length())
@@ -204,6 +268,10 @@ def integer_cases() -> dict[str, Case]:
     return cases
 
 
+SHIFTS: dict[Direction, Callable[[int, int], int]] = {
+    Direction.L: lambda x, n: x << n,
+    Direction.R: lambda x, n: x >> n,
+}
 COMPARE: dict[Cmp, Callable[[Any, Any], bool]] = {
     Cmp.EQ: lambda x, y: x == y, Cmp.NE: lambda x, y: x != y, Cmp.LT: lambda x, y: x < y,
     Cmp.LE: lambda x, y: x <= y, Cmp.GT: lambda x, y: x > y, Cmp.GE: lambda x, y: x >= y,
@@ -213,13 +281,25 @@ COMPARE: dict[Cmp, Callable[[Any, Any], bool]] = {
 def extreme(op: MinMax, type: LaneType, x: int, y: int) -> int:
     """Of a number and a NaN the number; -0 below +0."""
     if is_nan(x, type) or is_nan(y, type):
-        return rounded(math.nan, type) if is_nan(x, type) and is_nan(y, type) else y if is_nan(x, type) else x
+        return (
+            rounded(math.nan, type)
+            if is_nan(x, type) and is_nan(y, type)
+            else y
+            if is_nan(x, type)
+            else x
+        )
     order = sorted((x, y), key=lambda b: (number(b, type), -(b >> type.bits - 1)))
     return order[0 if op is MinMax.MIN else 1]
 
 
 def integral(rounding: str, x: Fraction) -> int:
-    return {"RN": round, "RM": math.floor, "RP": math.ceil, "RZ": math.trunc}[rounding](x)
+    to_integer: dict[str, Callable[[Fraction], int]] = {
+        "RN": round,
+        "RM": math.floor,
+        "RP": math.ceil,
+        "RZ": math.trunc,
+    }
+    return to_integer[rounding](x)
 
 
 def frnd(rounding: Rounding, type: LaneType, x: int) -> int:
@@ -241,14 +321,33 @@ def float_cases() -> dict[str, Case]:
             "FFMA": (i.FFMA(t, D, A, b, C), 3, lambda x, y, z: x * y + z, lambda x, y, z: x * y + z),
         }  # fmt: skip
         for name, (instr, n, op, special) in of.items():
-            cases[f"{name}.{t}"] = ([instr], (lane,) * n, lambda *xs, op=op, special=special, lane=lane: ieee(op, special, lane, *xs))
+            cases[f"{name}.{t}"] = (
+                [instr],
+                (lane,) * n,
+                lambda *xs, op=op, special=special, lane=lane: ieee(op, special, lane, *xs),
+            )
         for pick in MinMax:
-            cases[f"FMNMX.{pick}.{t}"] = ([i.FMNMX(pick, t, D, A, b)], (lane, lane), lambda x, y, pick=pick, lane=lane: extreme(pick, lane, x, y))
+            cases[f"FMNMX.{pick}.{t}"] = (
+                [i.FMNMX(pick, t, D, A, b)],
+                (lane, lane),
+                lambda x, y, pick=pick, lane=lane: extreme(pick, lane, x, y),
+            )
         for r in Rounding:
-            cases[f"FRND.{r}.{t}"] = ([i.FRND(r, t, D, A)], (lane,), lambda x, r=r, lane=lane: frnd(r, lane, x))
+            cases[f"FRND.{r}.{t}"] = (
+                [i.FRND(r, t, D, A)],
+                (lane,),
+                lambda x, r=r, lane=lane: frnd(r, lane, x),
+            )
         for cmp, holds in COMPARE.items():
-            code = [i.FSETP(cmp, t, Pred(0), A, b), i.SEL(Bits32._32, D, Reg(255), Src.of(1), Guard(8))]
-            cases[f"FSETP.{cmp}.{t}"] = (code, (lane, lane), lambda x, y, holds=holds, lane=lane: int(holds(number(x, lane), number(y, lane))))
+            code = [
+                i.FSETP(cmp, t, Pred(0), A, b),
+                i.SEL(Bits32._32, D, Reg(255), Src.of(1), Guard(8)),
+            ]
+            cases[f"FSETP.{cmp}.{t}"] = (
+                code,
+                (lane, lane),
+                lambda x, y, holds=holds, lane=lane: int(holds(number(x, lane), number(y, lane))),
+            )
     for h in Half:
         cases |= half_cases(h)
     return cases
@@ -264,7 +363,8 @@ def half_cases(h: Half) -> dict[str, Case]:
         "HMNMX2.MAX": (i.HMNMX2(MinMax.MAX, h, D, Reg(4), Src.of(Reg(5))), lambda x, y: extreme(MinMax.MAX, lane, x, y)),
     }  # fmt: skip
     return {
-        f"{name}.{h}": ([*swap, instr], (lane, lane), lambda x, y, f=f: f(x, y) | f(y, x) << 16) for name, (instr, f) in both.items()
+        f"{name}.{h}": ([*swap, instr], (lane, lane), lambda x, y, f=f: f(x, y) | f(y, x) << 16)
+        for name, (instr, f) in both.items()
     }
 
 
@@ -275,7 +375,11 @@ def converted(source: LaneType, target: LaneType, rounding: str, x: int) -> int:
         return rounded(value, target, zero_sign=x >> source.bits - 1 if source.kind == "f" else 0)
     if source.kind != "f":
         return in_register(fits(int(value), target), target)
-    low, high = (-(1 << target.bits - 1), (1 << target.bits - 1) - 1) if target.kind == "s" else (0, (1 << target.bits) - 1)
+    low, high = (
+        (-(1 << target.bits - 1), (1 << target.bits - 1) - 1)
+        if target.kind == "s"
+        else (0, (1 << target.bits) - 1)
+    )
     if isinstance(value, float):
         return in_register(0 if math.isnan(value) else high if value > 0 else low, target)
     return in_register(min(max(integral(rounding, value), low), high), target)
@@ -302,7 +406,11 @@ def test_an_instruction_is_its_oracle(name: str, engine: EngineName) -> None:
     rng, count = random.Random(name), ENGINES[engine] // (4 if name.startswith("CVT") else 1)
     operands = [(floats if t.kind == "f" else ints)(rng, t, count) for t in types]
     got = apply(code, operands, engine)
-    wrong = [(list(map(hex, xs)), hex(g), hex(w)) for *xs, g in zip(*operands, got, strict=True) if (w := oracle(*xs)) != g]
+    wrong = [
+        (list(map(hex, xs)), hex(g), hex(w))
+        for *xs, g in zip(*operands, got, strict=True)
+        if (w := oracle(*xs)) != g
+    ]
     assert not wrong, wrong[:3]
 
 
@@ -314,7 +422,10 @@ def test_an_instruction_is_its_oracle(name: str, engine: EngineName) -> None:
 @pytest.mark.parametrize("mode", Shuffle)
 def test_shuffles_stay_in_their_segment(mode: Shuffle, segment: int, engine: EngineName) -> None:
     rng = random.Random(segment)
-    values, deltas = [rng.getrandbits(32) for _ in range(64)], [rng.choice([0, 1, 2, 3, 5, 31, 40]) for _ in range(64)]
+    values, deltas = (
+        [rng.getrandbits(32) for _ in range(64)],
+        [rng.choice([0, 1, 2, 3, 5, 31, 40]) for _ in range(64)],
+    )
     got = apply([i.SHFL(mode, D, A, Src.of(B), Unsigned(segment))], [values, deltas], engine)
 
     def origin(lane: int, by: int) -> int:
@@ -359,6 +470,10 @@ def test_an_algebra_value_takes_python_numbers_of_its_own_type() -> None:
 
 
 def test_a_nan_has_one_pattern_of_bits() -> None:
-    for dtype, bits in ((np.float16, 0x7E00), (ml_dtypes.bfloat16, 0x7FC0), (np.float32, 0x7FC00000)):
+    for dtype, bits in (
+        (np.float16, 0x7E00),
+        (ml_dtypes.bfloat16, 0x7FC0),
+        (np.float32, 0x7FC00000),
+    ):
         x = np.full(32, -np.nan, dtype)
         assert (lanes.bitcast(x, {16: lanes.U16, 32: lanes.U32}[8 * x.itemsize]) == bits).all()

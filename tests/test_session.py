@@ -45,7 +45,15 @@ def twice() -> Program:
         Launch("scale", (1, 1, 1), (X, Z), ("load", "double"), note="first"), Launch("scale", (1, 1, 1), (Z, Y), ("again", "more"), note="second"),
     )  # fmt: skip
     ports = Port("x", "f32", (8, 8), X), Port("y", "f32", (4, 16), Y)
-    return Program({"name": "tiny"}, {"scale": kernel}, launches, (ports[0],), (ports[1],), arena_bytes=3 * ALIGN, meta={"model": "abc"})
+    return Program(
+        {"name": "tiny"},
+        {"scale": kernel},
+        launches,
+        (ports[0],),
+        (ports[1],),
+        arena_bytes=3 * ALIGN,
+        meta={"model": "abc"},
+    )
 
 
 INPUT = np.arange(64, dtype=np.float32).reshape(8, 8)
@@ -64,11 +72,24 @@ def test_launches_run_in_order_and_ports_have_their_types(engine: EngineName) ->
 def test_statistics(engine: EngineName) -> None:
     stats = Session(twice()).run({"x": INPUT}, engine=engine).stats.to_dict()
     assert stats["target"] == "tiny"
-    assert stats["instructions"] == {"ULDC": 8, "S2R": 4, "SHF": 4, "LDG": 4, "FMUL": 4, "STG": 4, "EXIT": 4}
+    assert stats["instructions"] == {
+        "ULDC": 8,
+        "S2R": 4,
+        "SHF": 4,
+        "LDG": 4,
+        "FMUL": 4,
+        "STG": 4,
+        "EXIT": 4,
+    }
     assert stats["dram_bytes"] == stats["l2_bytes"] == {"read": 512, "write": 512}
     assert stats["smem_bytes"] == {"read": 0, "write": 0}
     assert [k["nodes"] for k in stats["kernels"]] == [["load", "double"], ["again", "more"]]
-    assert {n: row["instructions"] for n, row in stats["nodes"].items()} == {"load": 10, "double": 6, "again": 10, "more": 6}
+    assert {n: row["instructions"] for n, row in stats["nodes"].items()} == {
+        "load": 10,
+        "double": 6,
+        "again": 10,
+        "more": 6,
+    }
     assert stats["provenance"]["model"] == "abc"
     assert stats["mode_switches"] == 0
     assert json.loads(json.dumps(stats)) == stats
@@ -85,7 +106,14 @@ def test_the_coalescer_merges_neighbours_in_a_sector(engine: EngineName) -> None
         ]  # fmt: skip
         kernel = Kernel("k", Kernel.encode(code), (0,) * 5, (32, 1, 1), 2)
         port = Port("x", "u8", (2048,), BASE)
-        program = Program({}, {"k": kernel}, (Launch("k", (3, 1, 1), (BASE,), ("n",)),), (port,), (), arena_bytes=2048)
+        program = Program(
+            {},
+            {"k": kernel},
+            (Launch("k", (3, 1, 1), (BASE,), ("n",)),),
+            (port,),
+            (),
+            arena_bytes=2048,
+        )
         stats = Session(program).run({"x": np.zeros(2048, np.uint8)}, engine=engine).stats
         return stats.bytes("l2_bytes")["read"], stats.bytes("dram_bytes")["read"]
 
@@ -98,9 +126,13 @@ def test_the_coalescer_merges_neighbours_in_a_sector(engine: EngineName) -> None
 def matrix_program(steps: int) -> Program:
     code: list[Instr] = [i.MOV(Reg(n), Src.of(0)) for n in range(8)]
     code += [i.HMMA(Half.F16, Reg(8), Reg(0), Reg(4), Reg(255)) for _ in range(steps)] + [i.EXIT()]
-    kernel = Kernel("mm", Kernel.encode(code), (1,) * 8 + (0,) * (steps + 1), (32, 1, 1), 16, matrix=True)
+    kernel = Kernel(
+        "mm", Kernel.encode(code), (1,) * 8 + (0,) * (steps + 1), (32, 1, 1), 16, matrix=True
+    )
     launch = Launch("mm", (2, 1, 1), (), ("conv", "relu"), macs=8000)
-    return Program({"extensions": ("tensor",)}, {"mm": kernel}, (launch,), (), (), arena_bytes=ALIGN)
+    return Program(
+        {"extensions": ("tensor",)}, {"mm": kernel}, (launch,), (), (), arena_bytes=ALIGN
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -127,7 +159,10 @@ def test_all_that_is_wrong_with_inputs_is_told_at_once() -> None:
         Session(twice()).run({"x": np.zeros((8, 9)), "w": INPUT})
     assert [p.code for p in e.value.problems] == ["E720", "E722", "E721"]
     assert "there is no input 'w' (hint: the network has x: f32[8,8])" in str(e.value)
-    assert "input 'x': expected f32[8,8], got float64 (hint: convert it: x.astype('float32'))" in str(e.value)
+    assert (
+        "input 'x': expected f32[8,8], got float64 (hint: convert it: x.astype('float32'))"
+        in str(e.value)
+    )
     with pytest.raises(KnapperError, match=r"E720: input 'x' is missing"):
         Session(twice()).run({})
 
@@ -140,7 +175,9 @@ def endless() -> Program:
         i.UMOV(UReg(0), Src.of(1)), i.UISETP(Cmp.NE, IntType.U32, Pred(0), UReg(0), Src.of(0)), i.BRA(Label(0), guard=Guard(0)), i.EXIT(),
     ]  # fmt: skip
     kernel = Kernel("spin", Kernel.encode(code), (0,) * 4, (32, 1, 1), 1)
-    return Program({}, {"spin": kernel}, (Launch("spin", (1, 1, 1), (), ("n",)),), (), (), arena_bytes=ALIGN)
+    return Program(
+        {}, {"spin": kernel}, (Launch("spin", (1, 1, 1), (), ("n",)),), (), (), arena_bytes=ALIGN
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -166,8 +203,14 @@ session.Session(session.twice()).run({"x": session.INPUT}, progress=lambda done,
 
 
 def run_with(cache: Path) -> str:
-    env = {**os.environ, "KNAPPER_CACHE": str(cache), "PYTHONPATH": str(Path(__file__).parent.parent / ".ns")}
-    done = subprocess.run([sys.executable, "-c", COUNT, __file__], env=env, capture_output=True, text=True, check=True)
+    env = {
+        **os.environ,
+        "KNAPPER_CACHE": str(cache),
+        "PYTHONPATH": str(Path(__file__).parent.parent / ".ns"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, __file__], env=env, capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
@@ -189,10 +232,14 @@ def test_no_cache_directory_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_sixty_kernels_of_a_thousand_instructions_decode_quickly() -> None:
-    code = [i.FFMA(FloatType.F32, Reg(n % 40), Reg(n % 39), Src.of(Reg(n % 38)), Reg(n % 37)) for n in range(1000)]
+    code = [
+        i.FFMA(FloatType.F32, Reg(n % 40), Reg(n % 39), Src.of(Reg(n % 38)), Reg(n % 37))
+        for n in range(1000)
+    ]
     kernels = [Kernel(f"k{n}", Kernel.encode(code), (0,) * 1000, (32, 1, 1), 64) for n in range(60)]
     decode(kernels, ())
     start = time.process_time()
     decode(kernels, ())
-    assert time.process_time() - start < 0.25  # 0.02 s on a quiet machine: no object per instruction
-
+    assert (
+        time.process_time() - start < 0.25
+    )  # 0.02 s on a quiet machine: no object per instruction

@@ -125,7 +125,9 @@ class Algebra:
         if type.kind in "su":
             return Traced(self, self._ints(type, int(x)), type)
         if type.bits == 16:
-            return Traced(self, self._ints(type, int(np.array(x, type.dtype).view(np.uint16))), type)
+            return Traced(
+                self, self._ints(type, int(np.array(x, type.dtype).view(np.uint16))), type
+            )
         return Traced(self, constant_vector(element_type(type), [x] * 32), type)
 
     def _ints(self, type: LaneType, x: int) -> Any:
@@ -139,7 +141,9 @@ class Algebra:
     def _unary(self, intrinsic: str, x: Traced) -> Traced:
         """A float intrinsic of one operand."""
         wide = self.single(x)
-        return self.shrink(Traced(self, self.code.intrinsic(intrinsic, wide.v.type, [wide.v]), wide.type), x.type)
+        return self.shrink(
+            Traced(self, self.code.intrinsic(intrinsic, wide.v.type, [wide.v]), wide.type), x.type
+        )
 
     # --- 16-bit floats
 
@@ -177,7 +181,9 @@ class Algebra:
 
     def _round_half(self, x: Traced, bits: Traced) -> Traced:
         magnitude, sign = bits & 0x7FFFFFFF, self.shr(bits, 16) & 0x8000
-        normal = self.minimum(self.shr(magnitude - 0x38000000 + 0xFFF + (self.shr(magnitude, 13) & 1), 13), 0x7C00)
+        normal = self.minimum(
+            self.shr(magnitude - 0x38000000 + 0xFFF + (self.shr(magnitude, 13) & 1), 13), 0x7C00
+        )
         # 0.5 has the last place of a half subnormal, so the float adder rounds for us
         subnormal = self.bits(self.bitcast(magnitude, F32) + 0.5) - 0x3F000000
         number = self.select(magnitude < 0x38800000, subnormal, normal)
@@ -196,7 +202,12 @@ class Algebra:
         """A float whose NaNs are the canonical one."""
         if x.type.kind != "f":
             return x
-        quiet = self._ints(x.type, {16: 0x7E00 if x.type is F16 else 0x7FC0, 32: 0x7FC00000, 64: 0x7FF8 << 48}[x.type.bits])
+        quiet = self._ints(
+            x.type,
+            {16: 0x7E00 if x.type is F16 else 0x7FC0, 32: 0x7FC00000, 64: 0x7FF8 << 48}[
+                x.type.bits
+            ],
+        )
         chosen = self.b.select(self.isnan(x).v, quiet, self.bits(x).v)
         return self._raw(Traced(self, chosen, x.type), x.type)
 
@@ -252,7 +263,9 @@ class Algebra:
     def _odd(self, x: Traced, above: Traced, below: Traced, finite: Traced) -> Traced:
         """x, or where the exact value is above or below it and x is even, its odd neighbour on that side."""
         bits = self._raw(x, {32: S32, 64: S64}[x.type.bits])
-        away = self.select(bits < 0, -1, self.number(1, bits.type))  # one unit further from zero, for a value above x
+        away = self.select(
+            bits < 0, -1, self.number(1, bits.type)
+        )  # one unit further from zero, for a value above x
         zero = self.absolute(x) == 0  # the least subnormal, of the exact value's sign
         step = self.select(above, away, self.select(below, -away, 0))
         even = ((bits & 1) == 0) & finite & ~zero
@@ -292,7 +305,9 @@ class Algebra:
         better = self.select(self.compare(op, a, b), a, b)
         if a.type.kind != "f":
             return better
-        joined = self._raw(Traced(self, join(self.bits(a).v, self.bits(b).v), self.bits(a).type), a.type)
+        joined = self._raw(
+            Traced(self, join(self.bits(a).v, self.bits(b).v), self.bits(a).type), a.type
+        )
         best = self.select(a == b, joined, better)
         return self.select(self.isnan(a), b, self.select(self.isnan(b), a, best))
 
@@ -318,7 +333,9 @@ class Algebra:
         wide = self._unary(INTEGRAL[rounding], self.single(x))
         result = vector(element_type(type))
         name = "llvm.fptosi.sat" if type.kind == "s" else "llvm.fptoui.sat"
-        return Traced(self, self.code.intrinsic(name, result, [wide.v], [result, wide.v.type]), type)
+        return Traced(
+            self, self.code.intrinsic(name, result, [wide.v], [result, wide.v.type]), type
+        )
 
     def _to_float(self, x: Traced, type: LaneType) -> Traced:
         if x.type is type:
@@ -348,7 +365,9 @@ class Algebra:
         if type is F32:
             return near
         back = self._to_float(near, F64)
-        return self.shrink(self._odd(near, x > back, x < back, self.absolute(x) < float("inf")), type)
+        return self.shrink(
+            self._odd(near, x > back, x < back, self.absolute(x) < float("inf")), type
+        )
 
     # --- integers
 
@@ -382,7 +401,9 @@ class Algebra:
         unsigned = {32: U32, 64: U64}[a.type.bits]
         x, y = (self._raw(self.absolute(v), unsigned) for v in (a, b))
         quotient = self._raw(self._divide(x, self.select(y == 0, 1, y)), a.type)
-        signed = quotient if a.type.kind == "u" else self.select((a < 0) ^ (b < 0), -quotient, quotient)
+        signed = (
+            quotient if a.type.kind == "u" else self.select((a < 0) ^ (b < 0), -quotient, quotient)
+        )
         return self.select(b == 0, self.number(-1, a.type), signed)
 
     def _divide(self, x: Traced, y: Traced) -> Traced:
@@ -398,7 +419,9 @@ class Algebra:
 
     def _count(self, name: str, x: Traced, *more: Any) -> Traced:
         counted = self.code.intrinsic(name, x.v.type, [x.v, *more], [x.v.type])
-        return self.convert(Traced(self, counted, {8: U32, 16: U16, 32: U32, 64: U64}[x.type.bits]), U32)
+        return self.convert(
+            Traced(self, counted, {8: U32, 16: U16, 32: U32, 64: U64}[x.type.bits]), U32
+        )
 
     def popc(self, x: Traced) -> Traced:
         return self._count("llvm.ctpop", x)
@@ -408,4 +431,3 @@ class Algebra:
 
     def brev(self, x: Traced) -> Traced:
         return Traced(self, self.code.intrinsic("llvm.bitreverse", x.v.type, [x.v]), x.type)
-

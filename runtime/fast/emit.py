@@ -114,7 +114,10 @@ class Num:
 
     def lowest(self) -> Num:
         """The number of the lowest set bit; the width if there is none."""
-        return Num(self.code, self.code.intrinsic("llvm.cttz", self.value.type, [self.value, ir.Constant(I1, 0)]))
+        return Num(
+            self.code,
+            self.code.intrinsic("llvm.cttz", self.value.type, [self.value, ir.Constant(I1, 0)]),
+        )
 
 
 class Struct:
@@ -133,7 +136,10 @@ class Struct:
         base = field.base
         where = self.code.at(self.pointer, offset)
         if not isinstance(index, int) or index:
-            where = self.code.at(where, index * base.itemsize if isinstance(index, int) else index.wide() * base.itemsize)
+            where = self.code.at(
+                where,
+                index * base.itemsize if isinstance(index, int) else index.wide() * base.itemsize,
+            )
         return where, ir.IntType(base.itemsize * 8)
 
     def address(self, name: str, index: Num | int = 0) -> Any:
@@ -147,7 +153,9 @@ class Struct:
 
     def set(self, name: str, value: Num | int, index: Num | int = 0) -> None:
         where, type = self._place(name, index)
-        self.code.b.store(value.value if isinstance(value, Num) else ir.Constant(type, value), where)
+        self.code.b.store(
+            value.value if isinstance(value, Num) else ir.Constant(type, value), where
+        )
 
     def pointer_to(self, name: str) -> Any:
         """The pointer that a 64-bit field holds."""
@@ -220,10 +228,17 @@ class Code:
         v.x = start
         return v
 
-    def intrinsic(self, name: str, result: Any, args: Sequence[Any], overloads: Sequence[Any] | None = None) -> Any:
+    def intrinsic(
+        self, name: str, result: Any, args: Sequence[Any], overloads: Sequence[Any] | None = None
+    ) -> Any:
         """Call an LLVM intrinsic; it is named after its overloads (by default its result's type)."""
-        suffix = "".join(f".{mangled(t)}" for t in (overloads if overloads is not None else [result]))
-        return self.b.call(function(self.module, name + suffix, ir.FunctionType(result, [a.type for a in args])), args)
+        suffix = "".join(
+            f".{mangled(t)}" for t in (overloads if overloads is not None else [result])
+        )
+        return self.b.call(
+            function(self.module, name + suffix, ir.FunctionType(result, [a.type for a in args])),
+            args,
+        )
 
     def call(self, name: str, type: Any, *args: Any) -> Any:
         """Call a function of the runtime by name."""
@@ -274,13 +289,19 @@ class Code:
 
     def give(self, status: Num | int) -> None:
         """`return`."""
-        self.b.ret(status.value if isinstance(status, Num) else ir.Constant(self.function.function_type.return_type, status))
+        self.b.ret(
+            status.value
+            if isinstance(status, Num)
+            else ir.Constant(self.function.function_type.return_type, status)
+        )
 
     # --- vectors
 
     def splat(self, scalar: Any, count: int = LANES) -> Any:
         """A scalar in every lane."""
-        one = self.b.insert_element(ir.Constant(vector(scalar.type, count), ir.Undefined), scalar, ir.Constant(I32, 0))
+        one = self.b.insert_element(
+            ir.Constant(vector(scalar.type, count), ir.Undefined), scalar, ir.Constant(I32, 0)
+        )
         return self.b.shuffle_vector(one, one, ir.Constant(vector(I32, count), [0] * count))
 
     def shuffle(self, a: Any, b: Any, order: Iterable[int]) -> Any:
@@ -297,7 +318,9 @@ class Code:
         return self.of(self.b.bitcast(booleans, I32))
 
     def element(self, v: Any, lane: Num | int) -> Any:
-        return self.b.extract_element(v, ir.Constant(I32, lane) if isinstance(lane, int) else lane.value)
+        return self.b.extract_element(
+            v, ir.Constant(I32, lane) if isinstance(lane, int) else lane.value
+        )
 
 
 def constant_vector(element: Any, values: Sequence[Any]) -> Any:

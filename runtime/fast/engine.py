@@ -1,9 +1,10 @@
 """The fast engine: decoded kernels, compiled handlers, blocks dealt to threads.
 
-A launch's blocks are handed out in chunks, lowest first. A chunk is one call into compiled code, without Python's lock. The calling
-thread only waits, so a keyboard interrupt reaches it; it then raises a flag that running warps see when they branch. Each thread has a `State`, registers, shared memory and counters of its own; what all
-share is global memory and the maps of touched sectors. After a fault no further chunk is handed out, and since those handed out
-are all lower or finish, the fault that is reported is the one of the lowest block: the same in every run.
+A launch's blocks are handed out in chunks, lowest first. A chunk is one call into compiled code, without Python's lock.
+The calling thread only waits, so a keyboard interrupt reaches it; it then raises a flag that running warps see when they
+branch. Each thread has a `State`, registers, shared memory and counters of its own; what all share is global memory and
+the maps of touched sectors. After a fault no further chunk is handed out, and since those handed out are all lower or
+finish, the fault that is reported is the one of the lowest block: the same in every run.
 """
 
 from __future__ import annotations
@@ -81,7 +82,13 @@ class FastEngine:
         limit: int,
         notice: Notice | None = None,
     ) -> None:
-        self.program, self.memory, self.decoded, self.checked, self.limit = program, memory, decoded, checked, limit
+        self.program, self.memory, self.decoded, self.checked, self.limit = (
+            program,
+            memory,
+            decoded,
+            checked,
+            limit,
+        )
         self.code: dict[str, NDArray[Any]] = {}
         self.run = self._link(notice)
         self.scratch = [Scratch() for _ in range(threads)]
@@ -103,7 +110,10 @@ class FastEngine:
             records = aligned(span.stop - span.start + 1, RECORD)
             records[:-1] = self.decoded.records[span]
             records["handler"][:-1] = handlers[self.decoded.variant[span]] if len(handlers) else 0
-            records["guard"][-1], records["handler"][-1] = 7 * 4, found[END]  # whoever runs off the end meets this one
+            records["guard"][-1], records["handler"][-1] = (
+                7 * 4,
+                found[END],
+            )  # whoever runs off the end meets this one
             self.code[kernel] = records
         return RUN(found[entry])
 
@@ -122,7 +132,10 @@ class FastEngine:
         total = counters(len(threads[0].counts) - 1)
         for name in COUNTER.names or ():
             total[name] = sum(t.counts[name][:-1] for t in threads)
-        return Counts(total, *(SECTOR * sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write")))
+        return Counts(
+            total,
+            *(SECTOR * sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write")),
+        )
 
     def _work(self, threads: list[Setup], chunks: Chunks) -> None:
         """Wait for the threads; the waiting thread can be interrupted, and then stops them."""
@@ -179,7 +192,9 @@ class Chunks:
 class Setup:
     """A thread made ready for a launch."""
 
-    def __init__(self, engine: FastEngine, scratch: Scratch, kernel: Kernel, launch: Launch) -> None:
+    def __init__(
+        self, engine: FastEngine, scratch: Scratch, kernel: Kernel, launch: Launch
+    ) -> None:
         self.engine, self.scratch, self.kernel, self.launch = engine, scratch, kernel, launch
         self.records = engine.code[kernel.name]
         self.counts = counters(len(self.records))
@@ -231,7 +246,9 @@ class Setup:
             s[name] = buffer(name, size)
         s["has_memory"] = (self.engine.memory.written.ctypes.data - BASE) % (1 << 64)
         self.declared = declared(self.launch, len(self.engine.memory.data))
-        s["operands"] = 0 if self.declared is None else (self.declared.ctypes.data - BASE) % (1 << 64)
+        s["operands"] = (
+            0 if self.declared is None else (self.declared.ctypes.data - BASE) % (1 << 64)
+        )
 
     def work(self, chunks: Chunks) -> None:
         """Run chunks until there are no more, or one faults."""
@@ -247,7 +264,13 @@ class Setup:
     def trap(self, kind: Kind) -> tuple[Trap, Place]:
         s = self.state
         trap = Trap(kind, int(s["fault_lane"]), int(s["fault_value"]), int(s["fault_aux"]))
-        place = Place(self.kernel, self.launch, int(s["fault_block"]), int(s["fault_warp"]), int(s["fault_pc"]))
+        place = Place(
+            self.kernel,
+            self.launch,
+            int(s["fault_block"]),
+            int(s["fault_warp"]),
+            int(s["fault_pc"]),
+        )
         return trap, place
 
 
@@ -275,4 +298,3 @@ def _thread_numbers(block: tuple[int, int, int], warps: int) -> NDArray[np.uint3
 def thread_numbers(kernel: Kernel) -> NDArray[np.uint32]:
     """TID_X, TID_Y, TID_Z of every lane of every warp, [warps · 3 · 32]."""
     return _thread_numbers(kernel.block, kernel.warps)
-

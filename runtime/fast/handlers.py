@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable
+from functools import cache
 
 from llvmlite import ir
 
@@ -25,8 +29,17 @@ CHECKED, END = "checked.", "off_the_end"
 
 
 def unit_of(variant: Variant, checked: bool) -> str:
-    """The unit that runs a variant."""
-    return f"{CHECKED * checked}{variant.key}"
+    """The unit that runs a variant. A plugin's carries the hash of its source, of which the cache's key knows nothing."""
+    return f"{CHECKED * checked}{variant.key}{origin(type(variant.instr).__module__)}"
+
+
+@cache
+def origin(module: str) -> str:
+    """ "" for the module of a built-in instruction, else a hash of its source."""
+    if module.startswith("knapper.isa."):
+        return ""
+    source = inspect.getsource(sys.modules[module])
+    return " @" + hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 class Builders:
@@ -51,12 +64,18 @@ class Builders:
                 Code(module, symbol(name), MOVER), head, space, int(size), name.startswith(CHECKED)
             ).write()
         if head == "widen":
-            return lambda module, features, require: self.widen(rest[0], name, module, features, require)
+            return lambda module, features, require: self.widen(
+                rest[0], name, module, features, require
+            )
         return lambda module, features, require: self.interpreter(name, module, require)
 
-    def handler(self, name: str, module: ir.Module, features: frozenset[str], require: Require) -> None:
+    def handler(
+        self, name: str, module: ir.Module, features: frozenset[str], require: Require
+    ) -> None:
         variant = self.variants[name]
-        m = TraceWarp(Code(module, symbol(name)), variant, features, name.startswith(CHECKED), require)
+        m = TraceWarp(
+            Code(module, symbol(name)), variant, features, name.startswith(CHECKED), require
+        )
         instr = stand_in(variant)
         native = NATIVE.get(type(instr))
         if native is None:
@@ -65,7 +84,9 @@ class Builders:
             native(m, instr)
         m.finish()
 
-    def widen(self, type: str, name: str, module: ir.Module, features: frozenset[str], require: Require) -> None:
+    def widen(
+        self, type: str, name: str, module: ir.Module, features: frozenset[str], require: Require
+    ) -> None:
         code = Code(module, name, WIDEN, inline="noinline")
         emit_widen(Algebra(code, features), TYPES[type.upper()])
 

@@ -1,8 +1,8 @@
 """The compiled interpreter: blocks, warps, instructions. `reference.py` is its specification, and reads better.
 
-    status run_blocks(state, first, count)      block after block; status 0, or a fault
-      └ run_warp(state, warp)                   to the next barrier or the end
-          └ handler(state, record, mask)        one instruction
+status run_blocks(state, first, count)      block after block; status 0, or a fault
+  └ run_warp(state, warp)                   to the next barrier or the end
+      └ handler(state, record, mask)        one instruction
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class Warp:
 
     def __init__(self, code: Code, checked: bool) -> None:
         self.code, self.checked = code, checked
-        self.state, self.w = Struct(code, STATE, code.arguments[0]), Struct(code, CONTEXT, code.arguments[1])
+        self.state, self.w = (
+            Struct(code, STATE, code.arguments[0]),
+            Struct(code, CONTEXT, code.arguments[1]),
+        )
         self.pc, self.path = code.variable(self.w.pc), code.variable(self.w.path)
         self.left = code.variable(self.w.left, I64)
         self.running = code.variable(1)
@@ -73,7 +76,9 @@ class Warp:
         self.w.pc, self.w.path, self.w.left = self.pc.x, self.path.x, self.left.x
         self.code.give(status)
 
-    def fault(self, kind: Kind, lane: Num | int = 0, value: Num | int = 0, aux: Num | int = 0) -> None:
+    def fault(
+        self, kind: Kind, lane: Num | int = 0, value: Num | int = 0, aux: Num | int = 0
+    ) -> None:
         value = value.wide() if isinstance(value, Num) else value
         self.state.fault_lane, self.state.fault_value, self.state.fault_aux = lane, value, aux
         self.leave(FAULT + kind)
@@ -87,7 +92,9 @@ class Warp:
         with code.when(self.left.x == 0, likely=False):
             self.fault(Kind.LIMIT, 0, state.limit)
         self.left.x = self.left.x - 1
-        record = Struct(code, RECORD, code.at(state.pointer_to("code"), self.pc.x.wide() * RECORD.itemsize))
+        record = Struct(
+            code, RECORD, code.at(state.pointer_to("code"), self.pc.x.wide() * RECORD.itemsize)
+        )
         path = self.path.x
         self.guard_written(record, path)
         preds = code.at(state.pointer_to("preds"), record.guard)
@@ -142,7 +149,9 @@ class Warp:
             self.park(self.pc.x + 1, rest)
         self.pc.x = record.get("slot", 0)
         self.path.x = mask
-        with self.code.when(self.code.of(self.code.load(self.state.pointer_to("stop"), I32, 4)) != 0, likely=False):
+        with self.code.when(
+            self.code.of(self.code.load(self.state.pointer_to("stop"), I32, 4)) != 0, likely=False
+        ):
             self.leave(STOPPED)
 
     def together(self, mask: Num) -> None:
@@ -155,7 +164,12 @@ class Warp:
         self.together(mask)
         with self.code.when(w.get("lanes", b) != 0, likely=False):
             self.fault(Kind.REGION_OPEN, 0, b, w.get("start", b))
-        for name, value in (("lanes", self.path.x), ("parked", 0), ("end", record.get("slot", 1)), ("start", self.pc.x)):
+        for name, value in (
+            ("lanes", self.path.x),
+            ("parked", 0),
+            ("end", record.get("slot", 1)),
+            ("start", self.pc.x),
+        ):
             w.set(name, value, b)
         self.pc.x = self.pc.x + 1
 
@@ -163,7 +177,9 @@ class Warp:
         code, w, b = self.code, self.w, record.get("slot", 0)
         self.together(mask)
         lanes = w.get("lanes", b)
-        named = code.of(code.b.select((w.get("end", b) == self.pc.x).value, lanes.value, code.num(0).value))
+        named = code.of(
+            code.b.select((w.get("end", b) == self.pc.x).value, lanes.value, code.num(0).value)
+        )
         strangers = self.path.x & ~named
         with code.when(strangers != 0, likely=False):
             self.fault(Kind.REGION_CLOSED, strangers.lowest(), b)
@@ -198,7 +214,9 @@ class Warp:
         """No path is left, but lanes live: they are parked. Tell of the lowest barrier with parked lanes."""
         code, w = self.code, self.w
         with code.each(code.num(REGIONS)) as b, code.when(w.get("parked", b) != 0):
-            self.fault(Kind.REGION_STUCK, (w.get("lanes", b) & w.live & ~w.get("parked", b)).lowest(), b)
+            self.fault(
+                Kind.REGION_STUCK, (w.get("lanes", b) & w.live & ~w.get("parked", b)).lowest(), b
+            )
 
     def exit(self, record: Struct, mask: Num) -> None:
         code, w = self.code, self.w
@@ -294,7 +312,9 @@ class Blocks:
         self.clear(state.pointer_to("has_local"), state.local_bytes_warp)
         for shadow, count, first, last in (("has_ureg", UREGS, 63, 65), ("has_pred", PREDS, 7, 8)):
             self.clear(state.pointer_to(shadow), code.num(count * 4, I64))
-            self.clear(code.at(state.pointer_to(shadow), first * 4), code.num((last - first) * 4, I64), 255)
+            self.clear(
+                code.at(state.pointer_to(shadow), first * 4), code.num((last - first) * 4, I64), 255
+            )
 
     def enter(self, warp: Num) -> Struct:
         """Point the state at a warp's registers; its context."""
@@ -304,15 +324,24 @@ class Blocks:
             "regs": state.reg_bytes, "uregs": UREGS * 4, "preds": PREDS * 4, "local": state.local_bytes_warp, "tids": 384,
         }  # fmt: skip
         if self.checked:
-            strides |= {"has_reg": state.has_reg_bytes, "has_ureg": UREGS * 4, "has_pred": PREDS * 4, "has_local": state.local_bytes_warp}
+            strides |= {
+                "has_reg": state.has_reg_bytes,
+                "has_ureg": UREGS * 4,
+                "has_pred": PREDS * 4,
+                "has_local": state.local_bytes_warp,
+            }
         for name, stride in strides.items():
             state.set(name, state.get(f"all_{name}") + warp.wide() * stride)
-        return Struct(code, CONTEXT, code.at(state.pointer_to("warps"), warp.wide() * CONTEXT.itemsize))
+        return Struct(
+            code, CONTEXT, code.at(state.pointer_to("warps"), warp.wide() * CONTEXT.itemsize)
+        )
 
     def start(self, warp: Num) -> None:
         """A fresh context: the threads that the block has, at the first instruction."""
         code, state = self.code, self.state
-        w = Struct(code, CONTEXT, code.at(state.pointer_to("warps"), warp.wide() * CONTEXT.itemsize))
+        w = Struct(
+            code, CONTEXT, code.at(state.pointer_to("warps"), warp.wide() * CONTEXT.itemsize)
+        )
         self.clear(w.pointer, code.num(CONTEXT.itemsize, I64))
         rest = state.threads - warp * 32
         some = (code.num(1) << (rest & 31)) - 1
@@ -328,20 +357,34 @@ class Blocks:
             with code.each(state.warp_count) as warp:
                 w = self.enter(warp)
                 with code.when(w.status != DONE):
-                    status = code.of(code.call("run_warp" + ".checked" * self.checked, RUN_WARP, state.pointer, w.pointer))
+                    status = code.of(
+                        code.call(
+                            "run_warp" + ".checked" * self.checked,
+                            RUN_WARP,
+                            state.pointer,
+                            w.pointer,
+                        )
+                    )
                     with code.when(status != 0, likely=False):
                         state.fault_warp, state.fault_pc = warp, w.pc
                         code.give(status)
             running.x = self.meet()
 
     def context(self, warp: Num) -> Struct:
-        return Struct(self.code, CONTEXT, self.code.at(self.state.pointer_to("warps"), warp.wide() * CONTEXT.itemsize))
+        return Struct(
+            self.code,
+            CONTEXT,
+            self.code.at(self.state.pointer_to("warps"), warp.wide() * CONTEXT.itemsize),
+        )
 
     def meet(self) -> Num:
         """Every warp has stopped: 0 if all are done; else all must wait at one barrier, and go on."""
         code, state = self.code, self.state
         waiting = code.variable(FULL)
-        with code.each(state.warp_count) as warp, code.when((waiting.x == FULL) & (self.context(warp).status == WAITING)):
+        with (
+            code.each(state.warp_count) as warp,
+            code.when((waiting.x == FULL) & (self.context(warp).status == WAITING)),
+        ):
             waiting.x = warp
         with code.when(waiting.x != FULL):
             with code.each(state.warp_count) as warp:
@@ -357,7 +400,10 @@ class Blocks:
         """Two warps at a barrier: both there, at the same one."""
         code, state = self.code, self.state
         mine, its = self.context(first), self.context(other)
-        for wrong, kind in ((its.status == DONE, Kind.BARRIER_EXITED), (its.waits != mine.waits, Kind.BARRIER_OTHER)):
+        for wrong, kind in (
+            (its.status == DONE, Kind.BARRIER_EXITED),
+            (its.waits != mine.waits, Kind.BARRIER_OTHER),
+        ):
             with code.when(wrong, likely=False):
                 state.fault_warp, state.fault_pc = first, mine.pc
                 state.fault_lane, state.fault_value, state.fault_aux = 0, mine.waits.wide(), other

@@ -24,11 +24,14 @@ N = 16
 WIDEN = ir.FunctionType(VOID, [PTR, PTR])
 """void widen(fragment, scratch): 256 16-bit floats as fp32."""
 
+
 def single(algebra: Algebra, half: Any, type: LaneType) -> Any:
     """A vector of 16-bit floats as fp32."""
     code, b, n = algebra.code, algebra.b, half.type.count
     if type is BF16:
-        return b.bitcast(b.shl(b.zext(half, vector(I32, n)), constant_vector(I32, [16] * n)), vector(FLOAT, n))
+        return b.bitcast(
+            b.shl(b.zext(half, vector(I32, n)), constant_vector(I32, [16] * n)), vector(FLOAT, n)
+        )
     if "f16c" in algebra.features:
         return b.fpext(b.bitcast(half, vector(HALF, n)), vector(FLOAT, n))
     wide = code.shuffle(half, half, [i % n for i in range(32)])
@@ -88,7 +91,12 @@ def hmma(m: TraceWarp, i: Any) -> None:
                 code.store(total, code.at(rows, 4 * N * r), 64)
             for n in range(8):
                 word = Traced(m.algebra, code.load(code.at(rows, n * ROW), vector(I32), 64), U32)
-                m.pending.append((m.row(i.d + n), m.words_of(m.algebra.bitcast(m.algebra._raw(word, F32), U32))[0]))
+                m.pending.append(
+                    (
+                        m.row(i.d + n),
+                        m.words_of(m.algebra.bitcast(m.algebra._raw(word, F32), U32))[0],
+                    )
+                )
             m.flush()
     if m.checked:
         for n in range(8):
@@ -105,7 +113,9 @@ def quiet(m: TraceWarp, d: Any, sums: list[Any]) -> None:
     with code.when(code.of(b.bitcast(nan, I16)) != 0, likely=False):
         for r, total in enumerate(sums):
             bits = b.bitcast(total, vector(I32, N))
-            clean = b.select(b.fcmp_unordered("uno", total, total), constant_vector(I32, [0x7FC00000] * N), bits)
+            clean = b.select(
+                b.fcmp_unordered("uno", total, total), constant_vector(I32, [0x7FC00000] * N), bits
+            )
             code.store(clean, code.at(d, 4 * N * r), 64)
 
 
@@ -120,7 +130,11 @@ def ldsm(m: TraceWarp, i: Any) -> None:
         ldsm_slowly(m, i, origin, pitch, size)
         return
     end = origin.wide() + pitch.wide() * (N - 1) + 2 * N
-    quick = (m.mask == FULL) & ((origin | pitch) & (size - 1) == 0) & (end <= m.state.shared_bytes.wide())
+    quick = (
+        (m.mask == FULL)
+        & ((origin | pitch) & (size - 1) == 0)
+        & (end <= m.state.shared_bytes.wide())
+    )
     with code.either(quick) as (fast, slow):
         with fast:
             ldsm_fast(m, i, origin, pitch)
@@ -144,7 +158,12 @@ def transposed(code: Code, rows: list[Any]) -> list[Any]:
     for _ in range(4):
         mixed = []
         for r in range(8):
-            mixed += [code.shuffle(rows[r], rows[r + 8], [x for j in range(h, h + 8) for x in (j, j + 16)]) for h in (0, 8)]
+            mixed += [
+                code.shuffle(
+                    rows[r], rows[r + 8], [x for j in range(h, h + 8) for x in (j, j + 16)]
+                )
+                for h in (0, 8)
+            ]
         rows = mixed
     return rows
 
@@ -169,4 +188,3 @@ def fetch(m: TraceWarp, address: Traced, size: int) -> Traced:
     rows = m.code.stack(ROW)
     m.move(mover("load", "shared", size, m.checked), m.mask, m.addresses(address), rows)
     return Traced(m.algebra, m.code.load(rows, vector(I32), 64), U32)
-

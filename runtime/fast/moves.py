@@ -34,7 +34,12 @@ MOVER = ir.FunctionType(I32, [PTR, PTR, I32, PTR, PTR])
 """status mover(state, record, mask, addresses, rows): 32 64-bit addresses, rows of words."""
 TOUCH = ir.FunctionType(ir.VoidType(), [PTR, PTR, I64])
 SIZES = (1, 2, 4, 8, 16)
-LIMITS = {"global": "memory_end", "shared": "shared_bytes", "local": "local_bytes", "param": "param_bytes"}
+LIMITS = {
+    "global": "memory_end",
+    "shared": "shared_bytes",
+    "local": "local_bytes",
+    "param": "param_bytes",
+}
 BASES = {"global": "memory", "shared": "shared", "local": "local", "param": "params"}
 
 
@@ -77,14 +82,20 @@ class Move:
     def check(self) -> None:
         b, size = self.code.b, self.size
         if size > 1:
-            self.refuse(b.icmp_unsigned("!=", b.and_(self.address, self.all(size - 1)), self.all(0)), Kind.MISALIGNED)
+            self.refuse(
+                b.icmp_unsigned("!=", b.and_(self.address, self.all(size - 1)), self.all(0)),
+                Kind.MISALIGNED,
+            )
         last = self.state.get(LIMITS[self.space]).wide() - size
         outside = b.icmp_signed(">", self.address, self.code.splat(last.value))
         if self.space == "global":
             outside = b.or_(outside, b.icmp_signed("<", self.address, self.all(BASE)))
         self.refuse(outside, Kind.OUTSIDE)
         if self.space == "global" and self.use == WRITES:
-            self.refuse(b.icmp_signed("<", self.address, self.code.splat(self.state.writable.value)), Kind.READ_ONLY)
+            self.refuse(
+                b.icmp_signed("<", self.address, self.code.splat(self.state.writable.value)),
+                Kind.READ_ONLY,
+            )
         if self.space == "global" and self.checked:
             self.declared()
 
@@ -96,7 +107,9 @@ class Move:
         with self.code.when(lanes != 0, likely=False):
             self.fault(kind, lanes.lowest())
 
-    def fault(self, kind: Kind, lane: Num, value: Num | None = None, aux: Num | int | None = None) -> None:
+    def fault(
+        self, kind: Kind, lane: Num, value: Num | None = None, aux: Num | int | None = None
+    ) -> None:
         self.state.fault_lane = lane
         self.state.fault_value = self.at(lane) if value is None else value
         self.state.fault_aux = access(self.space, self.size, self.use) if aux is None else aux
@@ -113,7 +126,11 @@ class Move:
 
     def declared(self) -> None:
         """Bit 0 of `operands`: the launch declares to read the byte; bit 1: to write it."""
-        with self.code.when(self.state.operands != 0), self.code.lanes(self.mask) as lane, self.each_byte(lane) as byte:
+        with (
+            self.code.when(self.state.operands != 0),
+            self.code.lanes(self.mask) as lane,
+            self.each_byte(lane) as byte,
+        ):
             allowed = self.byte("operands", byte).get("x") & (1 << self.use)
             with self.code.when(allowed == 0, likely=False):
                 self.fault(Kind.UNDECLARED, lane)
@@ -128,7 +145,10 @@ class Move:
         if self.space == "param":
             return
         with self.code.lanes(self.mask) as lane, self.each_byte(lane) as byte:
-            shadow = self.byte({"global": "has_memory", "shared": "has_shared", "local": "has_local"}[self.space], self.shadowed(byte, lane))
+            shadow = self.byte(
+                {"global": "has_memory", "shared": "has_shared", "local": "has_local"}[self.space],
+                self.shadowed(byte, lane),
+            )
             if self.use == WRITES:
                 shadow.x = 1
             else:
@@ -143,7 +163,8 @@ class Move:
         me = self.code.num(1) << self.state.get("warp")
         with self.code.lanes(self.mask) as lane, self.each_byte(lane) as byte:
             written, read = (
-                Struct(self.code, WORD, self.code.at(self.state.pointer_to(n), byte * 4)) for n in ("writers", "readers")
+                Struct(self.code, WORD, self.code.at(self.state.pointer_to(n), byte * 4))
+                for n in ("writers", "readers")
             )
             self.clash(written.get("x") & ~me, WRITES, lane, byte)
             if self.use == WRITES:
@@ -174,7 +195,12 @@ class Move:
         move = load_rows if self.use == READS else store_rows
         if self.space == "local" and self.size > 4:
             for word in range(self.size // 4):  # a thread's consecutive words lie a row apart
-                move(self.code, [self.code.at(h, word * ROW) for h in hosts], 4, self.code.at(self.rows, word * ROW))
+                move(
+                    self.code,
+                    [self.code.at(h, word * ROW) for h in hosts],
+                    4,
+                    self.code.at(self.rows, word * ROW),
+                )
         else:
             move(self.code, hosts, self.size, self.rows)
 
@@ -191,7 +217,10 @@ class Move:
     def interleaved(self) -> Any:
         """Local memory keeps the lanes' words side by side: byte x of lane l lies at (x & ~3) · 32 + 4 l + (x & 3)."""
         b = self.code.b
-        word, byte = b.and_(self.address, self.all(~3 & (1 << 64) - 1)), b.and_(self.address, self.all(3))
+        word, byte = (
+            b.and_(self.address, self.all(~3 & (1 << 64) - 1)),
+            b.and_(self.address, self.all(3)),
+        )
         lanes = constant_vector(I64, range(0, ROW, 4))
         return b.add(b.shl(word, self.all(5)), b.add(lanes, byte))
 
@@ -260,7 +289,10 @@ def add_requests(code: Code, state: Struct, record: Any, use: int, requests: Num
 def fresh_any(move: Move, step: int) -> None:
     """Most sectors were touched before: look at those of every `step`-th lane at once, and mark one by one only if some were not."""
     code, b, shift = move.code, move.code.b, SECTOR.bit_length() - 1
-    touched, seen = move.state.pointer_to(("touched_read", "touched_write")[move.use]), ir.Constant(I8, 0)
+    touched, seen = (
+        move.state.pointer_to(("touched_read", "touched_write")[move.use]),
+        ir.Constant(I8, 0),
+    )
     epoch = move.state.get("epoch").low(I8).value
     for i in range(0, 32, step):
         place = code.at(touched, move.at(code.num(i, I64)) >> shift)
@@ -294,9 +326,17 @@ def load_rows(code: Code, hosts: Sequence[Any], size: int, rows: Any) -> None:
     lanes = ir.Constant(vector(wide), ir.Undefined)
     for i, host in enumerate(hosts):
         value = code.load(host, element, size)
-        lanes = b.insert_element(lanes, value if element is wide or size in (4, 8) else b.zext(value, wide), ir.Constant(I32, i))
+        lanes = b.insert_element(
+            lanes,
+            value if element is wide or size in (4, 8) else b.zext(value, wide),
+            ir.Constant(I32, i),
+        )
     if size == 8:
-        code.store(b.trunc(b.lshr(lanes, constant_vector(I64, [32] * 32)), vector(I32)), code.at(rows, ROW), 64)
+        code.store(
+            b.trunc(b.lshr(lanes, constant_vector(I64, [32] * 32)), vector(I32)),
+            code.at(rows, ROW),
+            64,
+        )
         lanes = b.trunc(lanes, vector(I32))
     code.store(lanes, rows, 64)
 
@@ -305,12 +345,16 @@ def store_rows(code: Code, hosts: Sequence[Any], size: int, rows: Any) -> None:
     """The reverse, lanes in order: the highest wins where several meet."""
     if size == 16:
         for half in (0, 16):
-            words = [code.load(code.at(rows, w * ROW + half * 4), vector(I32, 16), 64) for w in range(4)]
+            words = [
+                code.load(code.at(rows, w * ROW + half * 4), vector(I32, 16), 64) for w in range(4)
+            ]
             scatter_blocks(code, words, hosts[half : half + 16])
         return
     for i, host in enumerate(hosts):
         for w in range(max(size // 4, 1)):
-            value = code.load(code.at(rows, w * ROW + 4 * i), ir.IntType(8 * min(size, 4)), min(size, 4))
+            value = code.load(
+                code.at(rows, w * ROW + 4 * i), ir.IntType(8 * min(size, 4)), min(size, 4)
+            )
             code.store(value, code.at(host, 4 * w), min(size, 4))
 
 
@@ -328,7 +372,9 @@ def scatter_blocks(code: Code, words: Sequence[Any], hosts: Sequence[Any]) -> No
     """Four rows of 16 words → 16 lanes' 16-byte blocks."""
     joined = transposed(code, words)
     for lane, host in enumerate(hosts):
-        block = code.shuffle(joined[lane % 4], joined[lane % 4], range(lane // 4 * 4, lane // 4 * 4 + 4))
+        block = code.shuffle(
+            joined[lane % 4], joined[lane % 4], range(lane // 4 * 4, lane // 4 * 4 + 4)
+        )
         code.store(block, host, 16)
 
 
@@ -342,4 +388,6 @@ def transposed(code: Code, rows: Sequence[Any]) -> list[Any]:
 
     a, c = (code.shuffle(rows[0], rows[1], blocks(o)) for o in (low, high))
     b, d = (code.shuffle(rows[2], rows[3], blocks(o)) for o in (low, high))
-    return [code.shuffle(x, y, blocks(o)) for x, y in ((a, b), (c, d)) for o in (pair_low, pair_high)]
+    return [
+        code.shuffle(x, y, blocks(o)) for x, y in ((a, b), (c, d)) for o in (pair_low, pair_high)
+    ]

@@ -71,8 +71,17 @@ def spill(m: TraceWarp, addresses: Any) -> Any:
 class Place:
     """Where a memory instruction goes: a scalar start, and a 32-bit offset in each lane."""
 
-    def __init__(self, m: TraceWarp, space: str, start: Num, lane: Any, size: int, use: int) -> None:
-        self.m, self.space, self.start, self.lane, self.size, self.use = m, space, start, lane, size, use
+    def __init__(
+        self, m: TraceWarp, space: str, start: Num, lane: Any, size: int, use: int
+    ) -> None:
+        self.m, self.space, self.start, self.lane, self.size, self.use = (
+            m,
+            space,
+            start,
+            lane,
+            size,
+            use,
+        )
 
     def addresses(self) -> Any:
         """One 64-bit address a lane."""
@@ -97,7 +106,9 @@ class Place:
         code, b, size = self.m.code, self.m.code.b, self.size
         heads = code.shuffle(self.lane, self.lane, [i // HALF * HALF for i in IOTA])
         expected = b.add(heads, constant_vector(I32, [i % HALF * size for i in IOTA]))
-        fine = (self.m.mask == FULL) & (code.bits(b.icmp_unsigned("==", self.lane, expected)) == FULL)
+        fine = (self.m.mask == FULL) & (
+            code.bits(b.icmp_unsigned("==", self.lane, expected)) == FULL
+        )
         for head in (0, HALF):
             fine = fine & self.inside(head, HALF * self.size)
         return fine
@@ -122,7 +133,10 @@ class Place:
     def same(self) -> Num:
         """Whether all lanes have one address."""
         code, b = self.m.code, self.m.code.b
-        return code.bits(b.icmp_unsigned("==", self.lane, code.splat(code.element(self.lane, 0)))) == FULL
+        return (
+            code.bits(b.icmp_unsigned("==", self.lane, code.splat(code.element(self.lane, 0))))
+            == FULL
+        )
 
     def host(self, head: int) -> Any:
         """Where the run that begins with a lane lies."""
@@ -140,7 +154,9 @@ class Place:
         spans = [(self.at(h) >> shift, (self.at(h) + HALF * size - 1) >> shift) for h in (0, HALF)]
         requests = [last - first + 1 for first, last in spans]
         joined = (spans[0][1] == spans[1][0]).flag(I64)
-        add_requests(m.code, m.state, m.record.pointer, self.use, (requests[0] + requests[1] - joined).low())
+        add_requests(
+            m.code, m.state, m.record.pointer, self.use, (requests[0] + requests[1] - joined).low()
+        )
         for first, last in spans:
             self.touch_range(first, last)
 
@@ -158,11 +174,23 @@ class Place:
         epoch = self.m.state.get("epoch").low(I8)
         fresh = code.num(0, I1)
         if count > 2:
-            seen = b.icmp_unsigned("!=", code.load(place, vector(I8, count - 1)), code.splat(epoch.value, count - 1))
+            seen = b.icmp_unsigned(
+                "!=", code.load(place, vector(I8, count - 1)), code.splat(epoch.value, count - 1)
+            )
             fresh = code.of(b.bitcast(seen, ir.IntType(count - 1))) != 0
         else:
             fresh = code.of(code.load(place, I8)) != epoch
-        tail = code.of(code.load(code.at(self.m.state.pointer_to(("touched_read", "touched_write")[self.use]), last), I8)) != epoch
+        tail = (
+            code.of(
+                code.load(
+                    code.at(
+                        self.m.state.pointer_to(("touched_read", "touched_write")[self.use]), last
+                    ),
+                    I8,
+                )
+            )
+            != epoch
+        )
         with code.when(fresh | tail, likely=False), code.each(last - first + 1) as i:
             touch(code, self.m.state, self.use, first + i)
 
@@ -176,7 +204,9 @@ def load(m: TraceWarp, i: Any, place: Place, mask: Num | None = None) -> None:
         return slow_load(m, i, place, m.mask)
     with code.either(place.quick()) as (fast, slow):
         with fast:
-            for n, row in enumerate(fast_local_rows(place, words) if place.space == "local" else fast_rows(place)):
+            for n, row in enumerate(
+                fast_local_rows(place, words) if place.space == "local" else fast_rows(place)
+            ):
                 code.store(extended(m, row, i.width.lane), m.row(i.d + n), 64)
             place.count()
         with slow:
@@ -193,7 +223,9 @@ def same_load(m: TraceWarp, i: Any, place: Place) -> None:
     with code.either(place.one()) as (one, many):
         with one:
             for n in range(i.width.words):
-                word = code.load(code.at(place.host(0), 4 * n), ir.IntType(type.bits), type.bits // 8)
+                word = code.load(
+                    code.at(place.host(0), 4 * n), ir.IntType(type.bits), type.bits // 8
+                )
                 code.store(extended(m, code.splat(word), type), m.row(i.d + n), 64)
             place.count_one()
         with many:
@@ -204,7 +236,12 @@ def slow_load(m: TraceWarp, i: Any, place: Place, mask: Num) -> None:
     """By a mover, whatever the addresses are."""
     words = i.width.words
     rows = m.code.stack(words * ROW)
-    m.move(mover("load", place.space, i.width.bytes, m.checked), mask, spill(m, place.addresses()), rows)
+    m.move(
+        mover("load", place.space, i.width.bytes, m.checked),
+        mask,
+        spill(m, place.addresses()),
+        rows,
+    )
     loaded(m, i.d, i.width.lane, words, rows)
 
 
@@ -311,7 +348,12 @@ def uldc(m: TraceWarp, i: Any) -> None:
     words = i.width.lane.bits // 32
     address = offset(m, i).wide()
     rows = m.code.stack(words * ROW)
-    m.move(mover("load", "param", 4 * words), m.code.num(FULL), spill(m, m.code.splat(address.value)), rows)
+    m.move(
+        mover("load", "param", 4 * words),
+        m.code.num(FULL),
+        spill(m, m.code.splat(address.value)),
+        rows,
+    )
     for w in range(words):
         value = m.code.load(m.code.at(rows, w * ROW), vector(I32), 64)
         m.set_uniform(i.d + w, Traced(m.algebra, m.code.splat(m.code.element(value, 0)), U32))

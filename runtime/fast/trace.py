@@ -44,7 +44,12 @@ class TraceWarp:
     """A warp being traced: `knapper.isa.lanes.Warp` for the values of `Algebra`."""
 
     def __init__(
-        self, code: Code, variant: Variant, features: frozenset[str], checked: bool, require: Callable[[str], None]
+        self,
+        code: Code,
+        variant: Variant,
+        features: frozenset[str],
+        checked: bool,
+        require: Callable[[str], None],
     ) -> None:
         self.code, self.variant, self.checked, self.require = code, variant, checked, require
         state, record, mask = code.arguments[:3]
@@ -119,7 +124,10 @@ class TraceWarp:
         value, b = self.algebra.canonical(value), self.code.b
         if value.type.bits == 64:
             raw = b.bitcast(value.v, vector(I64))
-            return [b.trunc(raw, vector(I32)), b.trunc(b.lshr(raw, constant_vector(I64, [32] * 32)), vector(I32))]
+            return [
+                b.trunc(raw, vector(I32)),
+                b.trunc(b.lshr(raw, constant_vector(I64, [32] * 32)), vector(I32)),
+            ]
         if value.type.bits == 32:
             return [b.bitcast(value.v, vector(I32))]
         extend = b.sext if value.type.kind == "s" else b.zext
@@ -173,7 +181,9 @@ class TraceWarp:
             have = self.shadow("has_ureg", (slot + word * 4) >> 2)
             with self.code.when(have.get("x") == 0, likely=False):
                 self.fault(Kind.UNWRITTEN_UNIFORM, 0, (slot + word * 4) >> 2)
-        return self.code.of(self.code.load(self.code.at(self.state.pointer_to("uregs"), slot + word * 4), I32, 4))
+        return self.code.of(
+            self.code.load(self.code.at(self.state.pointer_to("uregs"), slot + word * 4), I32, 4)
+        )
 
     def immediate(self, payload: Num, type: LaneType) -> Traced:
         if type.bits < 64:
@@ -193,7 +203,9 @@ class TraceWarp:
         slot, first = self.slot(reg)
         for i, word in enumerate(self.words_of(value)):
             place = slot + (first + i) * 4
-            self.code.store(self.code.element(word, 0), self.code.at(self.state.pointer_to("uregs"), place), 4)
+            self.code.store(
+                self.code.element(word, 0), self.code.at(self.state.pointer_to("uregs"), place), 4
+            )
             if self.checked:
                 self.shadow("has_ureg", place >> 2).x = FULL
 
@@ -202,7 +214,9 @@ class TraceWarp:
     def predicate(self, p: Any) -> Traced:
         slot, _ = self.slot(p)
         self.written("has_pred", slot >> 2, Kind.UNWRITTEN_PREDICATE)
-        bits = self.code.of(self.code.load(self.code.at(self.state.pointer_to("preds"), slot), I32, 4))
+        bits = self.code.of(
+            self.code.load(self.code.at(self.state.pointer_to("preds"), slot), I32, 4)
+        )
         if isinstance(p, Guard):
             bits = bits ^ self.record.get("slot", int(p) // STAND_IN)
         return Traced(self.algebra, self.code.lane_mask(bits), B1)
@@ -254,21 +268,35 @@ class TraceWarp:
             picked = []
             for i in (0, 16):
                 index = code.shuffle(lane.v, lane.v, range(i, i + 16))
-                picked.append(code.call("llvm.x86.avx512.vpermi2var.d.512", ir.FunctionType(half, [half] * 3), low, index, high))
+                picked.append(
+                    code.call(
+                        "llvm.x86.avx512.vpermi2var.d.512",
+                        ir.FunctionType(half, [half] * 3),
+                        low,
+                        index,
+                        high,
+                    )
+                )
             return code.shuffle(picked[0], picked[1], range(32))
         place = code.stack(ROW)
         code.store(word, place, 64)
         out = ir.Constant(vector(I32), ir.Undefined)
         for i in range(32):
             index = code.of(code.element(lane.v, i)) & 31
-            out = code.b.insert_element(out, code.load(code.at(place, index * 4), I32, 4), ir.Constant(I32, i))
+            out = code.b.insert_element(
+                out, code.load(code.at(place, index * 4), I32, 4), ir.Constant(I32, i)
+            )
         return out
 
     def ballot(self, value: Value) -> Traced:
         return self.spread(self.code.bits(value.v) & self.mask, U32)
 
     def first(self, value: Value) -> Traced:
-        return Traced(self.algebra, self.code.splat(self.code.element(value.v, self.mask.lowest())), value.type)
+        return Traced(
+            self.algebra,
+            self.code.splat(self.code.element(value.v, self.mask.lowest())),
+            value.type,
+        )
 
     # --- memory
 
@@ -277,18 +305,29 @@ class TraceWarp:
         self.code.store(self.algebra.convert(address, U64).v, place, 64)
         return place
 
-    def load(self, space: str, address: Value, type: LaneType, words: int = 1, where: Value | None = None) -> list[Traced]:
+    def load(
+        self, space: str, address: Value, type: LaneType, words: int = 1, where: Value | None = None
+    ) -> list[Traced]:
         self.flush()
         mask = self.mask if where is None else self.mask & self.code.bits(where.v)
         mask = self.code.num(FULL) if space == "param" else mask
         size = words * type.bits // 8
         rows = self.code.stack(max(size // 4, 1) * ROW)
-        self.move(mover("load", space, size, self.checked and space != "param"), mask, self.addresses(address), rows)
+        self.move(
+            mover("load", space, size, self.checked and space != "param"),
+            mask,
+            self.addresses(address),
+            rows,
+        )
         values = []
         for i in range(words):
             step = max(type.bits // 32, 1)
             low, high = (
-                Traced(self.algebra, self.code.load(self.code.at(rows, (i * step + w) * ROW), vector(I32), 64), U32)
+                Traced(
+                    self.algebra,
+                    self.code.load(self.code.at(rows, (i * step + w) * ROW), vector(I32), 64),
+                    U32,
+                )
                 for w in (0, step - 1)
             )
             values.append(self.wide(low, high, type) if type.bits == 64 else self.narrow(low, type))
@@ -301,12 +340,18 @@ class TraceWarp:
         for i, word in enumerate(words):
             self.code.store(word, self.code.at(rows, i * ROW), 64)
         size = sum(v.type.bits for v in values) // 8
-        self.move(mover("store", space, size, self.checked), self.mask, self.addresses(address), rows)
+        self.move(
+            mover("store", space, size, self.checked), self.mask, self.addresses(address), rows
+        )
 
     def move(self, name: str, mask: Num, addresses: Any, rows: Any) -> None:
         """Call a mover; stop if it faults."""
         self.require(name)
-        status = self.code.of(self.code.call(name, MOVER, self.state.pointer, self.record.pointer, mask.value, addresses, rows))
+        status = self.code.of(
+            self.code.call(
+                name, MOVER, self.state.pointer, self.record.pointer, mask.value, addresses, rows
+            )
+        )
         with self.code.when(status != 0, likely=False):
             self.code.give(status)
 
@@ -326,4 +371,3 @@ class TraceWarp:
 
     def exit(self) -> None:
         self.status = EXIT
-

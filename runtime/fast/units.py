@@ -28,6 +28,8 @@ import numpy as np
 import platformdirs
 from llvmlite import ir
 
+from knapper.isa import core
+
 log = logging.getLogger("knapper.runtime")
 Build = Callable[[ir.Module, frozenset[str], Callable[[str], None]], None]
 """Writes a unit into a module, given the processor's features; calls back with each unit that it needs."""
@@ -47,30 +49,38 @@ class Host:
         name = os.environ.get("KNAPPER_CPU") or os.environ.get("NUMBA_CPU_NAME")
         if name:
             return Host(name, frozenset())
-        return Host(llvm.get_host_cpu_name(), frozenset(f for f, on in llvm.get_host_cpu_features().items() if on))
+        return Host(
+            llvm.get_host_cpu_name(),
+            frozenset(f for f, on in llvm.get_host_cpu_features().items() if on),
+        )
+
+
+ISA = ("core.py", "lanes.py", "modifiers.py", "functions.py", "program.py", "tensor.py", "conv.py")
+RUNTIME = ("decode.py", "counters.py", "faults.py", "memory.py")
+"""What decides, beside isa/base and this folder, which code a built-in instruction becomes."""
 
 
 @cache
 def source_hash() -> str:
-    """Of everything that decides what a unit does."""
+    """Of everything that decides what a built-in unit does."""
     digest = hashlib.sha256(f"llvmlite {llvmlite.__version__} numpy {np.__version__}".encode())
-    here = Path(__file__).resolve().parent
-    isa = Path(_isa_file()).resolve().parent
-    for f in sorted([*isa.rglob("*.py"), *here.glob("*.py"), here.parent / "decode.py", here.parent / "counters.py", here.parent / "faults.py"]):
+    here, isa = Path(__file__).resolve().parent, Path(str(core.__file__)).resolve().parent
+    files = [isa / n for n in ISA] + [here.parent / n for n in RUNTIME]
+    for f in [*files, *sorted((isa / "base").glob("*.py")), *sorted(here.glob("*.py"))]:
         digest.update(f.name.encode() + f.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _isa_file() -> str:
-    from knapper.isa import core
-
-    return str(core.__file__)
-
-
 def cache_directory(host: Host) -> Path:
     """Where this host's machine code lives."""
-    key = hashlib.sha256(f"{source_hash()} {host.cpu} {' '.join(sorted(host.features))}".encode()).hexdigest()[:16]
-    return Path(os.environ.get("KNAPPER_CACHE") or platformdirs.user_cache_dir("knapper")) / "machine-code" / key
+    key = hashlib.sha256(
+        f"{source_hash()} {host.cpu} {' '.join(sorted(host.features))}".encode()
+    ).hexdigest()[:16]
+    return (
+        Path(os.environ.get("KNAPPER_CACHE") or platformdirs.user_cache_dir("knapper"))
+        / "machine-code"
+        / key
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,9 @@ class ObjectFile:
         """The index of an object file; an unreadable one has no members."""
         try:
             entry = json.loads(index.read_text())
-            return ObjectFile(index, tuple(entry["members"]), tuple(entry["needs"]), entry["checksum"])
+            return ObjectFile(
+                index, tuple(entry["members"]), tuple(entry["needs"]), entry["checksum"]
+            )
         except (OSError, ValueError, KeyError):
             return ObjectFile(index, (), (), "")
 
@@ -132,7 +144,11 @@ class Units:
         features = ",".join(f"+{f}" for f in sorted(self.host.features))
         target = llvm.Target.from_default_triple()
         self.machine = target.create_target_machine(
-            cpu=self.host.cpu if self.host.cpu != "generic" else "", features=features, opt=2, jit=True, codemodel="jitdefault"
+            cpu=self.host.cpu if self.host.cpu != "generic" else "",
+            features=features,
+            opt=2,
+            jit=True,
+            codemodel="jitdefault",
         )
         empty = llvm.parse_assembly(f'target triple = "{llvm.get_default_triple()}"')
         self.engine = llvm.create_mcjit_compiler(empty, self.machine)
@@ -199,11 +215,17 @@ class Units:
         code = self.machine.emit_object(self.optimized(module))
         self.adopt(members, code)
         ObjectFile.write(cache_directory(self.host), sorted(members), sorted(needs), code)
-        log.info("compiled %d parts of the emulator core in %.1f s", len(members), time.perf_counter() - start)
+        log.info(
+            "compiled %d parts of the emulator core in %.1f s",
+            len(members),
+            time.perf_counter() - start,
+        )
 
     def optimized(self, module: ir.Module) -> Any:
         parsed = llvm.parse_assembly(str(module))
-        builder = llvm.create_pass_builder(self.machine, llvm.create_pipeline_tuning_options(speed_level=2))
+        builder = llvm.create_pass_builder(
+            self.machine, llvm.create_pipeline_tuning_options(speed_level=2)
+        )
         builder.getModulePassManager().run(parsed, builder)
         return parsed
 

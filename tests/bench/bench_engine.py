@@ -1,6 +1,6 @@
 """What the fast engine costs: nanoseconds an instruction, GMAC/s of the matrix loop beside numpy's sgemm, start-up times.
 
-    PYTHONPATH=.ns python tests/bench/bench_engine.py
+PYTHONPATH=.ns python tests/bench/bench_engine.py
 """
 
 from __future__ import annotations
@@ -15,15 +15,35 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg, Guard
-from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, FloatType, Fn, Half, IntType, Logic, MinMax, Rounding, Scalar, Trans, Width
+from knapper.isa.core import Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.modifiers import (
+    SR,
+    Bits32,
+    Cmp,
+    Direction,
+    FloatType,
+    Fn,
+    Half,
+    IntType,
+    Logic,
+    MinMax,
+    Rounding,
+    Scalar,
+    Shuffle,
+    Trans,
+    Width,
+)
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.runtime.session import Session
 
 TRIPS, REGISTERS, ARENA = 10000, 200, 1 << 16
 F, S = FloatType.F32, IntType.S32
 GLOBAL, SHARED, COUNT = UReg(0), UReg(2), UReg(4)
-LANE, LINE, ROWS = Reg(0), Reg(1), Reg(2)  # lane; 16 · lane; 64 · (lane / 2) + 16 · (lane % 2): pairs of lanes share a row
+LANE, LINE, ROWS = (
+    Reg(0),
+    Reg(1),
+    Reg(2),
+)  # lane; 16 · lane; 64 · (lane / 2) + 16 · (lane % 2): pairs of lanes share a row
 
 
 def program(body: Sequence[Instr], trips: int = TRIPS, warps: int = 1) -> Program:
@@ -36,12 +56,31 @@ def program(body: Sequence[Instr], trips: int = TRIPS, warps: int = 1) -> Progra
         i.SHF(Direction.L, IntType.U32, Reg(4), LANE, Src.of(2)),
     ]  # fmt: skip
     head = len(code)
-    code += [*body, i.UIADD(Bits32._32, COUNT, COUNT, Src.of(-1)), i.UISETP(Cmp.GT, S, Pred(0), COUNT, Src.of(0))]
+    code += [
+        *body,
+        i.UIADD(Bits32._32, COUNT, COUNT, Src.of(-1)),
+        i.UISETP(Cmp.GT, S, Pred(0), COUNT, Src.of(0)),
+    ]
     code += [i.BRA(Label(head), guard=Guard(0)), i.EXIT()]
-    kernel = Kernel("loop", Kernel.encode(code), (0,) * len(code), (32 * warps, 1, 1), REGISTERS, shared_bytes=32768, matrix=True)
+    kernel = Kernel(
+        "loop",
+        Kernel.encode(code),
+        (0,) * len(code),
+        (32 * warps, 1, 1),
+        REGISTERS,
+        shared_bytes=32768,
+        matrix=True,
+    )
     launch = Launch("loop", (1, 1, 1), (BASE,), ("n",))
     port = Port("x", "u8", (ARENA,), BASE)
-    return Program({"name": "bench", "extensions": ("tensor", "conv")}, {"loop": kernel}, (launch,), (port,), (), arena_bytes=ARENA)
+    return Program(
+        {"name": "bench", "extensions": ("tensor", "conv")},
+        {"loop": kernel},
+        (launch,),
+        (port,),
+        (),
+        arena_bytes=ARENA,
+    )
 
 
 def seconds(p: Program, repeat: int = 5) -> float:
@@ -58,7 +97,11 @@ def seconds(p: Program, repeat: int = 5) -> float:
 
 def nanoseconds(make: Callable[[int], Instr], copies: int = 16) -> float:
     """Of one instruction in a row of different ones: the loop with it less the loop without."""
-    return (seconds(program([make(n) for n in range(copies)])) - seconds(program([]))) / (TRIPS * copies) * 1e9
+    return (
+        (seconds(program([make(n) for n in range(copies)])) - seconds(program([])))
+        / (TRIPS * copies)
+        * 1e9
+    )
 
 
 def r(n: int, base: int = 8, step: int = 1) -> Reg:
@@ -85,7 +128,7 @@ ONE: dict[str, Callable[[int], Instr]] = {
     "IADD s64": lambda n: i.IADD(IntType.S64, r(n, 8, 2), r(n, 40, 2), Src.of(r(n, 80, 2))),
     "FADD f64": lambda n: i.FADD(FloatType.F64, r(n, 8, 2), r(n, 40, 2), Src.of(r(n, 80, 2))),
     "IDIV": lambda n: i.IDIV(IntType.U32, r(n), r(n, 40), Src.of(r(n, 60))),
-    "SHFL": lambda n: i.SHFL(i.SHFL.__annotations__ and __import__("knapper.isa.modifiers", fromlist=["x"]).Shuffle.BFLY, r(n), r(n, 40), Src.of(1)),
+    "SHFL": lambda n: i.SHFL(Shuffle.BFLY, r(n), r(n, 40), Src.of(1)),
     "MUFU.EXP": lambda n: i.MUFU(Fn.EXP, F, r(n), r(n, 40)),
     "MUFU.RCP": lambda n: i.MUFU(Fn.RCP, F, r(n), r(n, 40)),
     "MUFU.TANH": lambda n: i.MUFU(Fn.TANH, F, r(n), r(n, 40)),
@@ -110,8 +153,14 @@ ONE: dict[str, Callable[[int], Instr]] = {
 
 def matrix() -> list[Instr]:
     """A k step of a 64 × 64 warp tile: 8 LDSM, 16 HMMA."""
-    loads: list[Instr] = [i.LDSM(Trans.N, r(n, 136, 4), SHARED, Signed(512 * n), Unsigned(32)) for n in range(8)]
-    return loads + [i.HMMA(Half.F16, r(4 * m + n, 8, 8), r(m, 136, 4), r(n, 152, 4), r(4 * m + n, 8, 8)) for m in range(4) for n in range(4)]
+    loads: list[Instr] = [
+        i.LDSM(Trans.N, r(n, 136, 4), SHARED, Signed(512 * n), Unsigned(32)) for n in range(8)
+    ]
+    return loads + [
+        i.HMMA(Half.F16, r(4 * m + n, 8, 8), r(m, 136, 4), r(n, 152, 4), r(4 * m + n, 8, 8))
+        for m in range(4)
+        for n in range(4)
+    ]
 
 
 def sgemm() -> float:
@@ -125,9 +174,6 @@ def sgemm() -> float:
     return 1024**3 / best / 1e9
 
 
-START = "import runpy,sys,time; t=time.process_time(); import tests_path; tests_path.main()"
-
-
 def startup() -> None:
     """First compile and warm start, in fresh processes."""
     script = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import bench_engine as b, time; p = b.program(b.matrix(), 1)\n"
@@ -135,7 +181,9 @@ def startup() -> None:
     with tempfile.TemporaryDirectory() as cache:
         env = {**os.environ, "KNAPPER_CACHE": cache}
         for what in ("first compile", "warm start"):
-            done = subprocess.run([sys.executable, "-c", script], env=env, check=True, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-c", script], env=env, check=True, capture_output=True, text=True
+            )
             print(f"{what:16} {float(done.stdout):6.3f} s CPU")
 
 
@@ -146,7 +194,9 @@ def main() -> None:
             print(f"{name:16} {nanoseconds(make):7.1f} ns", flush=True)
     if not chosen:
         cpu = seconds(program(matrix()))
-        print(f"{'k step':16} {16 * 4096 * TRIPS / cpu / 1e9:7.1f} GMAC/s with LDSM; numpy sgemm {sgemm():.1f}")
+        print(
+            f"{'k step':16} {16 * 4096 * TRIPS / cpu / 1e9:7.1f} GMAC/s with LDSM; numpy sgemm {sgemm():.1f}"
+        )
         startup()
 
 
