@@ -184,7 +184,8 @@ class _Rule(_Blocks):
         n = prod(self.extents(reductions[0], PARALLEL))
         inner = [i for i, e in enumerate(self.extents(final, PARALLEL)) if i not in rows and e > 1]
         width = self._width(reductions[0], n)
-        if not inner and len(reductions) == 1 and width in (2, 4):
+        single = len(reductions) == 1 and len(self.sch.get(reductions[0]).writes) == 1  # argmax makes two values at once
+        if single and not inner and width in (2, 4):
             self._sequential_vector(reductions[0], final, n, width)
             return
         loops = self._reordered(final, rows)
