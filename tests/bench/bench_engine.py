@@ -38,7 +38,7 @@ from knapper.runtime.session import Session
 
 TRIPS, REGISTERS, ARENA = 10000, 200, 1 << 16
 F, S = FloatType.F32, IntType.S32
-GLOBAL, SHARED, COUNT = UReg(0), UReg(2), UReg(4)
+GLOBAL, SHARED, COUNT, IMAGE = UReg(0), UReg(2), UReg(4), UReg(30)
 LANE, LINE, ROWS = (
     Reg(0),
     Reg(1),
@@ -49,7 +49,7 @@ LANE, LINE, ROWS = (
 def program(body: Sequence[Instr], trips: int = TRIPS, warps: int = 1) -> Program:
     """A kernel that runs the body `trips` times."""
     code: list[Instr] = [
-        i.ULDC(Bits32._64, GLOBAL, Unsigned(0)), i.UMOV(SHARED, Src.of(0)), i.UMOV(COUNT, Src.of(trips)), i.S2R(SR.LANEID, LANE),
+        i.ULDC(Bits32._64, GLOBAL, Unsigned(0)), i.UMOV(SHARED, Src.of(0)), i.UMOV(IMAGE, Src.of(8 << 16 | 8)), i.UMOV(COUNT, Src.of(trips)), i.S2R(SR.LANEID, LANE),
         i.SHF(Direction.L, IntType.U32, LINE, LANE, Src.of(4)), i.SHF(Direction.R, IntType.U32, ROWS, LANE, Src.of(1)),
         i.SHF(Direction.L, IntType.U32, ROWS, ROWS, Src.of(6)), i.LOP(Logic.AND, Bits32._32, Reg(3), LANE, Src.of(1)),
         i.SHF(Direction.L, IntType.U32, Reg(3), Reg(3), Src.of(4)), i.IADD(S, ROWS, ROWS, Src.of(Reg(3))),
@@ -136,7 +136,7 @@ ONE: dict[str, Callable[[int], Instr]] = {
     "LDG.U16": lambda n: i.LDG(Width.U16, r(n), GLOBAL, Reg(255), Signed(128 * n)),
     "LDG.128": lambda n: i.LDG(Width._128, r(n % 8, 8, 4), GLOBAL, LINE, Signed(512 * n)),
     "LDG.128 rows": lambda n: i.LDG(Width._128, r(n % 8, 8, 4), GLOBAL, ROWS, Signed(512 * n)),
-    "LDG.IM2COL.128": lambda n: i.LDG_IM2COL(Width._128, r(n % 8, 8, 4), GLOBAL, ROWS, Signed(512 * n), Reg(180), Src.of(0), UReg(20)),
+    "LDG.IM2COL.128": lambda n: i.LDG_IM2COL(Width._128, r(n % 8, 8, 4), GLOBAL, ROWS, Signed(512 * n), Reg(180), Src.of(0), IMAGE),
     "STG.32": lambda n: i.STG(Width._32, GLOBAL, Reg(4), Signed(128 * n), r(n)),
     "STG.128": lambda n: i.STG(Width._128, GLOBAL, LINE, Signed(512 * n), r(n % 8, 8, 4)),
     "STG.128 rows": lambda n: i.STG(Width._128, GLOBAL, ROWS, Signed(512 * n), r(n % 8, 8, 4)),
