@@ -49,7 +49,8 @@ LANE, LINE, ROWS = (
 def program(body: Sequence[Instr], trips: int = TRIPS, warps: int = 1) -> Program:
     """A kernel that runs the body `trips` times."""
     code: list[Instr] = [
-        i.ULDC(Bits32._64, GLOBAL, Unsigned(0)), i.UMOV(SHARED, Src.of(0)), i.UMOV(IMAGE, Src.of(8 << 16 | 8)), i.UMOV(COUNT, Src.of(trips)), i.S2R(SR.LANEID, LANE),
+        i.ULDC(Bits32._64, GLOBAL, Unsigned(0)), i.UMOV(SHARED, Src.of(0)), i.UMOV(IMAGE, Src.of(8 << 16 | 8)),
+        i.UMOV(COUNT, Src.of(trips)), i.S2R(SR.LANEID, LANE),
         i.SHF(Direction.L, IntType.U32, LINE, LANE, Src.of(4)), i.SHF(Direction.R, IntType.U32, ROWS, LANE, Src.of(1)),
         i.SHF(Direction.L, IntType.U32, ROWS, ROWS, Src.of(6)), i.LOP(Logic.AND, Bits32._32, Reg(3), LANE, Src.of(1)),
         i.SHF(Direction.L, IntType.U32, Reg(3), Reg(3), Src.of(4)), i.IADD(S, ROWS, ROWS, Src.of(Reg(3))),
