@@ -93,11 +93,31 @@ def reshaped(perm: Ints, old: Ints, new: Ints) -> tuple[Ints, Ints] | None:
         if not _neighbours(places, perm, old):
             return None
         parts.append((places[0], made))
-    order = [j for _, made in sorted(parts) for j in made]
-    first = next((j for j, n in enumerate(new) if n != 1), len(new))
-    ones = [j for j, n in enumerate(new) if n == 1]
-    order = [j for j in ones if j < first] + order + [j for j in ones if j > first]
+    order = _with_ones([j for _, made in sorted(parts) for j in made], new)
     return tuple(new[j] for j in order), tuple(order.index(j) for j in range(len(new)))
+
+
+def arranged(perm: Ints, old: Ints, new: Ints) -> Ints | None:
+    """The order to store a tensor in so that the Reshape can be done, near to that of `perm`.
+
+    Axes that are merged or split together are put together, and what is innermost stays innermost.
+
+    >>> arranged((0, 4, 3, 1, 2), (2, 8, 2, 7, 5), (2, 16, 7, 5))   # [2,7,5,2,8] → [2,7,5,8,2]
+    (0, 3, 4, 1, 2)
+    """
+    groups = _groups(old, new)
+    if groups is None:
+        return None
+    inner = sorted((max(perm[i] for i in axes), axes) for axes, _ in groups)
+    order = _with_ones([i for _, axes in inner for i in axes], old)
+    return tuple(order.index(i) for i in range(len(old)))
+
+
+def _with_ones(order: list[int], sizes: Ints) -> list[int]:
+    """An order of the axes longer than 1 with the others: leading ones first, the rest last."""
+    first = next((i for i, n in enumerate(sizes) if n != 1), len(sizes))
+    ones = [i for i, n in enumerate(sizes) if n == 1]
+    return [i for i in ones if i < first] + order + [i for i in ones if i > first]
 
 
 def _neighbours(places: list[int], perm: Ints, old: Ints) -> bool:

@@ -41,8 +41,8 @@ CHEAP = _ops("""
     Not Or PRelu Relu Round Shrink Sign Sub Sum ThresholdedRelu Where Xor
 """)
 ELEMENTWISE = CHEAP | _ops("""
-    Celu Cos Elu Erf Exp Gelu Log Mean Mish Mod Pow Reciprocal Selu Sigmoid Sin Softplus Softsign
-    Sqrt Swish Tan Tanh
+    Acos Acosh Asin Asinh Atan Atanh Celu Cos Cosh Elu Erf Exp Gelu Log Mean Mish Mod Pow Reciprocal
+    Selu Sigmoid Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh
 """)
 """Ops whose element i depends on element i of their (broadcast) operands only."""
 EPILOGUE = ELEMENTWISE & _ops("""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knapper.compiler import text
-from knapper.compiler.ir import DTYPES, Array, Attr, Graph, Node, Type, op
+from knapper.compiler.ir import DTYPES, OPS, Array, Attr, Graph, Node, Type, op
 from knapper.isa.errors import IRError, KnapperError
 
 
-@op
 def TextAny(
     *xs: Type | None,
     shape: tuple[int, ...] = (2, 3),
@@ -30,11 +31,19 @@ def TextAny(
     return (Type("f32", tuple(shape)),) * results
 
 
+@pytest.fixture(scope="module", autouse=True)
+def declared() -> Iterator[None]:
+    """`TextAny` exists for these tests only."""
+    op(TextAny)
+    yield
+    del OPS["TextAny"]
+
+
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
 scalars = st.one_of(
     st.integers(-(2**40), 2**40), st.floats(allow_nan=False), st.text(max_size=4), st.booleans()
 )
-attributes = st.fixed_dictionaries({}, optional={
+attributes: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries({}, optional={
     "i": st.integers(), "f": st.floats(allow_nan=False), "s": st.text(max_size=8), "b": st.booleans(),
     "many": st.recursive(st.lists(scalars, max_size=3).map(tuple),
                          lambda inner: st.lists(inner, max_size=2).map(tuple), max_leaves=4),

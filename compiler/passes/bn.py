@@ -44,7 +44,10 @@ def normalization(w: Writer, x: str, epsilon: float, layout: str, **operands: st
     a = {name: w.known(v).astype(np.float64) for name, v in operands.items()}
     s = a["scale"] / np.sqrt(a["var"] + epsilon)
     t = a["bias"] - a["mean"] * s
-    return _folded(w, x, s, t) or _affine(w, x, s, t, 1 if layout == "NCHW" else -1)
+    axis = 1 if layout == "NCHW" else w.type(x).rank - 1
+    n = w.maker(x)
+    folds = n is not None and n.op in PRODUCTS and _channel_axis(n) == axis
+    return (_folded(w, x, s, t) if folds else None) or _affine(w, x, s, t, axis)
 
 
 def mul(w: Writer, x: str, c: str) -> str | None:
@@ -137,7 +140,7 @@ def _affine(w: Writer, x: str, s: Array, t: Array, axis: int) -> str:
 
 def _column(v: Array, like: Type, axis: int) -> Array:
     dtype = np.dtype({"f16": np.float16, "f64": np.float64}.get(like.dtype, np.float32))
-    return v.astype(dtype).reshape(-1, *(1,) * (like.rank - 1 - axis % like.rank))
+    return v.astype(dtype).reshape(-1, *(1,) * (like.rank - 1 - axis))
 
 
 def _vector(w: Writer, x: str, c: str) -> Array | None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 
 from ..axes import (
     Ints,
+    arranged,
     channels_last,
     compose,
     identity,
@@ -240,28 +241,25 @@ def reduce(w: _Layout, n: Node) -> list[Held] | None:
     return w.put(n, [h.stored], attrs, [h.perm if n.attr("keepdims") else without(h.perm, axes)])
 
 
-@handles("Slice", "Pad")
+@handles("Slice", "Pad", "Resize")
 def some_axes(w: _Layout, n: Node) -> list[Held] | None:
     """What is done to which axes is listed: list the stored ones."""
     h = w.held[n.inputs[0]]
     if h.plain:
         return None
-    count = len(n.attr("starts")) if n.op == "Slice" else len(n.attr("pads")) // 2
+    count = len(n.attr("starts")) if n.op == "Slice" else len(h.perm)
     axes = n.attr("axes") or range(count)
     attrs = {**n.attrs, "axes": tuple(h.perm[a % len(h.perm)] for a in axes)}
-    return w.put(n, [h.stored, *map(w.plain, n.inputs[1:])], attrs, [h.perm])
+    return w.put(n, [h.stored], attrs, [h.perm])
 
 
-@handles("Tile", "Resize", "Expand")
+@handles("Tile", "Expand")
 def every_axis(w: _Layout, n: Node) -> list[Held] | None:
     """There is a number for every axis: put them in the stored order."""
-    h = w.held[n.inputs[0]]
-    numbers = [k for k in ("repeats", "scales", "sizes", "shape") if k in OPS[n.op].attrs]
-    given: dict[str, Ints] = {k: n.attr(k) for k in numbers if n.attr(k)}
-    if h.plain or any(len(v) != len(h.perm) for v in given.values()):
+    h, name = w.held[n.inputs[0]], "repeats" if n.op == "Tile" else "shape"
+    if h.plain or len(n.attr(name)) != len(h.perm):
         return None
-    attrs = {**n.attrs, **{k: permuted(v, h.perm) for k, v in given.items()}}
-    return w.put(n, [h.stored], attrs, [h.perm])
+    return w.put(n, [h.stored], {name: permuted(n.attr(name), h.perm)}, [h.perm])
 
 
 @handles("Gather")
@@ -285,15 +283,20 @@ def transpose(w: _Layout, n: Node) -> list[Held] | None:
 
 @handles("Reshape")
 def reshape(w: _Layout, n: Node) -> list[Held] | None:
-    """On what is stored, if axes that are merged or split together lie together."""
-    h, new = w.held[n.inputs[0]], n.types[0].shape
-    done = None if h.plain else reshaped(h.perm, w.sizes[n.inputs[0]], new)
+    """On what is stored, if axes that are merged or split together lie together, or are put there."""
+    x, new = n.inputs[0], n.types[0].shape
+    old, perm = w.sizes[x], w.held[x].perm
+    if w.held[x].plain:
+        return None
+    if reshaped(perm, old, new) is None:
+        perm = arranged(perm, old, new) or identity(len(old))
+    done = reshaped(perm, old, new)
     if done is None:
         return None
-    sizes, perm = done
-    if moves_nothing(perm, new):
-        sizes, perm = new, identity(len(new))
-    return w.put(n, [h.stored], {"shape": sizes}, [perm])
+    sizes, result = done
+    if moves_nothing(result, new):
+        sizes, result = new, identity(len(new))
+    return w.put(n, [w.by(x, perm)], {"shape": sizes}, [result])
 
 
 def _axis(n: Node, perm: Ints) -> int:

@@ -8,7 +8,7 @@ TVM writes as ready-made kernels (sort, top-k, scans) cannot be fused; a group w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -94,102 +94,121 @@ def kernels(group: Json) -> Json:
     for function, roles, shapes in calls.found:
         done += Exporter(roles, calls.scratch).kernels(_lowered(_bound(module.mod[function], shapes)))
     arrays = {f"c{i}": array_out(a) for i, a in enumerate(module.arrays)}
-    return {"kernels": done, "scratch": calls.scratch, "constants": arrays if module.no_constants else {}}
+    return {"kernels": done, "scratch": calls.scratch, "constants": arrays}
 
 
 # --- Relax
 
 
-class _Relax:
-    """`tvm.relax` as facets see it. Constants that a TIR function would take as a tensor cannot be fused; `values` avoids them.
-
-    A scalar then becomes a `full` of no dimensions, which is inlined as an immediate, and an array a parameter of the group.
-    """
-
-    def __init__(self, builder: Any, values: list[Any] | None) -> None:
-        self.builder, self.values = builder, values
-        self.arrays: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(relax, name)
-
-    def const(self, value: Any, dtype: Any = None) -> Any:
-        """relax.const, or what stands for it."""
-        made = relax.const(value, dtype)
-        if made.ty.ndim:
-            self.arrays.append(made.value.numpy())
-            return made if self.values is None else self.values[len(self.arrays) - 1]
-        return made if self.values is None else self.builder.emit(relax.op.full((), made, str(made.ty.dtype)))
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Module:
-    """A module under construction: `main` with the group's nodes in it, or `main` that calls `group`, which has them."""
+    """A module whose `main` calls TIR functions; main's parameters by name; the arrays among them, c0, c1, …"""
 
-    group: Json
-    nested: bool
-    arrays: list[Any] = field(default_factory=list)
-    """Arrays that facets made: parameters c0, c1, …"""
-    no_constants: bool = False
-
-    def build(self) -> _Module:
-        builder = relax.BlockBuilder()
-        types = {v["name"]: Type(v["dtype"], tuple(v["shape"])) for v in self.group["inputs"] if "data" not in v}
-        types |= {f"c{i}": Type.of(a) for i, a in enumerate(self.arrays)}
-        variables = {name: relax.Var(name, _type(t)) for name, t in types.items()}
-        facets = _Relax(builder, [variables[f"c{i}"] for i in range(len(self.arrays))] if self.no_constants else None)
-        with builder.function("group" if self.nested else "main", list(variables.values()), private=self.nested):
-            with builder.dataflow():
-                out = builder.emit_output(self._body(builder, facets, variables))
-            self.function = builder.emit_func_output(out)
-        self.arrays = facets.arrays
-        self.inputs = {v: name for name, v in variables.items()}
-        if self.nested:
-            self.inputs = {relax.Var(name, _type(t)): name for name, t in types.items()}
-            with builder.function("main", list(self.inputs)):
-                with builder.dataflow():
-                    out = builder.emit_output(relax.Call(self.function, list(self.inputs)))
-                builder.emit_func_output(out)
-        with target():
-            self.mod = R.DeadCodeElimination()(R.LegalizeOps()(relax.backend.DispatchSortScan()(builder.get())))
-        return self
-
-    def _body(self, builder: Any, facets: _Relax, variables: dict[str, Any]) -> Any:
-        env: dict[str, Any] = {"": None, **variables}
-        env |= {v["name"]: _literal(builder, v) for v in self.group["inputs"] if "data" in v}
-        for i, node in enumerate(self.group["nodes"]):
-            _emit(facets, env, i, node)
-        if missing := [v for v in self.group["outputs"] if env.get(v) is None]:
-            raise GroupError(len(self.group["nodes"]) - 1, f"no lowering makes %{missing[0]}")
-        return _result(builder, [env[v] for v in self.group["outputs"]], set(variables.values()))
-
-    @property
-    def takes_constants(self) -> bool:
-        """Whether a TIR function takes a constant as a tensor."""
-        calls = (b.value for block in self.mod[self.function].body.blocks for b in block.bindings)
-        tensors = (a for c in calls if kind(c) == "Call" and c.op.name == "relax.call_tir" for a in c.args[1].fields)
-        return any(kind(a) != "Var" and kind(a) != "DataflowVar" for a in tensors)
-
-    @property
-    def is_ready_made(self) -> bool:
-        """Whether some TIR function starts threads by itself."""
-        return any(kind(f) == "PrimFunc" and ready_made(f) for f in self.mod.functions.values())
+    mod: Any
+    inputs: dict[Any, str]
+    arrays: list[Any]
 
 
 def _legal(group: Json) -> _Module:
-    """The module whose `main` calls TIR functions, fused into one if that is possible."""
-    module = _Module(group, nested=True).build()
-    if module.takes_constants:
-        module = _Module(group, nested=True, arrays=module.arrays, no_constants=True).build()
-    if module.is_ready_made:
-        return _Module(group, nested=False, arrays=module.arrays, no_constants=True).build()
-    mod = module.mod
-    mod[module.function] = mod[module.function].with_attr("Primitive", 1)
+    """The group as calls of TIR functions, fused into one if that is possible."""
+    mod, names = _module(group)
+    with target():
+        mod = R.DeadCodeElimination()(R.LegalizeOps()(relax.backend.DispatchSortScan()(mod)))
+    functions = {v: f for v, f in mod.functions.items() if kind(f) == "PrimFunc"}
+    if any(ready_made(f) for f in functions.values()):
+        return _rebuilt(functions, mod["main"], names, "main")
+    module = _rebuilt(functions, mod["main"], names, "group")
     try:
-        module.mod = R.DeadCodeElimination()(R.FuseTIR()(R.AnnotateTIROpPattern()(mod)))
+        fused = R.DeadCodeElimination()(R.FuseTIR()(R.AnnotateTIROpPattern()(module.mod)))
     except tvm.error.InternalError as e:
         raise GroupError(0, brief(e)) from None
-    return module
+    return _Module(fused, module.inputs, module.arrays)
+
+
+def _module(group: Json) -> tuple[Any, list[str]]:
+    """A function with the group's nodes in it, and the names of its parameters."""
+    builder = relax.BlockBuilder()
+    types = {v["name"]: Type(v["dtype"], tuple(v["shape"])) for v in group["inputs"] if "data" not in v}
+    variables = {name: relax.Var(name, _type(t)) for name, t in types.items()}
+    with builder.function("main", list(variables.values())):
+        with builder.dataflow():
+            env: dict[str, Any] = {"": None, **variables}
+            env |= {v["name"]: _literal(builder, v) for v in group["inputs"] if "data" in v}
+            for i, node in enumerate(group["nodes"]):
+                _emit(builder, env, i, node)
+            if missing := [v for v in group["outputs"] if env.get(v) is None]:
+                raise GroupError(len(group["nodes"]) - 1, f"no lowering makes %{missing[0]}")
+            out = builder.emit_output(_result(builder, [env[v] for v in group["outputs"]], set(variables.values())))
+        builder.emit_func_output(out)
+    return builder.get(), list(types)
+
+
+def _rebuilt(functions: dict[Any, Any], f: Any, names: list[str], name: str) -> _Module:
+    """The function again, without constants, which fusion does not take: numbers become a TIR function, arrays parameters.
+
+    If its name is `group` it is a primitive, and a `main` calls it.
+    """
+    builder = relax.BlockBuilder(tvm.IRModule(functions))
+    bindings = [b for block in f.body.blocks for b in block.bindings]
+    arrays = [c.value.numpy() for c in _constants(bindings) if c.ty.ndim]
+    names = [*names, *(f"c{i}" for i in range(len(arrays)))]
+    types = [v.ty for v in f.params] + [_type(Type.of(a)) for a in arrays]
+    variables, arguments = ([relax.Var(v, t) for v, t in zip(names, types, strict=True)] for _ in range(2))
+    primitive = {"attrs": {"Primitive": 1}, "private": True} if name == "group" else {}
+    with builder.function(name, variables, **primitive):
+        with builder.dataflow():
+            env = dict(zip(f.params, variables, strict=False))
+            free = iter(variables[len(f.params) :])
+            for b in bindings:
+                env[b.var] = builder.emit(_replaced(builder, b.value, env, free))
+            result = env[f.body.body]
+            out = builder.emit_output(builder.emit_te(tvm.topi.identity, result) if result in set(variables) else result)
+        function = builder.emit_func_output(out)
+    if name == "group":
+        with builder.function("main", arguments):
+            with builder.dataflow():
+                out = builder.emit_output(relax.Call(function, arguments))
+            builder.emit_func_output(out)
+    inputs = arguments if name == "group" else variables
+    return _Module(builder.get(), dict(zip(inputs, names, strict=True)), arrays)
+
+
+def _constants(bindings: list[Any]) -> list[Any]:
+    """Constants that are operands, in the order of their use."""
+    found: list[Any] = []
+    for b in bindings:
+        parts = b.value.args[1].fields if _is_call_tir(b.value) else [b.value, *getattr(b.value, "fields", [])]
+        found += [e for e in parts if kind(e) == "GenericConst"]
+    return found
+
+
+def _is_call_tir(e: Any) -> bool:
+    return kind(e) == "Call" and getattr(e.op, "name", "") == "relax.call_tir"
+
+
+def _replaced(builder: Any, e: Any, env: dict[Any, Any], arrays: Any) -> Any:
+    """An expression of legal Relax with other operands."""
+
+    def operand(x: Any) -> Any:
+        if kind(x) != "GenericConst":
+            return env[x]
+        if x.ty.ndim:
+            return next(arrays)
+        value, d = x.value.numpy().item(), str(x.ty.dtype)
+        return builder.emit_te(lambda: tvm.topi.full((), d, tirx.const(value, d)))
+
+    match kind(e):
+        case "Call" if _is_call_tir(e):
+            made = e.ty_args[0]
+            types = list(made.fields) if isinstance(made, relax.TupleType) else made
+            return relax.call_tir(e.args[0], relax.Tuple([operand(x) for x in e.args[1].fields]), types)
+        case "Tuple":
+            return relax.Tuple([operand(x) for x in e.fields])
+        case "TupleGetItem":
+            return relax.TupleGetItem(env[e.tuple_value], e.index)
+        case "Var" | "DataflowVar" | "GenericConst":
+            return operand(e)
+    raise UnknownTirError(f"Relax expression {getattr(getattr(e, 'op', None), 'name', kind(e))}")
 
 
 def _type(t: Type) -> Any:
@@ -202,12 +221,11 @@ def _literal(builder: Any, v: Json) -> Any:
     return builder.emit(relax.op.full(tuple(v["shape"]), scalar, TVM_DTYPES[v["dtype"]])) if v["shape"] else scalar
 
 
-def _emit(facets: _Relax, env: dict[str, Any], i: int, node: Json) -> None:
+def _emit(builder: Any, env: dict[str, Any], i: int, node: Json) -> None:
     """Add a node's results to the environment."""
-    builder = facets.builder
     attrs = {k: _attr(a) for k, a in node["attrs"].items()}
     try:
-        made = OPS[node["op"]].facets["relax"](facets, *(env[v] for v in node["inputs"]), **attrs)
+        made = OPS[node["op"]].facets["relax"](relax, *(env[v] for v in node["inputs"]), **attrs)
         made = list(made) if isinstance(made, list | tuple) else _parts(builder.normalize(made))
         for name, e in zip(node["outputs"], made, strict=False):
             env[name] = e if isinstance(e, relax.Var) else builder.emit(e)
@@ -245,65 +263,59 @@ def brief(e: Exception) -> str:
 # --- the calls of main
 
 
+@dataclass
+class _Slot:
+    """A tensor in memory."""
+
+    name: str
+    bytes: int = 0
+
+
 class _Calls:
-    """The TIR functions that `main` calls, in order: (function, names of its buffers, their shapes)."""
+    """The TIR functions that `main` calls, in order: (function, names of its buffers, their shapes); scratch buffers between them."""
 
     def __init__(self, main: Any, inputs: dict[Any, str], outputs: list[str]) -> None:
-        self.found: list[tuple[Any, list[str], list[tuple[int, ...]]]] = []
+        self.made: list[_Slot] = []
+        calls: list[tuple[Any, list[_Slot], list[tuple[int, ...]]]] = []
+        self.slots: dict[Any, Any] = {v: _Slot(name) for v, name in inputs.items()}
+        for b in (b for block in main.body.blocks for b in block.bindings):
+            self.slots[b.var] = self._value(b, calls)
+        result = self.slots[main.body.body]
+        for slot, name in zip(result if isinstance(result, list) else [result], outputs, strict=True):
+            slot.name = name
         self.scratch: dict[str, int] = {}
-        names: dict[Any, Any] = dict(inputs)
-        bindings = [b for block in main.body.blocks for b in block.bindings]
-        wanted = self._results(main.body.body, bindings, outputs)
-        for b in bindings:
-            self._binding(b.var, b.value, names, wanted)
+        for slot in self.made:
+            if not slot.name:
+                slot.name = f"s{len(self.scratch)}"
+                self.scratch[slot.name] = slot.bytes
+        self.found = [(f, [s.name for s in slots], shapes) for f, slots, shapes in calls]
 
-    def _results(self, result: Any, bindings: list[Any], outputs: list[str]) -> dict[Any, Any]:
-        """Variable → the output that it is; a tuple's variable → the names of its parts."""
-        value = {b.var: b.value for b in bindings}
-        while result in value and isinstance(value[result], relax.Var):
-            result = value[result]
-        if len(outputs) == 1:
-            return {result: outputs[0]}
-        wanted: dict[Any, Any] = {result: outputs}
-        if result in value and isinstance(value[result], relax.Tuple):
-            wanted |= dict(zip(value[result].fields, outputs, strict=True))
-        for v, e in value.items():
-            if v in wanted and isinstance(e, relax.TupleGetItem):
-                parts = wanted.setdefault(e.tuple_value, {})
-                parts[e.index] = wanted[v]
-        return wanted
+    def _value(self, b: Any, calls: list[Any]) -> Any:
+        """The slot of a binding's value, or the slots of a tuple's."""
+        match kind(b.value):
+            case "TupleGetItem":
+                return self.slots[b.value.tuple_value][b.value.index]
+            case "Tuple":
+                return [self.slots[x] for x in b.value.fields]
+            case "Var" | "DataflowVar":
+                return self.slots[b.value]
+            case "Call" if _is_call_tir(b.value):
+                return self._call(b.var.ty, b.value, calls)
+        raise UnknownTirError(f"Relax expression {kind(b.value)}")
 
-    def _binding(self, var: Any, value: Any, names: dict[Any, Any], wanted: dict[Any, Any]) -> None:
-        if isinstance(value, relax.TupleGetItem):
-            names[var] = names[value.tuple_value][value.index]
-        elif isinstance(value, relax.Var):
-            names[var] = names[value]
-        elif isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
-            types = list(var.ty.fields) if isinstance(var.ty, relax.TupleType) else [var.ty]
-            made = [self._name(wanted.get(var), i, len(types), t) for i, t in enumerate(types)]
-            names[var] = made if isinstance(var.ty, relax.TupleType) else made[0]
-            read = list(value.args[1].fields)
-            shapes = [tuple(int(n) for n in t.shape) for t in ([*(v.ty for v in read), *types])]
-            self.found.append((value.args[0], [names[v] for v in read] + made, shapes))
-        elif not isinstance(value, relax.Tuple):
-            raise UnknownTirError(f"Relax operator {getattr(value.op, 'name', value)}")
-
-    def _name(self, wanted: Any, i: int, n: int, t: Any) -> str:
-        """The output that a call's i-th result is, or a scratch buffer."""
-        if isinstance(wanted, str) and n == 1:
-            return wanted
-        if isinstance(wanted, list):
-            return str(wanted[i])
-        if isinstance(wanted, dict) and i in wanted:
-            return str(wanted[i])
-        name = f"s{len(self.scratch)}"
-        count = int(np.prod([int(d) for d in t.shape], dtype=np.int64))
-        self.scratch[name] = count * np.dtype(DTYPES[_ours(str(t.dtype))]).itemsize
-        return name
+    def _call(self, ty: Any, call: Any, calls: list[Any]) -> Any:
+        types = list(ty.fields) if isinstance(ty, relax.TupleType) else [ty]
+        made = [_Slot("", _bytes(t)) for t in types]
+        self.made += made
+        read = list(call.args[1].fields)
+        shapes = [tuple(int(n) for n in t.shape) for t in (*(v.ty for v in read), *types)]
+        calls.append((call.args[0], [*(self.slots[v] for v in read), *made], shapes))
+        return made if isinstance(ty, relax.TupleType) else made[0]
 
 
-def _ours(name: str) -> str:
-    return next(d for d, theirs in TVM_DTYPES.items() if theirs == name)
+def _bytes(t: Any) -> int:
+    d = next(d for d, theirs in TVM_DTYPES.items() if theirs == str(t.dtype))
+    return Type(d, tuple(int(n) for n in t.shape)).bytes
 
 
 # --- TIR

@@ -79,6 +79,8 @@ class Exporter:
     numbers: dict[Any, int] = field(default_factory=dict)
     known: dict[Any, Json] = field(default_factory=dict)
     """Variables that the host knows: what stands for them."""
+    private: list[Json] = field(default_factory=list)
+    """Allocations of local and shared buffers that stand before the kernels."""
 
     def kernels(self, f: Any) -> Iterator[Json]:
         """The launches of a PrimFunc."""
@@ -97,7 +99,7 @@ class Exporter:
                 case "DeclBuffer":
                     self.buffers[s.buffer] = self.buffers[s.data.args[0]]
                 case "AllocBuffer":
-                    self._scratch(s.buffer)
+                    self._allocate(s.buffer)
                 case "Bind":
                     self.known[s.var] = self.expr(s.value)
                 case "AttrStmt" if s.attr_key == "thread_extent":
@@ -129,7 +131,12 @@ class Exporter:
             raise UnknownTirError(f"a number that is not constant on the host: {e}")
         return value
 
-    def _scratch(self, buffer: Any) -> None:
+    def _allocate(self, buffer: Any) -> None:
+        """A scratch buffer; or what each of the kernels that follow has for itself, written before them."""
+        scope = str(buffer.ty.storage_scope)
+        if scope != "global":
+            self.private.append(["alloc", self._buffer(buffer, scope=scope)])
+            return
         name = f"s{len(self.scratch)}"
         self._buffer(buffer, name)
         row = self.table[-1]
@@ -156,7 +163,7 @@ class Exporter:
         body = self.stmt(s)
         sizes = {axis: [self.threads.get(f"{axis}.{d}", 1) for d in DIMENSIONS] for axis in ("blockIdx", "threadIdx")}
         table = [dict(row) for row in self.table]
-        return {"grid": sizes["blockIdx"], "block": sizes["threadIdx"], "axes": self.axes, "buffers": table, "body": body}
+        return {"grid": sizes["blockIdx"], "block": sizes["threadIdx"], "axes": self.axes, "buffers": table, "body": ["seq", *self.private, body]}
 
     def stmt(self, s: Any) -> Json:
         """A device statement."""

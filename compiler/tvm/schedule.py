@@ -184,8 +184,9 @@ class _Rule(_Blocks):
         n = prod(self.extents(reductions[0], PARALLEL))
         inner = [i for i, e in enumerate(self.extents(final, PARALLEL)) if i not in rows and e > 1]
         width = self._width(reductions[0], n)
+        even = (n // width) % _threads(n // width) == 0  # TVM loses the bounds check of what follows a vectorized reduction
         single = len(reductions) == 1 and len(self.sch.get(reductions[0]).writes) == 1  # argmax makes two values at once
-        if single and not inner and width in (2, 4):
+        if even and single and not inner and width in (2, 4):
             self._sequential_vector(reductions[0], final, n, width)
             return
         loops = self._reordered(final, rows)
@@ -288,6 +289,9 @@ class _Rule(_Blocks):
 
 
 def _threads(n: int) -> int:
-    """Threads a block for n threads in all: a multiple of the warp that divides n, if one near 256 does."""
-    even = (t for t in range(BLOCK, BLOCK // 2 - 1, -WARP) if n % t == 0)
-    return next(even, min(BLOCK, -(-n // WARP) * WARP))
+    """Threads a block for n threads in all: all of them, or a divisor of n near 256, best of whole warps; else 256 and a bounds check."""
+    if n <= BLOCK:
+        return n
+    near = range(BLOCK, BLOCK // 2 - 1, -1)
+    even = [t for t in near if n % t == 0]
+    return next((t for t in even if t % WARP == 0), even[0] if even else BLOCK)

@@ -15,6 +15,9 @@ import sys
 from typing import Any, TextIO
 
 
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 def main() -> None:
     """Serve until end of input."""
     replies = os.fdopen(os.dup(1), "w")
@@ -41,7 +44,7 @@ def _reply(build: Any, request: dict[str, Any]) -> dict[str, Any]:
         return {"id": request["id"], "error": str(e), "node": e.node}
     except build.UnknownTirError as e:
         return {"id": request["id"], "unknown": str(e), "node": 0}
-    except (build.tvm.error.InternalError, build.ScheduleError, ValueError, TypeError, AttributeError, RuntimeError) as e:
+    except FAILURES as e:  # TVM reports what it cannot do by whatever comes to hand
         return {"id": request["id"], "error": build.brief(e), "node": 0}
 
 
