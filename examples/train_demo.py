@@ -114,7 +114,12 @@ class BatchNorm:
 
     def export(self, e: Exporter, x: str) -> str:
         k = len(e.nodes)
-        values = {"gain": self.gain.value, "bias": self.bias.value, "mean": self.mean, "var": self.var}
+        values = {
+            "gain": self.gain.value,
+            "bias": self.bias.value,
+            "mean": self.mean,
+            "var": self.var,
+        }
         inputs = [e.weight(a, f"{n}{k}") for n, a in values.items()]
         return e.node("BatchNormalization", [x, *inputs], epsilon=EPSILON)
 
@@ -270,13 +275,18 @@ def train(images: Array, labels: Array) -> list[Any]:
             rate = RATE * 0.5 * (1 + math.cos(math.pi * done))
             batch = order[i * BATCH : (i + 1) * BATCH]
             loss += step(layers, augment(rng, normal(images[batch])), labels[batch], rate)
-        print(f"epoch {epoch + 1}: loss {loss / steps:.3f}, {time.time() - start:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}: loss {loss / steps:.3f}, {time.time() - start:.0f} s", flush=True
+        )
     return layers
 
 
 def accuracy(layers: list[Any], images: Array, labels: Array) -> float:
     parts = range(0, len(images), 500)
-    right = [(forward(layers, normal(images[i : i + 500])).argmax(1) == labels[i : i + 500]).sum() for i in parts]
+    right = [
+        (forward(layers, normal(images[i : i + 500])).argmax(1) == labels[i : i + 500]).sum()
+        for i in parts
+    ]
     return float(sum(right) / len(images))
 
 
@@ -303,7 +313,9 @@ def main() -> None:
     chosen = np.concatenate([np.flatnonzero(labels == c)[:10] for c in range(10)])
     chosen = np.random.default_rng(SEED).permutation(chosen)
     np.savez_compressed(out / "fashion.npz", images=images[chosen], labels=labels[chosen])
-    print(f"accuracy on the {len(chosen)} that are kept: {accuracy(layers, images[chosen], labels[chosen]):.2%}")
+    print(
+        f"accuracy on the {len(chosen)} that are kept: {accuracy(layers, images[chosen], labels[chosen]):.2%}"
+    )
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def test_wrong_inputs_are_named(
         (["compile", "--from", "net.onnx"], "E704: --from takes an .ir, .plan or .s file"),
         (["compile", "--from", "net.s", "--emit", "graph"], "E704: --emit graph comes before"),
         (["compile", "net.onnx", "--plugin", "nowhere.py"], "E420"),
-        (["asm", "nowhere.s", "-o", "out.elf"], "E705: nowhere.s: cannot read: No such file or directory"),
+        (["asm", "nowhere.s", "-o", "out.elf"], "E530: nowhere.s: cannot read the file"),
         (["run", "nowhere.elf"], "E705: nowhere.elf: cannot read: No such file or directory"),
         (["explain", "E999"], "E704: there is no error code 'E999'"),
         (["demo", "--images", "0"], "E704: --images 0: expected 1 to 100"),

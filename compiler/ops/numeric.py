@@ -145,7 +145,7 @@ def fma64(a: Array, b: Array, c: Array) -> Array:
         t, e1 = _two_sum(c, low)
         s, e2 = _two_sum(high, t)
         result = np.asarray(s + _round_to_odd(*_two_sum(e2, e1)))
-    for i in zip(*np.nonzero(~(_moderate(a) & _moderate(b) & _moderate(c))), strict=True):
+    for i in map(tuple, np.argwhere(~(_moderate(a) & _moderate(b) & _moderate(c)))):
         result[i] = _exact_fma64(float(a[i]), float(b[i]), float(c[i]))
     return result
 

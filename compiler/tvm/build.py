@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax, tirx
 from tvm.relax import transform as R
-from tvm.s_tir import ScheduleError
 from tvm.s_tir import transform as S
 from tvm.tirx import transform as T
 
-from ..ir import DTYPES, OPS, Type
+from ..ir import OPS, Type
 from ..ops.lowering import TVM_DTYPES
 from .export import Exporter, UnknownTirError, kind
 from .schedule import ready_made, scheduled
 from .tir import array_in, array_out
 
 Json = Any
+
+VERSION: str = tvm.__version__
 
 TARGET = {
     "kind": "cuda",
@@ -92,7 +92,9 @@ def kernels(group: Json) -> Json:
     calls = _Calls(module.mod["main"], module.inputs, group["outputs"])
     done: list[Json] = []
     for function, roles, shapes in calls.found:
-        done += Exporter(roles, calls.scratch).kernels(_lowered(_bound(module.mod[function], shapes)))
+        done += Exporter(roles, calls.scratch).kernels(
+            _lowered(_bound(module.mod[function], shapes))
+        )
     arrays = {f"c{i}": array_out(a) for i, a in enumerate(module.arrays)}
     return {"kernels": done, "scratch": calls.scratch, "constants": arrays}
 
@@ -128,7 +130,9 @@ def _legal(group: Json) -> _Module:
 def _module(group: Json) -> tuple[Any, list[str]]:
     """A function with the group's nodes in it, and the names of its parameters."""
     builder = relax.BlockBuilder()
-    types = {v["name"]: Type(v["dtype"], tuple(v["shape"])) for v in group["inputs"] if "data" not in v}
+    types = {
+        v["name"]: Type(v["dtype"], tuple(v["shape"])) for v in group["inputs"] if "data" not in v
+    }
     variables = {name: relax.Var(name, _type(t)) for name, t in types.items()}
     with builder.function("main", list(variables.values())):
         with builder.dataflow():
@@ -138,7 +142,9 @@ def _module(group: Json) -> tuple[Any, list[str]]:
                 _emit(builder, env, i, node)
             if missing := [v for v in group["outputs"] if env.get(v) is None]:
                 raise GroupError(len(group["nodes"]) - 1, f"no lowering makes %{missing[0]}")
-            out = builder.emit_output(_result(builder, [env[v] for v in group["outputs"]], set(variables.values())))
+            out = builder.emit_output(
+                _result(builder, [env[v] for v in group["outputs"]], set(variables.values()))
+            )
         builder.emit_func_output(out)
     return builder.get(), list(types)
 
@@ -153,7 +159,9 @@ def _rebuilt(functions: dict[Any, Any], f: Any, names: list[str], name: str) -> 
     arrays = [c.value.numpy() for c in _constants(bindings) if c.ty.ndim]
     names = [*names, *(f"c{i}" for i in range(len(arrays)))]
     types = [v.ty for v in f.params] + [_type(Type.of(a)) for a in arrays]
-    variables, arguments = ([relax.Var(v, t) for v, t in zip(names, types, strict=True)] for _ in range(2))
+    variables, arguments = (
+        [relax.Var(v, t) for v, t in zip(names, types, strict=True)] for _ in range(2)
+    )
     primitive = {"attrs": {"Primitive": 1}, "private": True} if name == "group" else {}
     with builder.function(name, variables, **primitive):
         with builder.dataflow():
@@ -162,7 +170,9 @@ def _rebuilt(functions: dict[Any, Any], f: Any, names: list[str], name: str) -> 
             for b in bindings:
                 env[b.var] = builder.emit(_replaced(builder, b.value, env, free))
             result = env[f.body.body]
-            out = builder.emit_output(builder.emit_te(tvm.topi.identity, result) if result in set(variables) else result)
+            out = builder.emit_output(
+                builder.emit_te(tvm.topi.identity, result) if result in set(variables) else result
+            )
         function = builder.emit_func_output(out)
     if name == "group":
         with builder.function("main", arguments):
@@ -177,7 +187,11 @@ def _constants(bindings: list[Any]) -> list[Any]:
     """Constants that are operands, in the order of their use."""
     found: list[Any] = []
     for b in bindings:
-        parts = b.value.args[1].fields if _is_call_tir(b.value) else [b.value, *getattr(b.value, "fields", [])]
+        parts = (
+            b.value.args[1].fields
+            if _is_call_tir(b.value)
+            else [b.value, *getattr(b.value, "fields", [])]
+        )
         found += [e for e in parts if kind(e) == "GenericConst"]
     return found
 
@@ -201,7 +215,9 @@ def _replaced(builder: Any, e: Any, env: dict[Any, Any], arrays: Any) -> Any:
         case "Call" if _is_call_tir(e):
             made = e.ty_args[0]
             types = list(made.fields) if isinstance(made, relax.TupleType) else made
-            return relax.call_tir(e.args[0], relax.Tuple([operand(x) for x in e.args[1].fields]), types)
+            return relax.call_tir(
+                e.args[0], relax.Tuple([operand(x) for x in e.args[1].fields]), types
+            )
         case "Tuple":
             return relax.Tuple([operand(x) for x in e.fields])
         case "TupleGetItem":
@@ -218,7 +234,11 @@ def _type(t: Type) -> Any:
 def _literal(builder: Any, v: Json) -> Any:
     """A constant of one element, which ends up as an immediate."""
     scalar = relax.const(array_in({**v, "shape": ()}), TVM_DTYPES[v["dtype"]])
-    return builder.emit(relax.op.full(tuple(v["shape"]), scalar, TVM_DTYPES[v["dtype"]])) if v["shape"] else scalar
+    return (
+        builder.emit(relax.op.full(tuple(v["shape"]), scalar, TVM_DTYPES[v["dtype"]]))
+        if v["shape"]
+        else scalar
+    )
 
 
 def _emit(builder: Any, env: dict[str, Any], i: int, node: Json) -> None:
@@ -249,7 +269,11 @@ def _result(builder: Any, values: list[Any], inputs: set[Any]) -> Any:
     seen = set(inputs)
     own = []
     for v in values:
-        own.append(builder.emit_te(tvm.topi.identity, v) if v in seen or not isinstance(v, relax.Var) else v)
+        own.append(
+            builder.emit_te(tvm.topi.identity, v)
+            if v in seen or not isinstance(v, relax.Var)
+            else v
+        )
         seen.add(own[-1])
     return own[0] if len(own) == 1 else builder.normalize(relax.Tuple(own))
 
@@ -281,7 +305,9 @@ class _Calls:
         for b in (b for block in main.body.blocks for b in block.bindings):
             self.slots[b.var] = self._value(b, calls)
         result = self.slots[main.body.body]
-        for slot, name in zip(result if isinstance(result, list) else [result], outputs, strict=True):
+        for slot, name in zip(
+            result if isinstance(result, list) else [result], outputs, strict=True
+        ):
             slot.name = name
         self.scratch: dict[str, int] = {}
         for slot in self.made:

@@ -41,7 +41,12 @@ class Worker:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the worker
         path = os.pathsep.join(p for p in sys.path if p)
         self.process = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=os.environ | {"PYTHONPATH": path}
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
         )
         self.pending: dict[int, Future[Json]] = {}
         self.outbox: SimpleQueue[str | None] = SimpleQueue()
@@ -94,7 +99,13 @@ class Worker:
         """The process has ended: nobody shall wait for it."""
         for i in list(self.pending):
             if (future := self.pending.pop(i, None)) is not None:
-                future.set_exception(CompileError("E442", f"the TVM worker ended: {self._last_words()}", hint="is apache-tvm installed?"))
+                future.set_exception(
+                    CompileError(
+                        "E442",
+                        f"the TVM worker ended: {self._last_words()}",
+                        hint="is apache-tvm installed?",
+                    )
+                )
 
     def _last_words(self) -> str:
         try:
@@ -173,7 +184,9 @@ def _check(group: Group, reply: Mapping[str, Any]) -> None:
     node = group.nodes[reply["node"]]
     where = f"group {group.name}: {node.op} {node.loc or '%' + node.outputs[0]}"
     if "unknown" in reply:
-        raise CompileError("E441", f"TVM made a kernel with something unknown: {reply['unknown']}", where=where)
+        raise CompileError(
+            "E441", f"TVM made a kernel with something unknown: {reply['unknown']}", where=where
+        )
     raise CompileError("E440", f"TVM does not lower this: {reply['error']}", where=where)
 
 
@@ -183,7 +196,11 @@ def _check(group: Group, reply: Mapping[str, Any]) -> None:
 def _request(group: Group) -> tuple[str, Json]:
     """The cache key and what the worker is asked."""
     g = Canonical.of(group).group
-    literal = {v: base64.b64encode(a.tobytes()).decode() for v, a in g.constants.items() if a.size <= LITERAL}
+    literal = {
+        v: base64.b64encode(a.tobytes()).decode()
+        for v, a in g.constants.items()
+        if a.size <= LITERAL
+    }
     inputs = [_input(v, t, literal) for v, t in g.inputs.items()]
     request = {"inputs": inputs, "nodes": [_node(n) for n in g.nodes], "outputs": list(g.outputs)}
     return cache.key(json.dumps(request)), request
@@ -195,7 +212,12 @@ def _input(name: str, t: Type, literal: Mapping[str, str]) -> Json:
 
 
 def _node(n: Node) -> Json:
-    return {"op": n.op, "inputs": n.inputs, "outputs": n.outputs, "attrs": dict(sorted(n.attrs.items()))}
+    return {
+        "op": n.op,
+        "inputs": n.inputs,
+        "outputs": n.outputs,
+        "attrs": dict(sorted(n.attrs.items())),
+    }
 
 
 def literals(group: Group) -> dict[str, Array]:

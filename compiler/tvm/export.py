@@ -152,7 +152,9 @@ class Exporter:
         if kind(t.elem_offset) == "Var":
             self.known[t.elem_offset] = ["int", "i64", 0]
         self.buffers[b] = len(self.table)
-        self.table.append({"role": role, "scope": scope, "dtype": d, "lanes": lanes, "count": count})
+        self.table.append(
+            {"role": role, "scope": scope, "dtype": d, "lanes": lanes, "count": count}
+        )
         return self.buffers[b]
 
     # --- kernels
@@ -161,9 +163,18 @@ class Exporter:
         self.threads: dict[str, int] = {}
         self.axes: dict[str, str] = {}
         body = self.stmt(s)
-        sizes = {axis: [self.threads.get(f"{axis}.{d}", 1) for d in DIMENSIONS] for axis in ("blockIdx", "threadIdx")}
+        sizes = {
+            axis: [self.threads.get(f"{axis}.{d}", 1) for d in DIMENSIONS]
+            for axis in ("blockIdx", "threadIdx")
+        }
         table = [dict(row) for row in self.table]
-        return {"grid": sizes["blockIdx"], "block": sizes["threadIdx"], "axes": self.axes, "buffers": table, "body": ["seq", *self.private, body]}
+        return {
+            "grid": sizes["blockIdx"],
+            "block": sizes["threadIdx"],
+            "axes": self.axes,
+            "buffers": table,
+            "body": ["seq", *self.private, body],
+        }
 
     def stmt(self, s: Any) -> Json:
         """A device statement."""
@@ -202,7 +213,13 @@ class Exporter:
         return ["let", self.number(s.var), self.expr(s.value)]
 
     def _for(self, s: Any) -> Json:
-        return ["for", self.number(s.loop_var), self.expr(s.min), self.expr(s.extent), self.stmt(s.body)]
+        return [
+            "for",
+            self.number(s.loop_var),
+            self.expr(s.min),
+            self.expr(s.extent),
+            self.stmt(s.body),
+        ]
 
     def _ifthenelse(self, s: Any) -> Json:
         other = self.stmt(s.else_case) if s.else_case is not None else ["seq"]
@@ -254,7 +271,13 @@ class Exporter:
         return ["bitnot", self._dtype(e), self.expr(e.a)]
 
     def _select(self, e: Any) -> Json:
-        return ["select", self._dtype(e), self.expr(e.condition), self.expr(e.true_value), self.expr(e.false_value)]
+        return [
+            "select",
+            self._dtype(e),
+            self.expr(e.condition),
+            self.expr(e.true_value),
+            self.expr(e.false_value),
+        ]
 
     def _ramp(self, e: Any) -> Json:
         return ["ramp", self._dtype(e), self.expr(e.base), self.expr(e.stride)]
@@ -263,7 +286,12 @@ class Exporter:
         return ["broadcast", self._dtype(e), self.expr(e.value)]
 
     def _shuffle(self, e: Any) -> Json:
-        return ["shuffle", self._dtype(e), [self.expr(v) for v in e.vectors], [self._number(i) for i in e.indices]]
+        return [
+            "shuffle",
+            self._dtype(e),
+            [self.expr(v) for v in e.vectors],
+            [self._number(i) for i in e.indices],
+        ]
 
     def _tensorload(self, e: Any) -> Json:
         return ["load", self._dtype(e), self._ref(e.source), self._index(e.indices)]

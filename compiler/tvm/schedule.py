@@ -76,7 +76,11 @@ class _Blocks:
         """One loop for each iterator, with constant extents, reduced ones last."""
         kinds, loops = self.kinds(b), self.sch.get_loops(b)
         ordered = kinds == sorted(kinds) and set(kinds) <= {PARALLEL, REDUCE}
-        return ordered and len(loops) == len(kinds) and all(hasattr(self.sch.get(x).extent, "value") for x in loops)
+        return (
+            ordered
+            and len(loops) == len(kinds)
+            and all(hasattr(self.sch.get(x).extent, "value") for x in loops)
+        )
 
     def is_elementwise(self, b: Any) -> bool:
         return REDUCE not in self.kinds(b)
@@ -147,7 +151,9 @@ class _Rule(_Blocks):
         """The loops of `final` that walk the reductions' results, in the result's order; None if that is not how it reads."""
         shape = self.extents(reductions[0], PARALLEL)
         results = [w.source for r in reductions for w in self.sch.get(r).writes]
-        if any(self.extents(r, PARALLEL) != shape for r in reductions) or self._read_elsewhere(reductions, final):
+        if any(self.extents(r, PARALLEL) != shape for r in reductions) or self._read_elsewhere(
+            reductions, final
+        ):
             return None
         block = self.sch.get(final)
         loops = {v.var: i for i, v in enumerate(block.iter_vars)}
@@ -163,7 +169,11 @@ class _Rule(_Blocks):
 
     def _read_elsewhere(self, reductions: list[Any], final: Any) -> bool:
         inside = {self.sch.get(b).name_hint for b in (*reductions, final)}
-        return any(self.sch.get(c).name_hint not in inside for r in reductions for c in self.sch.get_consumers(r))
+        return any(
+            self.sch.get(c).name_hint not in inside
+            for r in reductions
+            for c in self.sch.get_consumers(r)
+        )
 
     def _cooperates(self, reductions: list[Any]) -> bool:
         length = min(prod(self.extents(r, REDUCE)) for r in reductions)
@@ -184,8 +194,12 @@ class _Rule(_Blocks):
         n = prod(self.extents(reductions[0], PARALLEL))
         inner = [i for i, e in enumerate(self.extents(final, PARALLEL)) if i not in rows and e > 1]
         width = self._width(reductions[0], n)
-        even = (n // width) % _threads(n // width) == 0  # TVM loses the bounds check of what follows a vectorized reduction
-        single = len(reductions) == 1 and len(self.sch.get(reductions[0]).writes) == 1  # argmax makes two values at once
+        even = (n // width) % _threads(
+            n // width
+        ) == 0  # TVM loses the bounds check of what follows a vectorized reduction
+        single = (
+            len(reductions) == 1 and len(self.sch.get(reductions[0]).writes) == 1
+        )  # argmax makes two values at once
         if even and single and not inner and width in (2, 4):
             self._sequential_vector(reductions[0], final, n, width)
             return
@@ -209,7 +223,10 @@ class _Rule(_Blocks):
 
     def _cooperative(self, reductions: list[Any], final: Any, rows: list[int]) -> None:
         sch = self.sch
-        n, length = prod(self.extents(reductions[0], PARALLEL)), prod(self.extents(reductions[0], REDUCE))
+        n, length = (
+            prod(self.extents(reductions[0], PARALLEL)),
+            prod(self.extents(reductions[0], REDUCE)),
+        )
         threads = WARP if length <= WARP_LIMIT else BLOCK
         loops = self._reordered(final, rows)
         row = sch.fuse(*loops[: len(rows)]) if rows else sch.add_unit_loop(final)
@@ -217,10 +234,16 @@ class _Rule(_Blocks):
         sch.bind(block, "blockIdx.x")
         sch.bind(group, "threadIdx.y")
         others = loops[len(rows) :]
-        self._across(sch.fuse(*others) if others else sch.add_unit_loop(final), threads, vectorize=True)
+        self._across(
+            sch.fuse(*others) if others else sch.add_unit_loop(final), threads, vectorize=True
+        )
         for r in reversed(reductions):
             self._under(r, group)
-            self._across(sch.fuse(*sch.get_loops(r)[2:][-len(self.extents(r, REDUCE)) :]), threads, vectorize=False)
+            self._across(
+                sch.fuse(*sch.get_loops(r)[2:][-len(self.extents(r, REDUCE)) :]),
+                threads,
+                vectorize=False,
+            )
 
     def _tuple(self, r: Any) -> None:
         """A reduction of several values at once, such as argmax, whose results go to memory."""
@@ -230,7 +253,9 @@ class _Rule(_Blocks):
         rows = loops[:-reduced] or [sch.add_unit_loop(r)]
         if self._cooperates([r]):
             threads = WARP if length <= WARP_LIMIT else BLOCK
-            block, group = sch.split(sch.fuse(*rows), [None, gcd(n, ROWS) if threads == WARP else 1])
+            block, group = sch.split(
+                sch.fuse(*rows), [None, gcd(n, ROWS) if threads == WARP else 1]
+            )
             sch.bind(block, "blockIdx.x")
             sch.bind(group, "threadIdx.y")
             self._across(sch.fuse(*loops[-reduced:]), threads, vectorize=False)

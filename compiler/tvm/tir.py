@@ -27,7 +27,11 @@ Json = Any
 def array_out(a: Array) -> dict[str, Any]:
     """An array as JSON."""
     t = Type.of(a)
-    return {"dtype": t.dtype, "shape": list(t.shape), "data": base64.b64encode(a.tobytes()).decode()}
+    return {
+        "dtype": t.dtype,
+        "shape": list(t.shape),
+        "data": base64.b64encode(a.tobytes()).decode(),
+    }
 
 
 def array_in(d: dict[str, Any]) -> Array:

@@ -14,8 +14,15 @@ import os
 import sys
 from typing import Any, TextIO
 
-
-FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def main() -> None:
@@ -26,7 +33,7 @@ def main() -> None:
     from .. import ops  # noqa: F401  declares the ops
     from . import build
 
-    _say(replies, {"ready": build.tvm.__version__})
+    _say(replies, {"ready": build.VERSION})
     for line in sys.stdin:
         _say(replies, _reply(build, json.loads(line)))
 

@@ -15,8 +15,34 @@ from typing import Any
 
 from knapper.isa.errors import CompileError
 from knapper.isa.instructions import (
-    FADD, FDIV, FMNMX, FMUL, FSETP, HADD2, HMNMX2, HMUL2, IADD, IDIV, IMAD, IMNMX, IMUL, IMULHI, IREM, ISETP, LOP, SHF, SHFL,
-    UIADD, UIDIV, UIMAD, UIMNMX, UIREM, UISETP, ULOP, UMOV, USHF,
+    FADD,
+    FDIV,
+    FMNMX,
+    FMUL,
+    FSETP,
+    HADD2,
+    HMNMX2,
+    HMUL2,
+    IADD,
+    IDIV,
+    IMAD,
+    IMNMX,
+    IMUL,
+    IMULHI,
+    IREM,
+    ISETP,
+    LOP,
+    SHF,
+    SHFL,
+    UIADD,
+    UIDIV,
+    UIMAD,
+    UIMNMX,
+    UIREM,
+    UISETP,
+    ULOP,
+    UMOV,
+    USHF,
 )  # fmt: skip
 from knapper.isa.modifiers import Bits32, Cmp, Direction, Half, IntType, Logic, MinMax, Shuffle
 
@@ -28,8 +54,18 @@ from .values import FLOATS, HALVES, INTS, Emitter, Value, known, number, size, w
 COMPARISONS = {"lt": Cmp.LT, "le": Cmp.LE, "eq": Cmp.EQ, "ne": Cmp.NE}
 MIRRORED = {Cmp.LT: Cmp.GT, Cmp.LE: Cmp.GE, Cmp.EQ: Cmp.EQ, Cmp.NE: Cmp.NE}
 EXTREMES = {"min": MinMax.MIN, "max": MinMax.MAX}
-BITWISE = {"bitand": Logic.AND, "bitor": Logic.OR, "bitxor": Logic.XOR, "and": Logic.AND, "or": Logic.OR}
-SHUFFLES = {"tvm_warp_shuffle": Shuffle.IDX, "tvm_warp_shuffle_up": Shuffle.UP, "tvm_warp_shuffle_down": Shuffle.DOWN}
+BITWISE = {
+    "bitand": Logic.AND,
+    "bitor": Logic.OR,
+    "bitxor": Logic.XOR,
+    "and": Logic.AND,
+    "or": Logic.OR,
+}
+SHUFFLES = {
+    "tvm_warp_shuffle": Shuffle.IDX,
+    "tvm_warp_shuffle_up": Shuffle.UP,
+    "tvm_warp_shuffle_down": Shuffle.DOWN,
+}
 KEPT_PREDICATES = 3
 """Predicates that are remembered for another use: there are seven, and some are needed to compute with."""
 
@@ -57,7 +93,9 @@ class Evaluator:
         self.scopes.append({})
         self.guarded.append(guard is not None)
         if guard is not None:
-            self.guards.append(self.e.logic(Logic.AND, self.guards[-1], guard) if self.guards else guard)
+            self.guards.append(
+                self.e.logic(Logic.AND, self.guards[-1], guard) if self.guards else guard
+            )
 
     def close(self) -> None:
         """End the innermost region."""
@@ -120,7 +158,8 @@ class Evaluator:
             case "cast":
                 return self._cast(x, into)
             case "select":
-                return self.e.select(*(self.value(a) for a in x.args), into=into)
+                condition, yes, no = (self.value(a) for a in x.args)
+                return self.e.select(condition, yes, no, into=into)
             case "ite":
                 return self._conditional((x,))[0]
             case "reinterpret":
@@ -129,7 +168,11 @@ class Evaluator:
                 return self._shuffle(x)
             case "call" if x.data in INTRINSICS:
                 return call(self.e, x.data, x.dtype, [self.value(a) for a in x.args])
-        raise CompileError("E441", f"TIR has {x.data if x.op == 'call' else x.op} on {x.dtype}", where=f"kernel {self.e.name}")
+        raise CompileError(
+            "E441",
+            f"TIR has {x.data if x.op == 'call' else x.op} on {x.dtype}",
+            where=f"kernel {self.e.name}",
+        )
 
     def load(self, x: Expr) -> Value:
         """A value from memory."""
@@ -149,7 +192,11 @@ class Evaluator:
         mode, segment = x.data
         v = self.e.low(self.value(x.args[0]))
         v = self.e.convert(v, "u32") if v.dtype == "bool" else v
-        lane = self.value(self.pool.narrow(self.pool.floormod(x.args[1], self.pool.int(segment, x.args[1].dtype))))
+        lane = self.value(
+            self.pool.narrow(
+                self.pool.floormod(x.args[1], self.pool.integer(segment, x.args[1].dtype))
+            )
+        )
         source, d = self.e.register(v), self.e.reg(words(v.dtype))
         for i in range(words(v.dtype)):
             self.e.emit(SHFL, SHUFFLES[mode], d[i], source[i], self.e.source(lane), segment)
@@ -217,7 +264,11 @@ class Evaluator:
         for i in range(0, len(lanes), 2):
             x, d = e.pack(a[i], a[i + 1]), e.reg()
             left, right = b[i].at, b[i + 1].at
-            y: Any = left | right << 16 if isinstance(left, int) and isinstance(right, int) else e.pack(b[i], b[i + 1])
+            y: Any = (
+                left | right << 16
+                if isinstance(left, int) and isinstance(right, int)
+                else e.pack(b[i], b[i + 1])
+            )
             match lanes[i].op:
                 case "add":
                     e.emit(HADD2, half, d, x, y)
@@ -244,7 +295,11 @@ class Evaluator:
         if a.is_known and op in ("add", "mul", "min", "max"):
             a, b = b, a
         if op == "sub":
-            return e.float_op(FADD, a.dtype, a, known(b.dtype, -number(b)), into=into) if b.is_known else e.difference(a, b, into)
+            return (
+                e.float_op(FADD, a.dtype, a, known(b.dtype, -number(b)), into=into)
+                if b.is_known
+                else e.difference(a, b, into)
+            )
         if op in EXTREMES:
             d = e.new(a.dtype, into)
             e.emit(FMNMX, EXTREMES[op], FLOATS[a.dtype], d, e.register(a), e.source(b))
@@ -289,14 +344,21 @@ class Evaluator:
         if a.uniform and b.uniform and words(dtype) == 1:
             self.e.emit(UISETP, cmp, INTS[dtype], p, self.uniform(a), self.e.source(self.value(b)))
         else:
-            u, v = (self.e.convert(self.value(y), dtype) if y.dtype != dtype else self.value(y) for y in (a, b))
+            u, v = (
+                self.e.convert(self.value(y), dtype) if y.dtype != dtype else self.value(y)
+                for y in (a, b)
+            )
             self.e.emit(ISETP, cmp, INTS[dtype], p, self.e.register(u), self.e.source(v))
         return Value("bool", p)
 
     # --- integers
 
     def _integer(self, x: Expr, into: VReg | None) -> Value:
-        if words(x.dtype) == 2 and x.fits32 and x.op in ("sum", "mul", "floordiv", "floormod", "min", "max"):
+        if (
+            words(x.dtype) == 2
+            and x.fits32
+            and x.op in ("sum", "mul", "floordiv", "floormod", "min", "max")
+        ):
             small = self.pool.narrow(x)
             if small.op != "low":
                 return self.e.convert(self.value(small), x.dtype, into)
@@ -327,7 +389,11 @@ class Evaluator:
 
     def _wrapped(self, x: Expr, v: Value) -> Value:
         """A result brought back into a type under 32 bits."""
-        if size(x.dtype) == 4 or words(x.dtype) == 2 or (x.range is not None and x.range != INTEGERS[x.dtype]):
+        if (
+            size(x.dtype) == 4
+            or words(x.dtype) == 2
+            or (x.range is not None and x.range != INTEGERS[x.dtype])
+        ):
             return v
         full = "i32" if x.dtype[0] == "i" else "u32"
         return self.e.convert(Value(full, v.at), x.dtype)
@@ -349,10 +415,18 @@ class Evaluator:
         terms, offset = x.terms, x.offset
         lanes = {a: c for a, c in terms.items() if not (a.uniform and words(x.dtype) == 1)}
         if len(lanes) < len(terms) or offset:
-            uniform = self.pool.sum(x.dtype, offset, {a: c for a, c in terms.items() if a not in lanes})
-            v = self.value(self.pool.sum(x.dtype, 0, lanes)) if len(lanes) > 1 or words(x.dtype) == 2 else self._term(x.dtype, lanes)
+            uniform = self.pool.sum(
+                x.dtype, offset, {a: c for a, c in terms.items() if a not in lanes}
+            )
+            v = (
+                self.value(self.pool.sum(x.dtype, 0, lanes))
+                if len(lanes) > 1 or words(x.dtype) == 2
+                else self._term(x.dtype, lanes)
+            )
             d = self.e.new(x.dtype, into)
-            self.e.emit(IADD, INTS[x.dtype], d, self.e.register(v), self.e.source(self.value(uniform)))
+            self.e.emit(
+                IADD, INTS[x.dtype], d, self.e.register(v), self.e.source(self.value(uniform))
+            )
             return Value(x.dtype, d)
         *before, last = lanes
         if not before:
@@ -371,17 +445,30 @@ class Evaluator:
             return v
         d = self.e.new(dtype, into)
         if factor > 0 and factor & (factor - 1) == 0:
-            self.e.emit(SHF, Direction.L, INTS[dtype], d, self.e.register(v), factor.bit_length() - 1)
+            self.e.emit(
+                SHF, Direction.L, INTS[dtype], d, self.e.register(v), factor.bit_length() - 1
+            )
         else:
-            self.e.emit(IMUL, INTS[dtype], d, self.e.register(v), self.e.source(known(dtype, factor)))
+            self.e.emit(
+                IMUL, INTS[dtype], d, self.e.register(v), self.e.source(known(dtype, factor))
+            )
         return self.keep(single, Value(dtype, d)) if single.op == "sum" else Value(dtype, d)
 
-    def _multiply_add(self, dtype: str, a: Value, factor: int, c: Value, into: VReg | None) -> Value:
+    def _multiply_add(
+        self, dtype: str, a: Value, factor: int, c: Value, into: VReg | None
+    ) -> Value:
         d = self.e.new(dtype, into)
         if factor == 1:
             self.e.emit(IADD, INTS[dtype], d, self.e.register(a), self.e.source(c))
         else:
-            self.e.emit(IMAD, INTS[dtype], d, self.e.register(a), self.e.source(known(dtype, factor)), self.e.register(c))
+            self.e.emit(
+                IMAD,
+                INTS[dtype],
+                d,
+                self.e.register(a),
+                self.e.source(known(dtype, factor)),
+                self.e.register(c),
+            )
         return Value(dtype, d)
 
     def _extreme(self, x: Expr, into: VReg | None) -> Value:
@@ -404,7 +491,14 @@ class Evaluator:
     def _shift(self, x: Expr, into: VReg | None) -> Value:
         a, amount = self.value(x.args[0]), self.value(self.pool.narrow(x.args[1]))
         d = self.e.new(x.dtype, into)
-        self.e.emit(SHF, Direction.L if x.op == "shl" else Direction.R, INTS[x.dtype], d, self.e.register(a), self.e.source(amount))
+        self.e.emit(
+            SHF,
+            Direction.L if x.op == "shl" else Direction.R,
+            INTS[x.dtype],
+            d,
+            self.e.register(a),
+            self.e.source(amount),
+        )
         return Value(x.dtype, d)
 
     # --- division
@@ -434,7 +528,14 @@ class Evaluator:
         if x.op == "floormod":
             quotient = self.pool.floordiv(a, b)
             return self.value(self.pool.sum(x.dtype, a.offset, self._less(a, quotient, c)), into)
-        found = next((s for s in range(32) if (-(-(1 << 32 + s) // c) * c - (1 << 32 + s)) * high < 1 << 32 + s), None)
+        found = next(
+            (
+                s
+                for s in range(32)
+                if (-(-(1 << 32 + s) // c) * c - (1 << 32 + s)) * high < 1 << 32 + s
+            ),
+            None,
+        )
         magic = -(-(1 << 32 + found) // c) if found is not None else 1 << 32
         if found is None or magic >= 1 << 32:
             return self._two(IDIV, x, into)
@@ -504,7 +605,7 @@ class Evaluator:
 
     def _uniform_operation(self, x: Expr) -> Callable[[VUReg], None] | None:
         e, args = self.e, x.args
-        natural = all(a.range is not None and 0 <= a.range[0] for a in args) and len(args) == 2
+        natural = all(a.range is not None and a.range[0] >= 0 for a in args) and len(args) == 2
         power = args[1].offset if len(args) == 2 and args[1].op == "int" else 0
         if power > 0 and power & (power - 1) == 0 and natural and x.op in ("floordiv", "floormod"):
             a, shift = self.uniform(args[0]), power.bit_length() - 1
@@ -547,4 +648,6 @@ class Evaluator:
 
 def _paired(a: Value, b: Value) -> bool:
     """Whether two 16-bit floats are one register, or constants."""
-    return a.dtype in HALVES and ((a.at is b.at and not a.high and b.high) or (a.is_known and b.is_known))
+    return a.dtype in HALVES and (
+        (a.at is b.at and not a.high and b.high) or (a.is_known and b.is_known)
+    )

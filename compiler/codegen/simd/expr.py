@@ -90,14 +90,16 @@ class Pool:
         if found is None:
             if range is None and dtype in INTEGERS:
                 range = INTEGERS[dtype]
-            same = dtype in INTEGERS and all(a.uniform for a in args) if uniform is None else uniform
+            same = (
+                dtype in INTEGERS and all(a.uniform for a in args) if uniform is None else uniform
+            )
             deep = max((a.depth for a in args), default=0) if depth is None else depth
             found = self.made[key] = Expr(op, dtype, args, data, range, same, deep, len(self.made))
         return found
 
     # --- constants
 
-    def int(self, value: int, dtype: str = "i32") -> Expr:
+    def integer(self, value: int, dtype: str = "i32") -> Expr:
         """An integer constant, wrapped to its type."""
         low, high = INTEGERS.get(dtype, (0, 1))
         value = (int(value) - low) % (high - low + 1) + low
@@ -117,15 +119,21 @@ class Pool:
         """offset + Σ factor·atom, which wraps as the type does."""
         terms = {a: c for a, c in terms.items() if c}
         if not terms:
-            return self.int(offset, dtype)
-        if not offset and list(terms.values()) == [1] and (atom := next(iter(terms))).dtype == dtype:
+            return self.integer(offset, dtype)
+        if (
+            not offset
+            and list(terms.values()) == [1]
+            and (atom := next(iter(terms))).dtype == dtype
+        ):
             return atom
         order = sorted(terms, key=lambda a: (a.depth, a.number))
         low = offset + sum(min(c * r for r in _bounds(a)) for a, c in terms.items())
         high = offset + sum(max(c * r for r in _bounds(a)) for a, c in terms.items())
         fits = INTEGERS[dtype][0] <= low and high <= INTEGERS[dtype][1]
         data = (offset, tuple(terms[a] for a in order))
-        return self.make("sum", dtype, *order, data=data, range=(low, high) if fits else INTEGERS[dtype])
+        return self.make(
+            "sum", dtype, *order, data=data, range=(low, high) if fits else INTEGERS[dtype]
+        )
 
     def add(self, a: Expr, b: Expr, factor: int = 1) -> Expr:
         """a + factor·b."""
@@ -136,7 +144,9 @@ class Pool:
 
     def scale(self, a: Expr, factor: int) -> Expr:
         """factor·a."""
-        return self.sum(a.dtype, a.offset * factor, {atom: c * factor for atom, c in a.terms.items()})
+        return self.sum(
+            a.dtype, a.offset * factor, {atom: c * factor for atom, c in a.terms.items()}
+        )
 
     def mul(self, a: Expr, b: Expr) -> Expr:
         """a·b."""
@@ -155,7 +165,7 @@ class Pool:
         whole, rest = self._split(a, c)
         low, high = (r // c for r in _bounds(rest))
         if low == high:
-            return self.add(whole, self.int(low, a.dtype))
+            return self.add(whole, self.integer(low, a.dtype))
         return self.add(whole, self._divided(rest, c))
 
     def floormod(self, a: Expr, b: Expr) -> Expr:
@@ -166,13 +176,13 @@ class Pool:
         rest = self._split(a, c)[1]
         low, high = _bounds(rest)
         if low // c == high // c:
-            return self.add(rest, self.int(-(low // c) * c, a.dtype))
-        return self.make("floormod", a.dtype, rest, self.int(c, a.dtype), range=(0, c - 1))
+            return self.add(rest, self.integer(-(low // c) * c, a.dtype))
+        return self.make("floormod", a.dtype, rest, self.integer(c, a.dtype), range=(0, c - 1))
 
     def _split(self, a: Expr, c: int) -> tuple[Expr, Expr]:
         """a = c·whole + rest, term by term; nothing is taken out of an `a` that may wrap."""
         if a.range == INTEGERS[a.dtype]:
-            return self.int(0, a.dtype), a
+            return self.integer(0, a.dtype), a
         whole = {atom: k // c for atom, k in a.terms.items() if k % c == 0}
         rest = {atom: k for atom, k in a.terms.items() if k % c}
         return self.sum(a.dtype, a.offset // c, whole), self.sum(a.dtype, a.offset % c, rest)
@@ -181,12 +191,16 @@ class Pool:
         """a // c, after what numerator and divisor have in common is gone: (4a + 2b + 1) // 6 = (2a + b) // 3."""
         common = gcd(c, *a.terms.values())
         if common > 1:
-            a = self.sum(a.dtype, a.offset // common, {atom: k // common for atom, k in a.terms.items()})
+            a = self.sum(
+                a.dtype, a.offset // common, {atom: k // common for atom, k in a.terms.items()}
+            )
             c //= common
         if c == 1:
             return a
         low, high = _bounds(a)
-        return self.make("floordiv", a.dtype, a, self.int(c, a.dtype), range=(low // c, high // c))
+        return self.make(
+            "floordiv", a.dtype, a, self.integer(c, a.dtype), range=(low // c, high // c)
+        )
 
     def extreme(self, op: str, a: Expr, b: Expr) -> Expr:
         """min or max of integers."""
@@ -201,7 +215,7 @@ class Pool:
     def cast(self, a: Expr, dtype: str) -> Expr:
         """An integer as another integer type."""
         if a.op == "int":
-            return self.int(a.offset, dtype)
+            return self.integer(a.offset, dtype)
         exact = a.range is not None and _inside(a.range, dtype) and a.range != INTEGERS[a.dtype]
         if exact or (a.op == "sum" and 32 <= _bits(dtype) <= _bits(a.dtype)):
             return self.sum(dtype, a.offset, a.terms)
@@ -211,7 +225,7 @@ class Pool:
     def narrow(self, a: Expr) -> Expr:
         """An i32 with the low 32 bits of an integer: all that addresses need, and all there is where `fits32`."""
         if a.op == "int":
-            return self.int(a.offset)
+            return self.integer(a.offset)
         if a.op == "sum":
             return self.sum("i32", a.offset, a.terms)
         if _bits(a.dtype) <= 32:
@@ -219,8 +233,14 @@ class Pool:
         if a.op == "cast" and a.args[0].dtype == "i32":
             return a.args[0]
         if a.op == "load":
-            return self.make("load", "i32", *a.args, data=(*a.data, "low"), depth=a.depth, uniform=False)
-        if a.fits32 and a.op in ("mul", "floordiv", "floormod", "min", "max") and all(x.fits32 for x in a.args):
+            return self.make(
+                "load", "i32", *a.args, data=(*a.data, "low"), depth=a.depth, uniform=False
+            )
+        if (
+            a.fits32
+            and a.op in ("mul", "floordiv", "floormod", "min", "max")
+            and all(x.fits32 for x in a.args)
+        ):
             return self.make(a.op, "i32", *map(self.narrow, a.args), range=a.range)
         return self.make("low", "i32", a, range=a.range if a.fits32 else None, uniform=False)
 
@@ -229,15 +249,21 @@ class Pool:
         (al, ah), (bl, bh) = _bounds(a), _bounds(b)
         difference = self.add(self._wide(a), self._wide(b), -1)
         low, high = max(al - bh, _bounds(difference)[0]), min(ah - bl, _bounds(difference)[1])
-        decided = {"lt": (high < 0, low >= 0), "le": (high <= 0, low > 0), "eq": (low == high == 0, low > 0 or high < 0)}
+        decided = {
+            "lt": (high < 0, low >= 0),
+            "le": (high <= 0, low > 0),
+            "eq": (low == high == 0, low > 0 or high < 0),
+        }
         yes, no = decided[op] if op != "ne" else decided["eq"][::-1]
         if yes or no:
             return self.bool(yes)
         offset = difference.offset
         bare = self.sum("i64", 0, difference.terms)
         if a.dtype in ("i32", "i64") and bare.fits32 and S32[0] <= -offset <= S32[1]:
-            a, b = self.sum("i32", 0, difference.terms), self.int(-offset, "i32")
-        return self.make(op, "bool", a, b, uniform=a.uniform and b.uniform and a.fits32 and b.fits32)
+            a, b = self.sum("i32", 0, difference.terms), self.integer(-offset, "i32")
+        return self.make(
+            op, "bool", a, b, uniform=a.uniform and b.uniform and a.fits32 and b.fits32
+        )
 
     def _wide(self, a: Expr) -> Expr:
         return self.sum("i64", a.offset, a.terms)

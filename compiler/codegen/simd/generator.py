@@ -22,7 +22,22 @@ from .values import size
 
 Json = Any
 
-COSTLY = frozenset({"Exp", "Log", "Sigmoid", "Tanh", "Erf", "Gelu", "Softmax", "LogSoftmax", "Pow", "Sqrt", "Div", "LayerNormalization"})
+COSTLY = frozenset(
+    {
+        "Exp",
+        "Log",
+        "Sigmoid",
+        "Tanh",
+        "Erf",
+        "Gelu",
+        "Softmax",
+        "LogSoftmax",
+        "Pow",
+        "Sqrt",
+        "Div",
+        "LayerNormalization",
+    }
+)
 """Ops that spend time on the special-function unit."""
 
 
@@ -45,10 +60,18 @@ class Simd:
         """Cycles by the busiest of issue slots, special functions and memory. Made of types alone, so that it asks no worker."""
         lanes = 32 * machine.sms
         issue = machine.subcores * lanes
-        instructions = sum(_instructions(n, group) for n in group.nodes) + 8 * max(t.count for t in group.outputs.values())
+        instructions = sum(_instructions(n, group) for n in group.nodes) + 8 * max(
+            t.count for t in group.outputs.values()
+        )
         special = sum(t.count for n in group.nodes if n.op in COSTLY for t in n.types)
-        moved = sum(t.count * size(t.dtype) for t in (*group.inputs.values(), *group.outputs.values()))
-        busy = max(instructions / issue, special * machine.units["sfu"].interval / issue, moved / (_bytes_per_cycle(machine)))
+        moved = sum(
+            t.count * size(t.dtype) for t in (*group.inputs.values(), *group.outputs.values())
+        )
+        busy = max(
+            instructions / issue,
+            special * machine.units["sfu"].interval / issue,
+            moved / (_bytes_per_cycle(machine)),
+        )
         return float(machine.launch_cycles + busy)
 
     def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
@@ -64,15 +87,24 @@ class Simd:
         canonical = Canonical.of(group)
         made = client.fetch(group)
         kernels = [
-            translate(k, f"{canonical.group.name.lower()}{i or ''}", machine) for i, k in enumerate(made["kernels"])
+            translate(k, f"{canonical.group.name.lower()}{i or ''}", machine)
+            for i, k in enumerate(made["kernels"])
         ]
-        names = canonical.values | {v: f"{group.name}.{v}" for v in (*made["scratch"], *made["constants"])}
+        names = canonical.values | {
+            v: f"{group.name}.{v}" for v in (*made["scratch"], *made["constants"])
+        }
         nodes = tuple(n.loc or n.outputs[0] for n in group.nodes)
-        launches = tuple(_launch(t, k, names, nodes) for t, k in zip(kernels, made["kernels"], strict=True))
+        launches = tuple(
+            _launch(t, k, names, nodes) for t, k in zip(kernels, made["kernels"], strict=True)
+        )
         return Lowered(
             launches,
             {names[v]: array_in(a) for v, a in made["constants"].items()},
-            {names[v]: n for v, n in made["scratch"].items() if any(names[v] in e.uses for e in launches)},
+            {
+                names[v]: n
+                for v, n in made["scratch"].items()
+                if any(names[v] in e.uses for e in launches)
+            },
         )
 
     def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:

@@ -15,7 +15,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from knapper.isa.instructions import CVT, FADD, FDIV, FFMA, FLO, FMNMX, FMUL, FRND, FSETP, ISUB, LOP, MOV, MUFU, POPC
+from knapper.isa.instructions import (
+    CVT,
+    FADD,
+    FDIV,
+    FFMA,
+    FLO,
+    FMNMX,
+    FMUL,
+    FRND,
+    FSETP,
+    ISUB,
+    LOP,
+    MOV,
+    MUFU,
+    POPC,
+)
 from knapper.isa.modifiers import Bits32, Cmp, Fn, IntType, Logic, MinMax, Rounding, Scalar
 
 from ..scalar import SCALAR
@@ -262,7 +277,12 @@ def _(e: Emitter, x: Value, y: Value) -> Value:
     r = fma(e, negative(e, q), m, size)
     r = choose(e, test(e, Cmp.LT, r, 0.0), add(e, r, m), r)
     r = choose(e, test(e, Cmp.GE, r, m), e.difference(r, m), r)
-    r = choose(e, test(e, Cmp.EQ, m, math.inf), choose(e, test(e, Cmp.LT, size, math.inf), size, math.nan), r)
+    r = choose(
+        e,
+        test(e, Cmp.EQ, m, math.inf),
+        choose(e, test(e, Cmp.LT, size, math.inf), size, math.nan),
+        r,
+    )
     return choose(e, test(e, Cmp.NE, r, r), r, with_sign(e, magnitude(e, r), x))
 
 
@@ -281,7 +301,9 @@ def _power(e: Emitter, x: Value, y: Value) -> Value:
     result = special(e, Fn.EX2, mul(e, special(e, Fn.LG2, size), y))
     result = choose(e, test(e, Cmp.EQ, size, 1.0), 1.0, result)
     result = choose(e, _one_of_negative(e, x, y), _for_negative(e, y, result), result)
-    return choose(e, e.logic(Logic.OR, test(e, Cmp.EQ, y, 0.0), test(e, Cmp.EQ, x, 1.0)), 1.0, result)
+    return choose(
+        e, e.logic(Logic.OR, test(e, Cmp.EQ, y, 0.0), test(e, Cmp.EQ, x, 1.0)), 1.0, result
+    )
 
 
 def _one_of_negative(e: Emitter, x: Value, y: Value) -> Value:
@@ -301,7 +323,11 @@ def _for_negative(e: Emitter, y: Value, result: Value) -> Value:
     even = test(e, Cmp.EQ, integral(e, Rounding.RZ, half), half)
     odd = e.logic(Logic.AND, integer, e.inverse(even))
     signed = choose(e, odd, negative(e, result), result)
-    plain = e.logic(Logic.OR, integer, e.logic(Logic.OR, test(e, Cmp.EQ, result, 0.0), test(e, Cmp.EQ, result, math.inf)))
+    plain = e.logic(
+        Logic.OR,
+        integer,
+        e.logic(Logic.OR, test(e, Cmp.EQ, result, 0.0), test(e, Cmp.EQ, result, math.inf)),
+    )
     return choose(e, plain, signed, math.nan)
 
 
@@ -310,7 +336,12 @@ def _for_negative(e: Emitter, y: Value, result: Value) -> Value:
 def _(e: Emitter, x: Value) -> Value:
     """(e^x − e^−x)/2; by its series where that cancels."""
     wide = mul(e, e.difference(special(e, Fn.EXP, x), special(e, Fn.EXP, negative(e, x))), 0.5)
-    return choose(e, test(e, Cmp.LT, magnitude(e, x), 0.3), _odd_series(e, x, [1 / math.factorial(n) for n in range(1, 16, 2)]), wide)
+    return choose(
+        e,
+        test(e, Cmp.LT, magnitude(e, x), 0.3),
+        _odd_series(e, x, [1 / math.factorial(n) for n in range(1, 16, 2)]),
+        wide,
+    )
 
 
 @intrinsic("cosh")

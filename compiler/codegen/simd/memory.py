@@ -1,25 +1,34 @@
 """Loads and stores: addresses from linear forms, neighbours with one wide access.
 
-    global   [base of the buffer (uniform pair) + lanes' byte offset + constant]     the constant takes what the index has of it
-    shared   [URZ + byte offset + place of the buffer]
-    local    arrays that are indexed by what only the running kernel knows; all others are registers
+global   [base of the buffer (uniform pair) + lanes' byte offset + constant]     the constant takes what the index has of it
+shared   [URZ + byte offset + place of the buffer]
+local    arrays that are indexed by what only the running kernel knows; all others are registers
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from knapper.isa.errors import CompileError
 from knapper.isa.instructions import LDG, LDL, LDS, MOV, STG, STL, STS
 from knapper.isa.modifiers import Width
 
-from ..builder import RZ, URZ, VReg, VUReg
+from ..builder import URZ, VReg, VUReg
 from .evaluate import Evaluator
 from .expr import Expr
 from .parse import Buffer
 from .values import HALVES, Emitter, Value, size, words
 
-WIDTHS = {"bool": Width.U8, "u8": Width.U8, "i8": Width.S8, "i16": Width.S16, "u16": Width.U16, "f16": Width.U16, "bf16": Width.U16}
+WIDTHS = {
+    "bool": Width.U8,
+    "u8": Width.U8,
+    "i8": Width.S8,
+    "i16": Width.S16,
+    "u16": Width.U16,
+    "f16": Width.U16,
+    "bf16": Width.U16,
+}
 STORES = {1: Width.U8, 2: Width.U16, 4: Width._32, 8: Width._64, 16: Width._128}
 OFFSET = 1 << 23
 """Constants below this, of either sign, fit the instruction."""
@@ -60,7 +69,9 @@ class Memory(Evaluator):
                 self.keep(x, v)
             i += n
 
-    def _load_run(self, b: Buffer, first: Expr, n: int, otherwise: list[Value] | None) -> list[Value]:
+    def _load_run(
+        self, b: Buffer, first: Expr, n: int, otherwise: list[Value] | None
+    ) -> list[Value]:
         """n neighbours by one access."""
         nbytes = n * size(b.dtype)
         if nbytes < 4:
@@ -83,7 +94,9 @@ class Memory(Evaluator):
 
     def _run(self, b: Buffer, places: list[Expr]) -> int:
         """How many of these elements, from the first on, one access may take."""
-        return next((n for n in (16, 8, 4, 2) if n <= len(places) and self._is_run(b, places[:n])), 1)
+        return next(
+            (n for n in (16, 8, 4, 2) if n <= len(places) and self._is_run(b, places[:n])), 1
+        )
 
     def _is_run(self, b: Buffer, places: list[Expr]) -> bool:
         """Whether they are neighbours, fill 4 to 16 bytes, and start at a multiple of that."""
@@ -122,9 +135,9 @@ class Memory(Evaluator):
 
     def _halves(self, values: list[Value]) -> VReg:
         pairs = list(zip(values[::2], values[1::2], strict=True))
-        if all(a.at is b.at and not a.high and b.high for a, b in pairs):
-            if (row := self._row([a.at for a, _ in pairs])) is not None:
-                return row
+        halves = all(a.at is b.at and not a.high and b.high for a, b in pairs)
+        if halves and (row := self._row([a.at for a, _ in pairs])) is not None:
+            return row
         d = self.e.reg(len(pairs))
         for i, (a, b) in enumerate(pairs):
             self.e.pack(a, b, into=d[i])
@@ -133,9 +146,9 @@ class Memory(Evaluator):
     def _whole(self, dtype: str, values: list[Expr]) -> VReg:
         n = words(dtype)
         there = [self._known(x) for x in values]
-        if all(v is not None and isinstance(v.at, VReg) for v in there):
-            if (row := self._row([v.at for v in there if v is not None])) is not None:
-                return row
+        held = [v.at for v in there if v is not None and isinstance(v.at, VReg)]
+        if len(held) == len(there) and (row := self._row(held)) is not None:
+            return row
         d = self.e.reg(n * len(values))
         for i, x in enumerate(values):
             target = d[i * n : (i + 1) * n]
@@ -152,19 +165,23 @@ class Memory(Evaluator):
         groups, first = self.e.groups, parts[0].base
         start = groups.base[groups.owner[first]]
         end = start + groups.words[groups.owner[first]]
-        follows = all(p.base + p.words == q.base for p, q in zip(parts, parts[1:], strict=False))
+        follows = all(p.base + p.words == q.base for p, q in pairwise(parts))
         if not follows or first + total > end or (first - start) % total:
             return None
         return VReg(first, total, parts[0].file)
 
     # --- addresses
 
-    def _access(self, width: Width, data: Any, b: Buffer, place: Expr, *, store: bool = False) -> None:
+    def _access(
+        self, width: Width, data: Any, b: Buffer, place: Expr, *, store: bool = False
+    ) -> None:
         register, constant = self._address(b, place)
         guard = self.guard
         if b.scope == "global":
             base = self.bases[b.role]
-            operands = (base, register, constant, data) if store else (data, base, register, constant)
+            operands = (
+                (base, register, constant, data) if store else (data, base, register, constant)
+            )
             self.e.emit(STG if store else LDG, width, *operands, guard=guard)
         elif b.scope == "shared":
             operands = (URZ, register, constant, data) if store else (data, URZ, register, constant)
@@ -176,7 +193,11 @@ class Memory(Evaluator):
     def _address(self, b: Buffer, place: Expr) -> tuple[Any, int]:
         """(register with the lane's byte offset, constant)."""
         if b.elements * size(b.dtype) > LARGEST:
-            raise CompileError("E443", f"a buffer of {b.elements} elements is beyond 32-bit offsets", where=f"kernel {self.e.name}")
+            raise CompileError(
+                "E443",
+                f"a buffer of {b.elements} elements is beyond 32-bit offsets",
+                where=f"kernel {self.e.name}",
+            )
         scaled = self.pool.scale(self.pool.narrow(place), size(b.dtype))
         constant = scaled.offset + self.places.get(b.number, 0)
         rest = self.pool.sum("i32", 0, scaled.terms)

@@ -13,7 +13,14 @@ from .expr import EVERYWHERE, FLOATS, INTEGERS, Expr, Pool
 
 Json = Any
 Lanes = list[Expr]
-COMPARE = {"lt": ("lt", False), "le": ("le", False), "gt": ("lt", True), "ge": ("le", True), "eq": ("eq", False), "ne": ("ne", False)}
+COMPARE = {
+    "lt": ("lt", False),
+    "le": ("le", False),
+    "gt": ("lt", True),
+    "ge": ("le", True),
+    "eq": ("eq", False),
+    "ne": ("ne", False),
+}
 PACKED = ("add", "mul", "min", "max")
 """Operations that exist for two 16-bit floats at a time."""
 
@@ -64,18 +71,28 @@ class Parser:
             return f(j, dtype, lanes)
         a, b = self.expr(j[2]), self.expr(j[3])
         made = [self.binary(j[0], dtype, x, y) for x, y in zip(a, b, strict=True)]
-        return self._packed(made) if j[0] in PACKED and dtype in ("f16", "bf16") and lanes % 2 == 0 else made
+        return (
+            self._packed(made)
+            if j[0] in PACKED and dtype in ("f16", "bf16") and lanes % 2 == 0
+            else made
+        )
 
     def scalar(self, j: Json) -> Expr:
         """An expression of one lane."""
         lanes = self.expr(j)
         if len(lanes) != 1:
-            raise CompileError("E441", f"TIR has a vector where a number belongs: {j[0]}", where=self.where)
+            raise CompileError(
+                "E441", f"TIR has a vector where a number belongs: {j[0]}", where=self.where
+            )
         return lanes[0]
 
     def _packed(self, lanes: Lanes) -> Lanes:
         """Remember that these lanes belong together, if they are different."""
-        if len(lanes) > 1 and len(set(lanes)) == len(lanes) and not any(x.is_constant for x in lanes):
+        if (
+            len(lanes) > 1
+            and len(set(lanes)) == len(lanes)
+            and not any(x.is_constant for x in lanes)
+        ):
             for x in lanes:
                 self.packs.setdefault(x, tuple(lanes))
         return lanes
@@ -83,15 +100,22 @@ class Parser:
     # --- leaves
 
     def _int(self, j: Json, dtype: str, lanes: int) -> Lanes:
-        return [self.pool.bool(bool(j[2])) if dtype == "bool" else self.pool.int(j[2], dtype)] * lanes
+        return [
+            self.pool.bool(bool(j[2])) if dtype == "bool" else self.pool.integer(j[2], dtype)
+        ] * lanes
 
     def _float(self, j: Json, dtype: str, lanes: int) -> Lanes:
         return [self.pool.float(float.fromhex(j[2]), dtype)] * lanes
 
     def _var(self, j: Json, dtype: str, lanes: int) -> Lanes:
         if j[2] not in self.variables:
-            raise CompileError("E441", f"TIR has a variable of unknown origin, number {j[2]}", where=self.where)
-        return [self.pool.cast(x, dtype) if dtype in INTEGERS and x.dtype != dtype else x for x in self.variables[j[2]]]
+            raise CompileError(
+                "E441", f"TIR has a variable of unknown origin, number {j[2]}", where=self.where
+            )
+        return [
+            self.pool.cast(x, dtype) if dtype in INTEGERS and x.dtype != dtype else x
+            for x in self.variables[j[2]]
+        ]
 
     def _ramp(self, j: Json, dtype: str, lanes: int) -> Lanes:
         first, step = self.scalar(j[2]), self.scalar(j[3])
@@ -123,11 +147,22 @@ class Parser:
         places = self.expr(index)
         if b.lanes == 1:
             return places
-        return [self.pool.add(self.pool.scale(x, b.lanes), self.pool.int(i, x.dtype)) for x in places for i in range(b.lanes)]
+        return [
+            self.pool.add(self.pool.scale(x, b.lanes), self.pool.integer(i, x.dtype))
+            for x in places
+            for i in range(b.lanes)
+        ]
 
     def load(self, b: Buffer, place: Expr) -> Expr:
         """A load of an element, as memory is now."""
-        return self.pool.make("load", b.dtype, place, data=(b.number, self.versions.get(b.number, 0)), uniform=False, depth=EVERYWHERE)
+        return self.pool.make(
+            "load",
+            b.dtype,
+            place,
+            data=(b.number, self.versions.get(b.number, 0)),
+            uniform=False,
+            depth=EVERYWHERE,
+        )
 
     def _register(self, b: Buffer, place: Expr) -> Expr:
         if place.op != "int":
@@ -137,7 +172,13 @@ class Parser:
 
     def zero(self, dtype: str) -> Expr:
         """What a local variable has before anything was stored: TVM reads some that only other lanes wrote."""
-        return self.pool.float(0.0, dtype) if dtype in FLOATS else self.pool.bool(False) if dtype == "bool" else self.pool.int(0, dtype)
+        return (
+            self.pool.float(0.0, dtype)
+            if dtype in FLOATS
+            else self.pool.bool(False)
+            if dtype == "bool"
+            else self.pool.integer(0, dtype)
+        )
 
     # --- operations
 
@@ -157,7 +198,9 @@ class Parser:
         """floordiv, floormod and mod of floats."""
         if op == "mod":
             return self.pool.make("call", a.dtype, a, b, data="truncmod")
-        quotient = self.pool.make("call", a.dtype, self.pool.make("div", a.dtype, a, b), data="floor")
+        quotient = self.pool.make(
+            "call", a.dtype, self.pool.make("div", a.dtype, a, b), data="floor"
+        )
         if op == "floordiv":
             return quotient
         return self.pool.make("sub", a.dtype, a, self.pool.make("mul", a.dtype, quotient, b))
@@ -181,9 +224,18 @@ class Parser:
             case "shl" if b.op == "int":
                 return p.scale(a, 1 << b.offset)
             case "shr" if b.op == "int" and a.dtype != "u64":
-                return p.floordiv(a, p.int(1 << b.offset, a.dtype)) if b.offset < 31 else p.make(op, a.dtype, a, b)
-            case "bitand" if b.op == "int" and b.offset >= 0 and b.offset & (b.offset + 1) == 0 and b.offset < 1 << 30:
-                return p.floormod(a, p.int(b.offset + 1, a.dtype))
+                return (
+                    p.floordiv(a, p.integer(1 << b.offset, a.dtype))
+                    if b.offset < 31
+                    else p.make(op, a.dtype, a, b)
+                )
+            case "bitand" if (
+                b.op == "int"
+                and b.offset >= 0
+                and b.offset & (b.offset + 1) == 0
+                and b.offset < 1 << 30
+            ):
+                return p.floormod(a, p.integer(b.offset + 1, a.dtype))
         return p.make(op, a.dtype, a, b)
 
     def _compare(self, op: str, a: Expr, b: Expr) -> Expr:
@@ -194,17 +246,34 @@ class Parser:
         return self.pool.make(name, "bool", a, b, uniform=False)
 
     def _logic(self, op: str, a: Expr, b: Expr) -> Expr:
-        op = {"bitand": "and", "bitor": "or", "bitxor": "ne", "min": "and", "max": "or", "mul": "and", "add": "or"}.get(op, op)
+        op = {
+            "bitand": "and",
+            "bitor": "or",
+            "bitxor": "ne",
+            "min": "and",
+            "max": "or",
+            "mul": "and",
+            "add": "or",
+        }.get(op, op)
         for x, y in ((a, b), (b, a)):
             if x.op == "int" and op in ("and", "or"):
                 return y if bool(x.data) == (op == "and") else x
         return self.pool.make(op, "bool", a, b, uniform=a.uniform and b.uniform)
 
     def _not(self, j: Json, dtype: str, lanes: int) -> Lanes:
-        return [self.pool.bool(not x.data) if x.op == "int" else self.pool.make("not", "bool", x, uniform=x.uniform) for x in self.expr(j[2])]
+        return [
+            self.pool.bool(not x.data)
+            if x.op == "int"
+            else self.pool.make("not", "bool", x, uniform=x.uniform)
+            for x in self.expr(j[2])
+        ]
 
     def _bitnot(self, j: Json, dtype: str, lanes: int) -> Lanes:
-        return self._not(j, dtype, lanes) if dtype == "bool" else [self.pool.make("bitnot", dtype, x) for x in self.expr(j[2])]
+        return (
+            self._not(j, dtype, lanes)
+            if dtype == "bool"
+            else [self.pool.make("bitnot", dtype, x) for x in self.expr(j[2])]
+        )
 
     def _cast(self, j: Json, dtype: str, lanes: int) -> Lanes:
         return [self.cast(x, dtype) for x in self.expr(j[2])]
@@ -217,7 +286,12 @@ class Parser:
             return self.pool.cast(x, dtype)
         if x.op == "int" and x.dtype != "bool" and dtype in FLOATS:
             return self.pool.float(float(x.offset), dtype)
-        if x.op == "cast" and x.args[0].dtype == dtype and dtype in ("f16", "bf16") and x.dtype in ("f32", "f64"):
+        if (
+            x.op == "cast"
+            and x.args[0].dtype == dtype
+            and dtype in ("f16", "bf16")
+            and x.dtype in ("f32", "f64")
+        ):
             return x.args[0]
         return self.pool.make("cast", dtype, x, uniform=False)
 
@@ -232,7 +306,11 @@ class Parser:
             return a if c.data else b
         if a is b:
             return a
-        bounds = None if a.range is None or b.range is None else (min(a.range[0], b.range[0]), max(a.range[1], b.range[1]))
+        bounds = (
+            None
+            if a.range is None or b.range is None
+            else (min(a.range[0], b.range[0]), max(a.range[1], b.range[1]))
+        )
         return self.pool.make(op, a.dtype, c, a, b, range=bounds, uniform=False)
 
     # --- calls
@@ -244,18 +322,25 @@ class Parser:
         if name in SHUFFLES:
             return self._warp_shuffle(name, dtype, operands)
         if name == "tvm_warp_activemask":
-            return [self.pool.int(-1, "u32")]
+            return [self.pool.integer(-1, "u32")]
         if name == "large_uint_imm":
             low, high = (self.scalar(x).offset for x in operands)
-            return [self.pool.int(low + (high << 32), dtype)]
+            return [self.pool.integer(low + (high << 32), dtype)]
         if name == "likely":
             return self.expr(operands[0])
         args = [self.expr(x) for x in operands]
-        return [self._intrinsic(name, dtype, lane) for lane in zip(*(a * (lanes // len(a)) for a in args), strict=True)]
+        return [
+            self._intrinsic(name, dtype, lane)
+            for lane in zip(*(a * (lanes // len(a)) for a in args), strict=True)
+        ]
 
     def _intrinsic(self, name: str, dtype: str, args: tuple[Expr, ...]) -> Expr:
         if name == "reinterpret":
-            return args[0] if args[0].dtype == dtype else self.pool.make("reinterpret", dtype, *args, uniform=False)
+            return (
+                args[0]
+                if args[0].dtype == dtype
+                else self.pool.make("reinterpret", dtype, *args, uniform=False)
+            )
         if name in ("fabs", "abs") and dtype in INTEGERS:
             return self.pool.extreme("max", args[0], self.pool.scale(args[0], -1))
         return self.pool.make("call", dtype, *args, data=name, uniform=False)
@@ -269,10 +354,20 @@ class Parser:
 
     def _warp_shuffle(self, name: str, dtype: str, operands: list[Json]) -> Lanes:
         _, value, lane, segment, _ = (self.scalar(x) for x in operands)
-        return [self.pool.make("shuffle", dtype, value, lane, data=(name, segment.offset), uniform=False, depth=EVERYWHERE)]
+        return [
+            self.pool.make(
+                "shuffle",
+                dtype,
+                value,
+                lane,
+                data=(name, segment.offset),
+                uniform=False,
+                depth=EVERYWHERE,
+            )
+        ]
 
 
-class NeedsMemory(Exception):  # noqa: N818  a signal, not an error
+class NeedsMemory(Exception):
     """A local buffer is indexed by something that only the running kernel knows."""
 
     def __init__(self, buffer: int) -> None:

@@ -19,7 +19,22 @@ from typing import Any
 
 from knapper.isa.core import Convergence
 from knapper.isa.errors import CompileError
-from knapper.isa.instructions import BAR, BRA, BSSY, BSYNC, EXIT, IADD, ISETP, MOV, S2R, S2UR, UIADD, UISETP, ULDC, UMOV
+from knapper.isa.instructions import (
+    BAR,
+    BRA,
+    BSSY,
+    BSYNC,
+    EXIT,
+    IADD,
+    ISETP,
+    MOV,
+    S2R,
+    S2UR,
+    UIADD,
+    UISETP,
+    ULDC,
+    UMOV,
+)
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, IntType
 from knapper.isa.program import Kernel
@@ -65,7 +80,10 @@ def translate(kernel: Json, name: str, machine: Machine) -> Translated:
 class _Translator(Memory):
     def __init__(self, kernel: Json, name: str, machine: Machine, in_memory: set[int]) -> None:
         x, y, z = kernel["block"]
-        rows = [Buffer(i, r["role"], r["scope"], r["dtype"], r["lanes"], r["count"]) for i, r in enumerate(kernel["buffers"])]
+        rows = [
+            Buffer(i, r["role"], r["scope"], r["dtype"], r["lanes"], r["count"])
+            for i, r in enumerate(kernel["buffers"])
+        ]
         super().__init__(Emitter(name, (x, y, z), machine), rows)
         self.kernel = kernel
         self.p = Parser(self.pool, rows, self.packs, f"kernel {name}", in_memory=in_memory)
@@ -83,7 +101,11 @@ class _Translator(Memory):
         self._body(_flat(self.kernel["body"]))
         self.e.emit(EXIT)
         if self.e.shared_bytes > self.e.machine.shared_bytes_per_block:
-            raise CompileError("E443", f"needs {self.e.shared_bytes} bytes of shared memory", where=f"kernel {self.e.name}")
+            raise CompileError(
+                "E443",
+                f"needs {self.e.shared_bytes} bytes of shared memory",
+                where=f"kernel {self.e.name}",
+            )
         uses: dict[str, str] = {}
         for b in used:
             use = ("r" if b.number in loads else "") + ("w" if b.number in stores else "")
@@ -102,7 +124,7 @@ class _Translator(Memory):
             axis, _, d = tag.partition(".")
             n = self.kernel["grid" if axis == "blockIdx" else "block"]["xyz".index(d)]
             if n == 1:
-                self.p.variables[int(variable)] = [self.pool.int(0)]
+                self.p.variables[int(variable)] = [self.pool.integer(0)]
             elif axis == "blockIdx":
                 self.p.variables[int(variable)] = [self._uniform_axis(tag, CTA[d], n)]
             elif d == "y" and x == WARP and z == 1:
@@ -185,7 +207,9 @@ class _Translator(Memory):
         if like.is_constant:
             return like
         self.fresh += 1
-        leaf = self.pool.make("value", dtype, data=self.fresh, range=like.range, uniform=False, depth=EVERYWHERE)
+        leaf = self.pool.make(
+            "value", dtype, data=self.fresh, range=like.range, uniform=False, depth=EVERYWHERE
+        )
         self.leaves[leaf] = v
         return leaf
 
@@ -219,7 +243,9 @@ class _Translator(Memory):
         v = self._unaliased(self.value(x))
         if self.guards:
             old = self.p.registers.get(key, self.p.zero(dtype))
-            self.p.registers[key] = self._leaf(dtype, self.e.select(self.guards[-1], v, self.value(old)), self._free(dtype))
+            self.p.registers[key] = self._leaf(
+                dtype, self.e.select(self.guards[-1], v, self.value(old)), self._free(dtype)
+            )
         else:
             self.p.registers[key] = self._leaf(dtype, v, x)
 
@@ -255,7 +281,9 @@ class _Translator(Memory):
             self.fresh += 1
             leaf = self.pool.make("value", "u32", data=self.fresh, uniform=False, depth=EVERYWHERE)
             self.leaves[leaf] = v
-            self.p.registers[key] = self.pool.make("ne", "bool", leaf, self.pool.int(0, "u32"), uniform=False)
+            self.p.registers[key] = self.pool.make(
+                "ne", "bool", leaf, self.pool.integer(0, "u32"), uniform=False
+            )
         else:
             self.p.registers[key] = self._leaf(dtype, v, like)
 
@@ -288,7 +316,9 @@ class _Translator(Memory):
         v = self._unaliased(self.value(c))
         if c.uniform:
             self._branch(v, then, other)
-        elif weight(then) + weight(other) <= PREDICATED and not (_has(then, _UNPREDICATED) or _has(other, _UNPREDICATED)):
+        elif weight(then) + weight(other) <= PREDICATED and not (
+            _has(then, _UNPREDICATED) or _has(other, _UNPREDICATED)
+        ):
             self._predicated(v, then, other)
         else:
             self._diverging(v, then, other)
@@ -329,7 +359,9 @@ class _Translator(Memory):
         barrier, end = Convergence(self.barriers), self.e.label()
         self.barriers += 1
         if self.barriers > 16:
-            raise CompileError("E443", "more than 16 nested divergent regions", where=f"kernel {self.e.name}")
+            raise CompileError(
+                "E443", "more than 16 nested divergent regions", where=f"kernel {self.e.name}"
+            )
         self.e.emit(BSSY, barrier, end)
         return barrier, end
 
@@ -362,10 +394,15 @@ class _Translator(Memory):
         """Whether a local array is indexed by the loop's variable."""
         found = (x for x in _nodes(body) if x[0] in ("load", "store"))
         places = ((x[2], x[3]) if x[0] == "load" else (x[1], x[2]) for x in found)
-        return any(self.buffers[b].scope == "local" and self.buffers[b].elements > 1 and _mentions(i, variable) for b, i in places)
+        return any(
+            self.buffers[b].scope == "local"
+            and self.buffers[b].elements > 1
+            and _mentions(i, variable)
+            for b, i in places
+        )
 
     def _unrolled(self, variable: int, start: Expr, n: int, body: Json) -> None:
-        steps = [self.pool.add(start, self.pool.int(i)) for i in range(n)]
+        steps = [self.pool.add(start, self.pool.integer(i)) for i in range(n)]
         if n in (2, 4, 8):
             self._note_neighbours(variable, steps, body)
         for i in steps:
@@ -377,7 +414,12 @@ class _Translator(Memory):
         written = set(_buffers(body, "store"))
         for x in _unconditional_loads(body):
             b = self.buffers[x[2]]
-            if b.scope == "local" or b.number in written or not _mentions(x[3], variable) or not self._is_parsable(x[3], variable):
+            if (
+                b.scope == "local"
+                or b.number in written
+                or not _mentions(x[3], variable)
+                or not self._is_parsable(x[3], variable)
+            ):
                 continue
             lanes = []
             for i in steps:
@@ -388,13 +430,18 @@ class _Translator(Memory):
 
     def _is_parsable(self, index: Json, variable: int) -> bool:
         """Whether an index is made of nothing that the body has still to define."""
-        return all(x[0] != "load" and (x[0] != "var" or x[2] == variable or x[2] in self.p.variables) for x in _nodes(index))
+        return all(
+            x[0] != "load" and (x[0] != "var" or x[2] == variable or x[2] in self.p.variables)
+            for x in _nodes(index)
+        )
 
     def _counter(self, n: Expr, start: Expr, *, uniform: bool) -> Expr:
         low, high = start.range or (0, 0), n.range or (0, 0)
         self.fresh += 1
         bounds = (low[0], max(low[0], low[1] + high[1] - 1))
-        return self.pool.make("counter", "i32", data=self.fresh, range=bounds, uniform=uniform, depth=self.depth)
+        return self.pool.make(
+            "counter", "i32", data=self.fresh, range=bounds, uniform=uniform, depth=self.depth
+        )
 
     def _uniform_loop(self, variable: int, start: Expr, n: Expr, body: Json) -> None:
         self._settle_homes(body)
@@ -476,7 +523,11 @@ class _Translator(Memory):
     def _hoist_address(self, b: int, place: Expr) -> None:
         scaled = self.pool.scale(self.pool.narrow(place), size(self.buffers[b].dtype))
         for uniform in (False, True):
-            still = {a: c for a, c in scaled.terms.items() if a.depth < self.depth and a.uniform == uniform}
+            still = {
+                a: c
+                for a, c in scaled.terms.items()
+                if a.depth < self.depth and a.uniform == uniform
+            }
             if still:
                 self.value(self.pool.sum("i32", 0, still))
         for x in walk(scaled):
@@ -519,7 +570,12 @@ def _accesses(j: Json) -> Iterator[tuple[int, Json]]:
 
 def _unconditional_loads(j: Json) -> Iterator[Json]:
     """Loads that every run of the statement does."""
-    if not isinstance(j, list) or not j or j[0] in ("if", "while", "for", "select") or j[:3:2] == ["call", "if_then_else"]:
+    if (
+        not isinstance(j, list)
+        or not j
+        or j[0] in ("if", "while", "for", "select")
+        or j[:3:2] == ["call", "if_then_else"]
+    ):
         return
     if j[0] == "load":
         yield j
@@ -553,7 +609,9 @@ def weight(j: Json) -> int:
 
 def _common_condition(statements: list[Json]) -> Json | None:
     """The condition under which every store and loop of a kernel is, if there is just one and nothing must be done together."""
-    if _has(["seq", *statements], frozenset({"sync"})) or any("warp_shuffle" in str(x[2]) for s in statements for x in _nodes(s) if x[0] == "call"):
+    if _has(["seq", *statements], frozenset({"sync"})) or any(
+        "warp_shuffle" in str(x[2]) for s in statements for x in _nodes(s) if x[0] == "call"
+    ):
         return None
     conditions: list[Json] = []
     for s in statements:

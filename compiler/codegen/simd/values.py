@@ -21,7 +21,16 @@ import numpy as np
 
 from knapper.isa.instructions import CVT, FFMA, ISETP, LOP, MOV, PACK2, PLOP, SEL, SHF
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import Bits32, Cmp, Direction, FloatType, IntType, Logic, Rounding, Scalar
+from knapper.isa.modifiers import (
+    Bits32,
+    Cmp,
+    Direction,
+    FloatType,
+    IntType,
+    Logic,
+    Rounding,
+    Scalar,
+)
 
 from ..builder import PT, RZ, KernelBuilder, VPred, VReg, VUReg
 from ..scalar import f32
@@ -80,7 +89,9 @@ def number(v: Value) -> float:
         return float(struct.unpack("<d", v.at.to_bytes(8, "little"))[0])
     if v.dtype == "f32":
         return float(struct.unpack("<f", v.at.to_bytes(4, "little"))[0])
-    return float(np.array(v.at, np.uint16).view(np.float16 if v.dtype == "f16" else ml_dtypes.bfloat16))
+    return float(
+        np.array(v.at, np.uint16).view(np.float16 if v.dtype == "f16" else ml_dtypes.bfloat16)
+    )
 
 
 class Emitter(KernelBuilder):
@@ -114,7 +125,9 @@ class Emitter(KernelBuilder):
 
     def zero_or(self, v: Value) -> Any:
         """Like `register`, but the constant 0 of 32 bits is RZ."""
-        return RZ if v.at == 0 and isinstance(v.at, int) and words(v.dtype) == 1 else self.register(v)
+        return (
+            RZ if v.at == 0 and isinstance(v.at, int) and words(v.dtype) == 1 else self.register(v)
+        )
 
     def source(self, v: Value) -> Any:
         """The value as a source operand: a register, a uniform register or an immediate."""
@@ -187,7 +200,14 @@ class Emitter(KernelBuilder):
         d = self.new(a.dtype, into)
         width = Bits32._64 if words(a.dtype) == 2 else Bits32._32
         wide = words(a.dtype) == 2
-        self.emit(SEL, width, d, self.register(a) if wide else self.zero_or(a), self.register(b) if wide else self.source(b), p.at)
+        self.emit(
+            SEL,
+            width,
+            d,
+            self.register(a) if wide else self.zero_or(a),
+            self.register(b) if wide else self.source(b),
+            p.at,
+        )
         return Value(a.dtype, d)
 
     # --- 16-bit floats
@@ -231,7 +251,12 @@ class Emitter(KernelBuilder):
         if words(v.dtype) == 2 and dtype in INTS and v.dtype in INTS and size(dtype) == 4:
             return Value(dtype, self.register(v)[0])
         d = self.new(dtype, into)
-        if words(dtype) == words(v.dtype) == 1 and dtype in INTS and v.dtype in INTS and size(dtype) >= 4:
+        if (
+            words(dtype) == words(v.dtype) == 1
+            and dtype in INTS
+            and v.dtype in INTS
+            and size(dtype) >= 4
+        ):
             self.emit(MOV, d, v.at)  # an extension that is there already, or the same bits
         else:
             self.emit(CVT, to, source, Rounding.RZ if cuts else Rounding.RN, d, self.register(v))
@@ -285,5 +310,7 @@ class Emitter(KernelBuilder):
             self.emit(LOP, op, Bits32._32, d[1], source[1], mask)
             return Value(v.dtype, d)
         d = self.reg()
-        self.emit(LOP, op, Bits32._32, d, self.register(v), mask if v.dtype == "f32" else mask >> 16)
+        self.emit(
+            LOP, op, Bits32._32, d, self.register(v), mask if v.dtype == "f32" else mask >> 16
+        )
         return Value(v.dtype, d)
