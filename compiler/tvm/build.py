@@ -168,7 +168,8 @@ def _rebuilt(functions: dict[Any, Any], f: Any, names: list[str], name: str) -> 
             env = dict(zip(f.params, variables, strict=False))
             free = iter(variables[len(f.params) :])
             for b in bindings:
-                env[b.var] = builder.emit(_replaced(builder, b.value, env, free))
+                e = _replaced(builder, b.value, env, free)
+                env[b.var] = e if isinstance(e, relax.Var) else builder.emit(e)
             result = env[f.body.body]
             out = builder.emit_output(
                 builder.emit_te(tvm.topi.identity, result) if result in set(variables) else result
