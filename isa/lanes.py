@@ -305,22 +305,20 @@ def _to_odd32(x: Value) -> Value:
 
 @lanewise
 def minimum(a: Value, b: Value) -> Value:
-    """The lesser; of a number and a NaN the number; −0 is less than +0."""
+    """The lesser; NaN if either is one; −0 is less than +0 (IEEE 754-2019's minimum)."""
     a, b = _alike(a, b)
     if BY_DTYPE[a.dtype].kind != "f":
         return np.minimum(a, b)
-    least = np.where((a < b) | ((a == b) & np.signbit(a)) | isnan(b), a, b)
-    return np.where(isnan(a), b, least)
+    return np.where((a < b) | ((a == b) & np.signbit(a)) | isnan(a), a, b)
 
 
 @lanewise
 def maximum(a: Value, b: Value) -> Value:
-    """The greater; of a number and a NaN the number; +0 is greater than −0."""
+    """The greater; NaN if either is one; +0 is greater than −0 (IEEE 754-2019's maximum)."""
     a, b = _alike(a, b)
     if BY_DTYPE[a.dtype].kind != "f":
         return np.maximum(a, b)
-    most = np.where((a > b) | ((a == b) & np.signbit(b)) | isnan(b), a, b)
-    return np.where(isnan(a), b, most)
+    return np.where((a > b) | ((a == b) & np.signbit(b)) | isnan(a), a, b)
 
 
 @lanewise

@@ -78,7 +78,7 @@ RULES = """
 - **Fused or not**: `FFMA` and `HMMA` round once a step; `FMUL` then `FADD` round twice. Nothing contracts, nothing splits.
 - **NaN**: any two are equal. What reaches a register or memory is the canonical one: positive, quiet, no payload (`7fc00000` in F32).
 - **-0** is kept by every operation that IEEE 754 says keeps it, and equals +0 in comparisons; `FMNMX` takes it as the smaller.
-- **FMNMX** of a number and a NaN is the number. `FSETP` with a NaN holds for `.NE` only.
+- **FMNMX** with a NaN is NaN (IEEE 754-2019 minimum and maximum), so a Relu hides none. `FSETP` with a NaN holds for `.NE` only.
 - **Integers wrap.** x / 0 has all bits set, x % 0 is x, the least number / -1 is itself with remainder 0, |least| is itself.
 - **Shifts** by the width or more give 0, a signed right shift the sign. The amount is an unsigned 32-bit number.
 - **Conversions**: float to integer rounds as told, saturates, and takes NaN to 0; integer to integer wraps; all else rounds to nearest even.

@@ -465,11 +465,11 @@ def test_a_64_bit_immediate_is_sign_extended_and_an_f64_one_is_the_high_word():
     assert m.regs[2][0] == 0
 
 
-def test_minimum_of_a_number_and_nan_is_the_number_and_minus_zero_is_smaller():
+def test_minimum_with_a_nan_is_nan_and_minus_zero_is_smaller():
     a = np.array([np.nan, 1, -0.0, 0.0] * 8, np.float32)
     b = np.array([2, np.nan, 0.0, -0.0] * 8, np.float32)
     m = run(I.FMNMX(MinMax.MIN, FloatType.F32, Reg(0), Reg(1), Src.of(Reg(2))), R1=a, R2=b)
-    assert m.read(Reg(0), U32)[:4].tolist() == [0x40000000, 0x3F800000, 0x80000000, 0x80000000]
+    assert m.read(Reg(0), U32)[:4].tolist() == [0x7FC00000, 0x7FC00000, 0x80000000, 0x80000000]
 
 
 def test_comparisons_with_nan_hold_for_not_equal_only():

@@ -279,15 +279,9 @@ COMPARE: dict[Cmp, Callable[[Any, Any], bool]] = {
 
 
 def extreme(op: MinMax, type: LaneType, x: int, y: int) -> int:
-    """Of a number and a NaN the number; -0 below +0."""
+    """NaN with a NaN; -0 below +0."""
     if is_nan(x, type) or is_nan(y, type):
-        return (
-            rounded(math.nan, type)
-            if is_nan(x, type) and is_nan(y, type)
-            else y
-            if is_nan(x, type)
-            else x
-        )
+        return rounded(math.nan, type)
     order = sorted((x, y), key=lambda b: (number(b, type), -(b >> type.bits - 1)))
     return order[0 if op is MinMax.MIN else 1]
 

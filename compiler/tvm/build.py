@@ -92,9 +92,8 @@ def kernels(group: Json) -> Json:
     calls = _Calls(module.mod["main"], module.inputs, group["outputs"])
     done: list[Json] = []
     for function, roles, shapes in calls.found:
-        done += Exporter(roles, calls.scratch).kernels(
-            _lowered(_bound(module.mod[function], shapes))
-        )
+        exporter = Exporter(roles, calls.scratch)
+        done += exporter.kernels(_lowered(module.mod[function]), shapes)
     arrays = {f"c{i}": array_out(a) for i, a in enumerate(module.arrays)}
     return {"kernels": done, "scratch": calls.scratch, "constants": arrays}
 
@@ -117,7 +116,8 @@ def _legal(group: Json) -> _Module:
     with target():
         mod = R.DeadCodeElimination()(R.LegalizeOps()(relax.backend.DispatchSortScan()(mod)))
     functions = {v: f for v, f in mod.functions.items() if kind(f) == "PrimFunc"}
-    if any(ready_made(f) for f in functions.values()):
+    bindings = (b.value for block in mod["main"].body.blocks for b in block.bindings)
+    if any(map(ready_made, functions.values())) or any(map(_is_view, bindings)):
         return _rebuilt(functions, mod["main"], names, "main")
     module = _rebuilt(functions, mod["main"], names, "group")
     try:
@@ -201,6 +201,12 @@ def _is_call_tir(e: Any) -> bool:
     return kind(e) == "Call" and getattr(e.op, "name", "") == "relax.call_tir"
 
 
+def _is_view(e: Any) -> bool:
+    """Whether this is a reshape that TVM puts between ready-made kernels: no kernel, the same bytes."""
+    packed = kind(e) == "Call" and getattr(e.op, "name", "") == "relax.call_pure_packed"
+    return packed and str(e.args[0].global_symbol) == "vm.builtin.reshape"
+
+
 def _replaced(builder: Any, e: Any, env: dict[Any, Any], arrays: Any) -> Any:
     """An expression of legal Relax with other operands."""
 
@@ -218,6 +224,10 @@ def _replaced(builder: Any, e: Any, env: dict[Any, Any], arrays: Any) -> Any:
             types = list(made.fields) if isinstance(made, relax.TupleType) else made
             return relax.call_tir(
                 e.args[0], relax.Tuple([operand(x) for x in e.args[1].fields]), types
+            )
+        case "Call" if _is_view(e):
+            return relax.Call(
+                e.op, [e.args[0], operand(e.args[1]), *e.args[2:]], e.attrs, e.ty_args
             )
         case "Tuple":
             return relax.Tuple([operand(x) for x in e.fields])
@@ -326,6 +336,8 @@ class _Calls:
                 return [self.slots[x] for x in b.value.fields]
             case "Var" | "DataflowVar":
                 return self.slots[b.value]
+            case "Call" if _is_view(b.value):
+                return self.slots[b.value.args[1]]
             case "Call" if _is_call_tir(b.value):
                 return self._call(b.var.ty, b.value, calls)
         raise UnknownTirError(f"Relax expression {kind(b.value)}")
@@ -346,16 +358,6 @@ def _bytes(t: Any) -> int:
 
 
 # --- TIR
-
-
-def _bound(f: Any, shapes: list[tuple[int, ...]]) -> Any:
-    """The function for buffers of these shapes, where it was written for symbolic ones."""
-    symbolic = {}
-    for v, shape in zip(f.params, shapes, strict=True):
-        for dim, n in zip(v.ty.shape, shape, strict=True):
-            if kind(dim) == "Var":
-                symbolic[dim] = tirx.IntImm(str(dim.ty.dtype), n)
-    return f.specialize(symbolic) if symbolic else f
 
 
 def _lowered(f: Any) -> Any:

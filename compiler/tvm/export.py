@@ -82,9 +82,12 @@ class Exporter:
     private: list[Json] = field(default_factory=list)
     """Allocations of local and shared buffers that stand before the kernels."""
 
-    def kernels(self, f: Any) -> Iterator[Json]:
-        """The launches of a PrimFunc."""
-        for parameter, role in zip(f.params, self.roles, strict=True):
+    def kernels(self, f: Any, shapes: list[tuple[int, ...]]) -> Iterator[Json]:
+        """The launches of a PrimFunc on buffers of these shapes, which it may have as symbols."""
+        for parameter, role, shape in zip(f.params, self.roles, shapes, strict=True):
+            for dim, n in zip(parameter.ty.shape, shape, strict=True):
+                if kind(dim) == "Var":
+                    self.known[dim] = ["int", "i64", n]
             self._buffer(parameter, role)
         yield from self._host([f.body])
 

@@ -16,6 +16,7 @@ Blocks with an iteration space of their own making (sort, scans) are left to TVM
 
 from __future__ import annotations
 
+import contextlib
 from math import gcd, prod
 from typing import Any
 
@@ -193,33 +194,42 @@ class _Rule(_Blocks):
     def _sequential(self, reductions: list[Any], final: Any, rows: list[int]) -> None:
         n = prod(self.extents(reductions[0], PARALLEL))
         inner = [i for i, e in enumerate(self.extents(final, PARALLEL)) if i not in rows and e > 1]
-        width = self._width(reductions[0], n)
-        even = (n // width) % _threads(
-            n // width
-        ) == 0  # TVM loses the bounds check of what follows a vectorized reduction
-        single = (
-            len(reductions) == 1 and len(self.sch.get(reductions[0]).writes) == 1
-        )  # argmax makes two values at once
-        if even and single and not inner and width in (2, 4):
-            self._sequential_vector(reductions[0], final, n, width)
+        single = len(reductions) == 1 and len(self.sch.get(reductions[0]).writes) == 1
+        if single and not inner:
+            self._one_sequential(reductions[0], final, n)
             return
         loops = self._reordered(final, rows)
         thread = self._spread(final, loops[: len(rows)], n, 1)[1]
         for r in reversed(reductions):
             self._under(r, thread)
-            self.sch.decompose_reduction(r, self.sch.get_loops(r)[2])
+            self._initialised(r, self.sch.get_loops(r)[2])
 
-    def _sequential_vector(self, r: Any, final: Any, n: int, width: int) -> None:
-        """Neighbouring results in one thread. The vector is bound in the reduction's own nest: moved there it would not be affine."""
+    def _one_sequential(self, r: Any, final: Any, n: int) -> None:
+        """A reduction and what is made of each result, neighbouring results in one thread.
+
+        The threads are bound in the reduction's own nest: moved into another its indices would not be affine, which vectors need.
+        """
         sch, reduced = self.sch, len(self.extents(r, REDUCE))
+        width = min(self._width(r, n), 4)
+        if width == 3 or (n // width) % _threads(n // width):
+            width = 1  # TVM loses the bounds check of what follows a vectorized reduction
         loops = sch.get_loops(r)
         block, thread, lanes = self._spread(r, loops[:-reduced], n, width)
         sch.reorder(block, thread, *loops[-reduced:], lanes)
-        sch.vectorize(lanes)
         sch.set_scope(r, 0, "local")
+        if width > 1:
+            sch.vectorize(lanes)
         sch.reverse_compute_at(final, thread, preserve_unit_loops=True)
-        sch.vectorize(sch.fuse(*sch.get_loops(final)[2:]))
-        sch.decompose_reduction(r, sch.get_loops(r)[2])
+        if width > 1:
+            sch.vectorize(sch.fuse(*sch.get_loops(final)[2:]))
+        self._initialised(r, sch.get_loops(r)[2])
+
+    def _initialised(self, r: Any, loop: Any) -> None:
+        """Set a reduction's result to its start before the loop, not in its first step, where TVM can see that this is the same."""
+        from tvm.s_tir import ScheduleError
+
+        with contextlib.suppress(ScheduleError):
+            self.sch.decompose_reduction(r, loop)
 
     def _cooperative(self, reductions: list[Any], final: Any, rows: list[int]) -> None:
         sch = self.sch
@@ -261,7 +271,7 @@ class _Rule(_Blocks):
             self._across(sch.fuse(*loops[-reduced:]), threads, vectorize=False)
         else:
             self._spread(r, rows, n, 1)
-            sch.decompose_reduction(r, sch.get_loops(r)[3])
+            self._initialised(r, sch.get_loops(r)[3])
 
     # --- pieces
 

@@ -82,7 +82,7 @@ class FFMA(Float, opcode=0x043):
 
 
 class FMNMX(Float, opcode=0x044):
-    """d = the smaller or the larger of a and b. Of a number and a NaN: the number. -0 is smaller than +0."""
+    """d = the smaller or the larger of a and b. NaN if either is NaN, so that no NaN is lost; -0 is smaller than +0."""
 
     op: MinMax = bits(14)
     type: FloatType = bits(15)

@@ -309,7 +309,7 @@ class Algebra:
             Traced(self, join(self.bits(a).v, self.bits(b).v), self.bits(a).type), a.type
         )
         best = self.select(a == b, joined, better)
-        return self.select(self.isnan(a), b, self.select(self.isnan(b), a, best))
+        return self.select(self.isnan(a), a, best)  # no order holds with a NaN b, so best is b
 
     # --- conversion
 

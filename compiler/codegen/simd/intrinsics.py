@@ -21,7 +21,6 @@ from knapper.isa.instructions import (
     FDIV,
     FFMA,
     FLO,
-    FMNMX,
     FMUL,
     FRND,
     FSETP,
@@ -31,7 +30,7 @@ from knapper.isa.instructions import (
     MUFU,
     POPC,
 )
-from knapper.isa.modifiers import Bits32, Cmp, Fn, IntType, Logic, MinMax, Rounding, Scalar
+from knapper.isa.modifiers import Bits32, Cmp, Fn, IntType, Logic, Rounding, Scalar
 
 from ..scalar import SCALAR
 from .values import FLOATS, HALVES, Emitter, Value, known, words
@@ -250,22 +249,6 @@ def _(e: Emitter, x: Value) -> Value:
 @intrinsic("fma")
 def _(e: Emitter, x: Value, y: Value, z: Value) -> Value:
     return fma(e, x, y, z)
-
-
-@intrinsic("fmax")
-def _(e: Emitter, x: Value, y: Value) -> Value:
-    return _extreme(e, MinMax.MAX, x, y)
-
-
-@intrinsic("fmin")
-def _(e: Emitter, x: Value, y: Value) -> Value:
-    return _extreme(e, MinMax.MIN, x, y)
-
-
-def _extreme(e: Emitter, op: MinMax, x: Value, y: Value) -> Value:
-    d = e.new(x.dtype)
-    e.emit(FMNMX, op, FLOATS[x.dtype], d, e.register(x), e.source(y))
-    return Value(x.dtype, d)
 
 
 @intrinsic("fmod", "truncmod")
