@@ -28,6 +28,10 @@ DTYPES = {
     "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
 }  # fmt: skip
 DIMENSIONS = ("x", "y", "z")
+PARALLEL = 1
+"""ForKind of a loop whose iterations are independent."""
+BLOCK = 256
+"""Threads a block for those."""
 FOLDS: dict[str, Callable[[int, int], int]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b,
     "floordiv": lambda a, b: a // b, "floormod": lambda a, b: a % b, "min": min, "max": max,
@@ -109,6 +113,8 @@ class Exporter:
                     yield self._kernel(s)
                 case "AttrStmt":
                     yield from self._host([s.body])
+                case "For" if int(s.kind) == PARALLEL:
+                    yield self._parallel(s)
                 case "For":
                     yield from self._host_loop(s)
                 case "IfThenElse":
@@ -165,7 +171,23 @@ class Exporter:
     def _kernel(self, s: Any) -> Json:
         self.threads: dict[str, int] = {}
         self.axes: dict[str, str] = {}
-        body = self.stmt(s)
+        return self._launch(self.stmt(s))
+
+    def _parallel(self, s: Any) -> Json:
+        """A loop whose iterations are independent: one thread each."""
+        n = self._number(s.extent)
+        threads = min(n, BLOCK)
+        self.threads = {"blockIdx.x": -(-n // threads), "threadIdx.x": threads}
+        block, thread = (self.number(object()) for _ in range(2))
+        self.axes = {str(block): "blockIdx.x", str(thread): "threadIdx.x"}
+        start = ["mul", "i32", ["var", "i32", block], ["int", "i32", threads]]
+        iteration = ["add", "i32", start, ["var", "i32", thread]]
+        bind = ["let", self.number(s.loop_var), ["add", "i32", iteration, self.expr(s.min)]]
+        inside = ["lt", "bool", iteration, ["int", "i32", n]]
+        return self._launch(["seq", bind, ["if", inside, self.stmt(s.body), ["seq"]]])
+
+    def _launch(self, body: Json) -> Json:
+        """A kernel of the threads that were found."""
         sizes = {
             axis: [self.threads.get(f"{axis}.{d}", 1) for d in DIMENSIONS]
             for axis in ("blockIdx", "threadIdx")

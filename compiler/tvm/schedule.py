@@ -43,15 +43,17 @@ def scheduled(f: Any, target: Any) -> Any:
 
 
 def ready_made(f: Any) -> bool:
-    """Whether a PrimFunc starts threads by itself."""
-    return "launch_thread" in f.script()
+    """Whether a PrimFunc says by itself what its threads do."""
+    text = f.script()
+    return "launch_thread" in text or "T.parallel" in text
 
 
 def _fallback(f: Any, target: Any) -> Any:
     import tvm
     from tvm.s_tir import dlight
 
-    if "sblock" not in f.script():
+    text = f.script()
+    if "sblock" not in text or "T.parallel" in text:
         return f
     with target:
         mod = dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(tvm.IRModule({"main": f}))
