@@ -226,10 +226,6 @@ def _replaced(builder: Any, e: Any, env: dict[Any, Any], arrays: Any) -> Any:
             return relax.call_tir(
                 e.args[0], relax.Tuple([operand(x) for x in e.args[1].fields]), types
             )
-        case "Call" if _is_view(e):
-            return relax.Call(
-                e.op, [e.args[0], operand(e.args[1]), *e.args[2:]], e.attrs, e.ty_args
-            )
         case "Tuple":
             return relax.Tuple([operand(x) for x in e.fields])
         case "TupleGetItem":
