@@ -13,9 +13,7 @@ Local variables are values without a place (SSA) until a loop or a branch writes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from knapper.isa.core import Convergence
 from knapper.isa.errors import CompileError
@@ -27,7 +25,6 @@ from knapper.isa.instructions import (
     EXIT,
     IADD,
     ISETP,
-    MOV,
     S2R,
     S2UR,
     UIADD,
@@ -39,16 +36,29 @@ from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, IntType
 from knapper.isa.program import Kernel
 
-from ..builder import RZ, VLabel, VReg
-from .expr import EVERYWHERE, Expr, walk
-from .memory import Memory
-from .parse import Buffer, Json, NeedsMemory, Parser
-from .values import Emitter, Value, known, size, words
+from ..builder import VLabel
+from .expr import EVERYWHERE, Expr
+from .hoist import Hoisting
+from .parse import Buffer, Json, NeedsMemory
+from .tree import (
+    buffers,
+    common_condition,
+    flat,
+    has,
+    mentions,
+    nodes,
+    unconditional_loads,
+    weight,
+    without,
+)
+from .values import Emitter, Value, size
 
 UNROLLED = 400
 """Weight up to which loops are unrolled whole."""
 PREDICATED = 48
 """Weight up to which a lane-dependent branch is predication."""
+UNPREDICATED = frozenset({"for", "while", "sync", "if"})
+"""Statements that are not predicated."""
 REGISTERS, PREDICATES = {"x": SR.TID_X, "y": SR.TID_Y, "z": SR.TID_Z}, 7
 CTA = {"x": SR.CTAID_X, "y": SR.CTAID_Y, "z": SR.CTAID_Z}
 WARP = 32
@@ -77,28 +87,24 @@ def translate(kernel: Json, name: str, machine: Machine) -> Translated:
             in_memory.add(e.buffer)
 
 
-class _Translator(Memory):
+class _Translator(Hoisting):
     def __init__(self, kernel: Json, name: str, machine: Machine, in_memory: set[int]) -> None:
         x, y, z = kernel["block"]
         rows = [
             Buffer(i, r["role"], r["scope"], r["dtype"], r["lanes"], r["count"])
             for i, r in enumerate(kernel["buffers"])
         ]
-        super().__init__(Emitter(name, (x, y, z), machine), rows)
+        super().__init__(Emitter(name, (x, y, z), machine), rows, in_memory)
         self.kernel = kernel
-        self.p = Parser(self.pool, rows, self.packs, f"kernel {name}", in_memory=in_memory)
-        self.homes: dict[tuple[int, int], VReg | Any] = {}
-        self.depth = 0
-        self.fresh = 0
         self.barriers = 0
         self.threads = x * y * z
 
     def run(self) -> Translated:
-        loads, stores = (set(_buffers(self.kernel["body"], kind)) for kind in ("load", "store"))
+        loads, stores = (set(buffers(self.kernel["body"], kind)) for kind in ("load", "store"))
         used = [b for b in self.buffers if b.number in loads | stores and b.role]
         self._parameters(used)
         self._axes()
-        self._body(_flat(self.kernel["body"]))
+        self._body(flat(self.kernel["body"]))
         self.e.emit(EXIT)
         if self.e.shared_bytes > self.e.machine.shared_bytes_per_block:
             raise CompileError(
@@ -153,12 +159,12 @@ class _Translator(Memory):
 
     def _body(self, statements: list[Json]) -> None:
         """A kernel. If all it does is under one condition, the lanes for which it does not hold leave there."""
-        condition = _common_condition(statements)
+        condition = common_condition(statements)
         for i, s in enumerate(statements):
             if condition is not None and s[0] in ("if", "for"):
                 self._leave_unless(self.p.scalar(condition))
                 for rest in statements[i:]:
-                    self.statement(_without(rest, condition))
+                    self.statement(without(rest, condition))
                 return
             self.statement(s)
 
@@ -187,39 +193,12 @@ class _Translator(Memory):
         """One warp needs no barrier: its accesses are in order."""
         if self.threads > WARP and s[1] != "warp":
             self.e.emit(BAR, 0)
-        self._touched(b.number for b in self.buffers if b.scope == "shared" or b.role)
-
-    def _touched(self, buffers: Iterable[int]) -> None:
-        """What was loaded from these buffers may have changed."""
-        for b in buffers:
-            self.p.versions[b] = self.p.versions.get(b, 0) + 1
+        self.touched(b.number for b in self.buffers if b.scope == "shared" or b.role)
 
     def _let(self, s: Json) -> None:
         """Pure values are computed where they are used; what memory or variables give is what they give now."""
         lanes = self.p.expr(s[2])
-        self.p.variables[s[1]] = [self._settled(x) if x.depth == EVERYWHERE else x for x in lanes]
-
-    def _settled(self, x: Expr) -> Expr:
-        return self._leaf(x.dtype, self._unaliased(self.value(x)), x)
-
-    def _leaf(self, dtype: str, v: Value, like: Expr) -> Expr:
-        """An expression that stands for a value."""
-        if like.is_constant:
-            return like
-        self.fresh += 1
-        leaf = self.pool.make(
-            "value", dtype, data=self.fresh, range=like.range, uniform=False, depth=EVERYWHERE
-        )
-        self.leaves[leaf] = v
-        return leaf
-
-    def _unaliased(self, v: Value) -> Value:
-        """A copy, if the value sits in the home of a variable, which will change."""
-        if not any(v.at is home for home in self.homes.values()):
-            return v
-        d = self.e.reg(words(v.dtype))
-        self.e.move(d, v)
-        return Value(v.dtype, d)
+        self.p.variables[s[1]] = [self.settled(x) if x.depth == EVERYWHERE else x for x in lanes]
 
     # --- stores
 
@@ -231,81 +210,12 @@ class _Translator(Memory):
             for place, x in zip(places, values, strict=True):
                 if place.op != "int":
                     raise NeedsMemory(b.number)
-                self._assign((b.number, place.offset), b.dtype, x)
+                self.assign((b.number, place.offset), b.dtype, x)
             return
         if all(x is self.p.load(b, place) for place, x in zip(places, values, strict=True)):
             return  # TVM stores what is there already, which would race with who reads it
         self.store(b, places, values)
-        self._touched([b.number])
-
-    def _assign(self, key: tuple[int, int], dtype: str, x: Expr) -> None:
-        if key in self.homes:
-            self._assign_home(key, dtype, x)
-            return
-        v = self._unaliased(self.value(x))
-        if self.guards:
-            old = self.p.registers.get(key, self.p.zero(dtype))
-            self.p.registers[key] = self._leaf(
-                dtype, self.e.select(self.guards[-1], v, self.value(old)), self._free(dtype)
-            )
-        else:
-            self.p.registers[key] = self._leaf(dtype, v, x)
-
-    def _free(self, dtype: str) -> Expr:
-        """A value of which nothing is known."""
-        self.fresh += 1
-        return self.pool.make("unknown", dtype, data=self.fresh, uniform=False, depth=EVERYWHERE)
-
-    def _assign_home(self, key: tuple[int, int], dtype: str, x: Expr) -> None:
-        """Write a variable's register. Booleans have no register of their own: they are kept as 0 and 1."""
-        home = self.homes[key]
-        stored = "u32" if dtype == "bool" else dtype
-        if dtype == "bool" or self.guards:
-            self.e.move(home, self.e.convert(self.value(x), stored), guard=self.guard)
-        else:
-            v = self.value(x, into=home)
-            if v.at is not home:
-                self.e.move(home, v)
-            else:
-                self._forget(x)
-        self._refresh(key, dtype)
-
-    def _forget(self, x: Expr) -> None:
-        """The value sits in a variable now, so the expression must not be found there later."""
-        for scope in self.scopes:
-            scope.pop(x, None)
-
-    def _refresh(self, key: tuple[int, int], dtype: str) -> None:
-        """A new name for what a home holds now."""
-        like = self._free(dtype)
-        v = Value(dtype, self.homes[key]) if dtype != "bool" else Value("u32", self.homes[key])
-        if dtype == "bool":
-            self.fresh += 1
-            leaf = self.pool.make("value", "u32", data=self.fresh, uniform=False, depth=EVERYWHERE)
-            self.leaves[leaf] = v
-            self.p.registers[key] = self.pool.make(
-                "ne", "bool", leaf, self.pool.integer(0, "u32"), uniform=False
-            )
-        else:
-            self.p.registers[key] = self._leaf(dtype, v, like)
-
-    def _settle_homes(self, body: Json) -> None:
-        """Before a region that may run more or less than once: its variables get homes, its stores make old loads stale."""
-        for number in dict.fromkeys(_buffers(body, "store")):
-            b = self.buffers[number]
-            if b.scope != "local" or number in self.p.in_memory:
-                continue
-            for i in range(b.elements):
-                if (number, i) not in self.homes:
-                    self._make_home((number, i), b.dtype)
-        self._touched(_buffers(body, "store"))
-
-    def _make_home(self, key: tuple[int, int], dtype: str) -> None:
-        old = self.value(self.p.registers.get(key, self.p.zero(dtype)))
-        home = self.e.reg(words(dtype))
-        self.e.move(home, self.e.convert(old, "u32") if dtype == "bool" else old)
-        self.homes[key] = home
-        self._refresh(key, dtype)
+        self.touched([b.number])
 
     # --- if
 
@@ -315,11 +225,11 @@ class _Translator(Memory):
         if c.op == "int":
             self.statement(then if c.data else other)
             return
-        v = self._unaliased(self.value(c))
+        v = self.unaliased(self.value(c))
         if c.uniform:
             self._branch(v, then, other)
         elif weight(then) + weight(other) <= PREDICATED and not (
-            _has(then, _UNPREDICATED) or _has(other, _UNPREDICATED)
+            has(then, UNPREDICATED) or has(other, UNPREDICATED)
         ):
             self._predicated(v, then, other)
         else:
@@ -334,7 +244,7 @@ class _Translator(Memory):
 
     def _branch(self, v: Value, then: Json, other: Json) -> None:
         """Jump over what does not run."""
-        self._settle_homes(["seq", then, other])
+        self.settle_homes(["seq", then, other])
         otherwise, end = self.e.label(), self.e.label()
         self.e.emit(BRA, otherwise, guard=self.e.predicate(self.e.inverse(v)))
         self._region(then)
@@ -394,12 +304,12 @@ class _Translator(Memory):
 
     def _indexes_registers(self, variable: int, body: Json) -> bool:
         """Whether a local array is indexed by the loop's variable."""
-        found = (x for x in _nodes(body) if x[0] in ("load", "store"))
+        found = (x for x in nodes(body) if x[0] in ("load", "store"))
         places = ((x[2], x[3]) if x[0] == "load" else (x[1], x[2]) for x in found)
         return any(
             self.buffers[b].scope == "local"
             and self.buffers[b].elements > 1
-            and _mentions(i, variable)
+            and mentions(i, variable)
             for b, i in places
         )
 
@@ -413,13 +323,13 @@ class _Translator(Memory):
 
     def _note_neighbours(self, variable: int, steps: list[Expr], body: Json) -> None:
         """Loads of successive iterations that one wide access can do, where none of them is conditional."""
-        written = set(_buffers(body, "store"))
-        for x in _unconditional_loads(body):
+        written = set(buffers(body, "store"))
+        for x in unconditional_loads(body):
             b = self.buffers[x[2]]
             if (
                 b.scope == "local"
                 or b.number in written
-                or not _mentions(x[3], variable)
+                or not mentions(x[3], variable)
                 or not self._is_parsable(x[3], variable)
             ):
                 continue
@@ -434,22 +344,19 @@ class _Translator(Memory):
         """Whether an index is made of nothing that the body has still to define."""
         return all(
             x[0] != "load" and (x[0] != "var" or x[2] == variable or x[2] in self.p.variables)
-            for x in _nodes(index)
+            for x in nodes(index)
         )
 
     def _counter(self, n: Expr, start: Expr, *, uniform: bool) -> Expr:
         low, high = start.range or (0, 0), n.range or (0, 0)
-        self.fresh += 1
         bounds = (low[0], max(low[0], low[1] + high[1] - 1))
-        return self.pool.make(
-            "counter", "i32", data=self.fresh, range=bounds, uniform=uniform, depth=self.depth
-        )
+        return self.counter(bounds, uniform=uniform, depth=self.depth)
 
     def _uniform_loop(self, variable: int, start: Expr, n: Expr, body: Json) -> None:
-        self._settle_homes(body)
+        self.settle_homes(body)
         self.depth += 1
         counter = self._counter(n, start, uniform=True)
-        self._hoist(variable, counter, body)
+        self.hoist(variable, counter, body)
         end = self.value(self.pool.add(start, n))
         u, p, top, after = self.e.ureg(), self.e.pred(), self.e.label(), self.e.label()
         self.e.emit(UMOV, u, self.value(start).at)
@@ -468,10 +375,10 @@ class _Translator(Memory):
         self.e.place(after)
 
     def _lane_loop(self, variable: int, start: Expr, n: Expr, body: Json) -> None:
-        self._settle_homes(body)
+        self.settle_homes(body)
         self.depth += 1
         counter = self._counter(n, start, uniform=False)
-        last = self._unaliased(self.value(self.pool.add(start, n)))
+        last = self.unaliased(self.value(self.pool.add(start, n)))
         d, p, top = self.e.reg(), self.e.pred(), self.e.label()
         self.e.move(d, self.value(start))
         self.leaves[counter] = Value("i32", d)
@@ -493,11 +400,11 @@ class _Translator(Memory):
     def _leave_loop(self, body: Json, n: Expr) -> None:
         self.depth -= 1
         self.e.weight /= n.offset if n.op == "int" else 8
-        self._touched(_buffers(body, "store"))
+        self.touched(buffers(body, "store"))
 
     def _while(self, s: Json) -> None:
         _, condition, body = s
-        self._settle_homes(body)
+        self.settle_homes(body)
         self.depth += 1
         barrier, end = self._barrier()
         top = self.e.label()
@@ -509,143 +416,5 @@ class _Translator(Memory):
         self._region(body)
         self.e.emit(BRA, top)
         self.depth -= 1
-        self._touched(_buffers(body, "store"))
+        self.touched(buffers(body, "store"))
         self._converge(barrier, end)
-
-    def _hoist(self, variable: int, counter: Expr, body: Json) -> None:
-        """Compute what addresses in the body have of terms that the loop does not change."""
-        saved = dict(self.p.variables)
-        self.p.variables[variable] = [counter]
-        for b, index in _accesses(body):
-            if self.buffers[b].scope != "local" and self._is_parsable(index, variable):
-                for place in self.p.elements(self.buffers[b], index):
-                    self._hoist_address(b, place)
-        self.p.variables = saved
-
-    def _hoist_address(self, b: int, place: Expr) -> None:
-        scaled = self.pool.scale(self.pool.narrow(place), size(self.buffers[b].dtype))
-        for uniform in (False, True):
-            still = {
-                a: c
-                for a, c in scaled.terms.items()
-                if a.depth < self.depth and a.uniform == uniform
-            }
-            if still:
-                self.value(self.pool.sum("i32", 0, still))
-        for x in walk(scaled):
-            if x.op in ("floordiv", "floormod") and x.depth < self.depth:
-                self.value(x)
-
-
-_UNPREDICATED = frozenset({"for", "while", "sync", "if"})
-
-
-def _flat(s: Json) -> list[Json]:
-    """The statements of nested sequences."""
-    return [x for y in s[1:] for x in _flat(y)] if s[0] == "seq" else [s]
-
-
-def _nodes(j: Json) -> Iterator[Json]:
-    """All statements and expressions in a tree."""
-    if isinstance(j, list) and j:
-        if isinstance(j[0], str):
-            yield j
-        for x in j:
-            if isinstance(x, list):
-                yield from _nodes(x)
-
-
-def _buffers(j: Json, kind: str) -> Iterator[int]:
-    """Buffers that are loaded or stored in a tree."""
-    at = 2 if kind == "load" else 1
-    return (x[at] for x in _nodes(j) if x[0] == kind)
-
-
-def _accesses(j: Json) -> Iterator[tuple[int, Json]]:
-    """(buffer, index) of every load and store."""
-    for x in _nodes(j):
-        if x[0] == "load":
-            yield x[2], x[3]
-        elif x[0] == "store":
-            yield x[1], x[2]
-
-
-def _unconditional_loads(j: Json) -> Iterator[Json]:
-    """Loads that every run of the statement does."""
-    if (
-        not isinstance(j, list)
-        or not j
-        or j[0] in ("if", "while", "for", "select")
-        or j[:3:2] == ["call", "if_then_else"]
-    ):
-        return
-    if j[0] == "load":
-        yield j
-    for x in j:
-        yield from _unconditional_loads(x)
-
-
-def _mentions(j: Json, variable: int) -> bool:
-    return any(x[0] == "var" and x[2] == variable for x in _nodes(j))
-
-
-def _has(j: Json, kinds: frozenset[str]) -> bool:
-    return any(x[0] in kinds for x in _nodes(j))
-
-
-_FREE = frozenset({"int", "float", "var", "seq", "broadcast", "ramp", "alloc", "let"})
-
-
-def weight(j: Json) -> int:
-    """Roughly how many instructions a statement is."""
-    total = 0
-    for x in _nodes(j):
-        if x[0] in _FREE:
-            continue
-        lanes = int(x[1].partition("x")[2] or 1) if isinstance(x[1], str) else 1
-        total += lanes * (8 if x[0] == "call" else 1)
-        if x[0] == "for" and x[3][0] == "int":
-            total += (x[3][2] - 1) * weight(x[4])
-    return total
-
-
-def _common_condition(statements: list[Json]) -> Json | None:
-    """The condition under which every store and loop of a kernel is, if there is just one and nothing must be done together."""
-    if _has(["seq", *statements], frozenset({"sync"})) or any(
-        "warp_shuffle" in str(x[2]) for s in statements for x in _nodes(s) if x[0] == "call"
-    ):
-        return None
-    conditions: list[Json] = []
-    for s in statements:
-        if not _collect_conditions(s, conditions):
-            return None
-    first = conditions[0] if conditions else None
-    return first if all(c == first for c in conditions) else None
-
-
-def _collect_conditions(s: Json, found: list[Json]) -> bool:
-    """Whether all that a statement does is under an `if` without `else`; the conditions are added to `found`."""
-    match s[0]:
-        case "if":
-            found.append(s[1])
-            return bool(s[3] == ["seq"])
-        case "for":
-            return _collect_conditions(s[4], found)
-        case "seq":
-            return all(_collect_conditions(x, found) for x in s[1:])
-    return s[0] in ("let", "alloc")
-
-
-def _without(s: Json, condition: Json) -> Json:
-    """The statement where the condition is known to hold."""
-    match s[0]:
-        case "if" if s[1] == condition:
-            return s[2]
-        case "for":
-            return [*s[:4], _without(s[4], condition)]
-        case "seq":
-            return ["seq", *(_without(x, condition) for x in s[1:])]
-    return s
-
-
-__all__ = ["MOV", "RZ", "Translated", "known", "translate"]
