@@ -41,7 +41,7 @@ def channels_last(rank: int) -> Ints:
     >>> channels_last(4)
     (0, 3, 1, 2)
     """
-    return (0, rank - 1, *range(1, rank - 1))
+    return (0, rank - 1, *range(1, rank - 1)) if rank > 2 else identity(rank)
 
 
 def permuted(values: Sequence[int], perm: Ints) -> Ints:

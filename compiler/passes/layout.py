@@ -137,13 +137,18 @@ class _Layout(Writer):
         return self.emit(Node(op, (v,), (self.fresh(v, "t"),), types, attrs, self.at.loc))[0]
 
     def common(self, n: Node) -> Ints | None:
-        """The order that most bytes of a node's full-rank operands are held in; None: the model's."""
+        """The order for a node whose operands need the same one; None: the model's.
+
+        Channels last if one of them is held so, else what most bytes are held in. Constants have
+        no say: they can be turned now.
+        """
         rank, votes = n.types[0].rank, Counter[Ints]()
-        for v in n.inputs:
-            h = self.held[v]
-            if len(h.perm) == rank and not h.plain:
+        for h in map(self.held.__getitem__, n.inputs):
+            if len(h.perm) == rank and self.array(h.stored) is None:
                 votes[h.perm] += self.type(h.stored).bytes
-        return max(votes, key=votes.__getitem__) if votes else None
+        last, model = channels_last(rank), identity(rank)
+        best = max(votes, key=lambda p: (p == last, votes[p], p == model), default=model)
+        return None if best == model else best
 
     def broadcast(self, v: str, perm: Ints) -> str:
         """An operand of an elementwise op in the order `perm` of the result."""
