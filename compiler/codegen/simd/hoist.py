@@ -47,7 +47,7 @@ class Hoisting(Variables):
             case "let":
                 self._read(s[2])
                 self.p.variables.pop(s[1], None)
-                if self._is_known(s[2]) and not any(x[0] == "load" for x in nodes(s[2])):
+                if self.is_known(s[2]) and not any(x[0] == "load" for x in nodes(s[2])):
                     self.p.variables[s[1]] = self.p.expr(s[2])
             case "if":
                 self._read(s[1])
@@ -56,18 +56,18 @@ class Hoisting(Variables):
             case "store":
                 b = self.buffers[s[1]]
                 self._read(s[3])
-                if b.scope != "local" and self._is_known(s[2]):
+                if b.scope != "local" and self.is_known(s[2]):
                     for place in self.p.elements(b, s[2]):
                         self._address_ahead(b.number, place)
 
-    def _is_known(self, j: Json) -> bool:
+    def is_known(self, j: Json) -> bool:
         """Whether all variables of an expression are."""
         return all(x[0] != "var" or x[2] in self.p.variables for x in nodes(j)) and not any(
             x[0] == "bind" for x in nodes(j)
         )
 
     def _read(self, j: Json) -> None:
-        if self._is_known(j):
+        if self.is_known(j):
             with contextlib.suppress(NeedsMemory):  # an inner loop's counter may become a constant
                 for x in self.p.expr(j):
                     self._invariant(x)

@@ -5,8 +5,8 @@ what `codegen/scalar.py` makes of it, so that epilogues of matrix kernels have t
 composition's error (a few units of 2⁻⁵²) vanishes when the result is rounded to f32:
 
     pow(x, y)    2^(y·log2|x|), with the sign of an odd y and the special cases of C; error below 1 ulp of f32 as long as
-                 |y·log2 x| < 2¹⁰, which every finite result satisfies; y = 2 and y = 0.5 are x·x and the square root
-    atan(x)      two halvings of the angle, then the series to x¹⁷
+                 |y·log2 x| < 2¹⁰, which every finite result satisfies; y = 2 is x·x
+    atan(x)      two halvings of the angle, then the series to x²¹
     log1p(x)     log(u)·x/(u − 1) with u = 1 + x
 """
 
@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable
 
 from knapper.isa.instructions import (
-    CVT,
     FADD,
     FDIV,
     FFMA,
@@ -24,13 +23,14 @@ from knapper.isa.instructions import (
     FMUL,
     FRND,
     FSETP,
+    ISETP,
     ISUB,
     LOP,
     MOV,
     MUFU,
     POPC,
 )
-from knapper.isa.modifiers import Bits32, Cmp, Fn, IntType, Logic, Rounding, Scalar
+from knapper.isa.modifiers import Bits32, Cmp, Fn, IntType, Logic, Rounding
 
 from ..scalar import SCALAR
 from .values import FLOATS, HALVES, Emitter, Value, known, words
@@ -254,7 +254,10 @@ def _(e: Emitter, x: Value, y: Value, z: Value) -> Value:
 @intrinsic("fmod", "truncmod")
 @in_f64
 def _(e: Emitter, x: Value, y: Value) -> Value:
-    """x − q·y with q = trunc(x/y): the quotient may be off by one next to an integer, which the remainder's sign or size tells."""
+    """x − q·y with q = trunc(x/y), exact while |x/y| < 2⁵².
+
+    The quotient may be off by one next to an integer; the remainder's sign or size tells.
+    """
     q = integral(e, Rounding.RZ, div(e, magnitude(e, x), magnitude(e, y)))
     m, size = magnitude(e, y), magnitude(e, x)
     r = fma(e, negative(e, q), m, size)
@@ -283,20 +286,17 @@ def _power(e: Emitter, x: Value, y: Value) -> Value:
     size = magnitude(e, x)
     result = special(e, Fn.EX2, mul(e, special(e, Fn.LG2, size), y))
     result = choose(e, test(e, Cmp.EQ, size, 1.0), 1.0, result)
-    result = choose(e, _one_of_negative(e, x, y), _for_negative(e, y, result), result)
+    result = choose(e, _has_sign(e, x), _for_negative(e, y, result), result)
     return choose(
         e, e.logic(Logic.OR, test(e, Cmp.EQ, y, 0.0), test(e, Cmp.EQ, x, 1.0)), 1.0, result
     )
 
 
-def _one_of_negative(e: Emitter, x: Value, y: Value) -> Value:
-    """Whether the sign matters: x is below 0, or −0 with an odd y, whose sign the result then keeps."""
-    del y
-    negative_bit = e.pred()
-    from knapper.isa.instructions import ISETP
-
-    e.emit(ISETP, Cmp.LT, IntType.S32, negative_bit, e.register(x)[1], 0)
-    return Value("bool", negative_bit)
+def _has_sign(e: Emitter, x: Value) -> Value:
+    """Whether the sign bit of an f64 is set: x is below 0, or −0, whose powers by odd numbers are negative too."""
+    p = e.pred()
+    e.emit(ISETP, Cmp.LT, IntType.S32, p, e.register(x)[1], 0)
+    return Value("bool", p)
 
 
 def _for_negative(e: Emitter, y: Value, result: Value) -> Value:
@@ -432,30 +432,6 @@ def _(e: Emitter, x: Value) -> Value:
     e.emit(FLO, low, source[0])
     e.emit(ISUB, IntType.U32, below, low, known("i32", -32).at)
     p = e.pred()
-    from knapper.isa.instructions import ISETP
 
     e.emit(ISETP, Cmp.NE, IntType.U32, p, source[1], 0)
     return e.select(Value("bool", p), Value("i32", high), Value("i32", below))
-
-
-@intrinsic("q_multiply_shift")
-def _(e: Emitter, x: Value, y: Value, fraction: Value, shift: Value) -> Value:
-    """round(x·y·2^−(fraction + shift)), ties up, in 64 bits: the fixed-point multiply of quantized networks."""
-    from knapper.isa.instructions import IADD, IMUL, SHF
-    from knapper.isa.modifiers import Direction
-
-    assert isinstance(fraction.at, int)
-    assert isinstance(shift.at, int)
-    n = fraction.at + (shift.at ^ 0x80000000) - 0x80000000
-    product = e.reg(2)
-    a, b = (e.convert(v, "i64") for v in (x, y))
-    e.emit(IMUL, IntType.S64, product, e.register(a), e.register(b))
-    e.emit(IADD, IntType.S64, product, product, e.source(known("i64", 1 << n - 1)))
-    e.emit(SHF, Direction.R, IntType.S64, product, product, n)
-    return Value("i32", product[0])
-
-
-def _saturated(e: Emitter, x: Value, to: Scalar) -> Value:
-    d = e.reg()
-    e.emit(CVT, to, Scalar.F32, Rounding.RZ, d, e.register(x))
-    return Value("i32", d)

@@ -59,7 +59,7 @@ PREDICATED = 48
 """Weight up to which a lane-dependent branch is predication."""
 UNPREDICATED = frozenset({"for", "while", "sync", "if"})
 """Statements that are not predicated."""
-REGISTERS, PREDICATES = {"x": SR.TID_X, "y": SR.TID_Y, "z": SR.TID_Z}, 7
+TID = {"x": SR.TID_X, "y": SR.TID_Y, "z": SR.TID_Z}
 CTA = {"x": SR.CTAID_X, "y": SR.CTAID_Y, "z": SR.CTAID_Z}
 WARP = 32
 
@@ -98,10 +98,12 @@ class _Translator(Hoisting):
         self.kernel = kernel
         self.barriers = 0
         self.threads = x * y * z
+        self.loaded, self.stored = (
+            set(buffers(kernel["body"], access)) for access in ("load", "store")
+        )
 
     def run(self) -> Translated:
-        loads, stores = (set(buffers(self.kernel["body"], kind)) for kind in ("load", "store"))
-        used = [b for b in self.buffers if b.number in loads | stores and b.role]
+        used = [b for b in self.buffers if b.number in self.loaded | self.stored and b.role]
         self._parameters(used)
         self._axes()
         self._body(flat(self.kernel["body"]))
@@ -114,7 +116,9 @@ class _Translator(Hoisting):
             )
         uses: dict[str, str] = {}
         for b in used:
-            use = ("r" if b.number in loads else "") + ("w" if b.number in stores else "")
+            use = ("r" if b.number in self.loaded else "") + (
+                "w" if b.number in self.stored else ""
+            )
             uses[b.role] = "".join(sorted(set(uses.get(b.role, "") + use)))
         return Translated(self.e.finish(), tuple(uses), uses, self.e.busy)
 
@@ -124,34 +128,26 @@ class _Translator(Hoisting):
             self.e.emit(ULDC, Bits32._64, self.bases[role], 8 * i)
 
     def _axes(self) -> None:
-        """Where a thread is. With rows of whole warps, y is the same in a warp: in a plane of one warp a row its number."""
-        x, y, z = self.kernel["block"]
+        """Where a thread is. Where a row is one warp, a warp's number is its row."""
+        x, _, z = self.kernel["block"]
         for variable, tag in self.kernel["axes"].items():
             axis, _, d = tag.partition(".")
             n = self.kernel["grid" if axis == "blockIdx" else "block"]["xyz".index(d)]
             if n == 1:
                 self.p.variables[int(variable)] = [self.pool.integer(0)]
             elif axis == "blockIdx":
-                self.p.variables[int(variable)] = [self._uniform_axis(tag, CTA[d], n)]
+                self.p.variables[int(variable)] = [self._axis(tag, CTA[d], n, uniform=True)]
             elif d == "y" and x == WARP and z == 1:
-                self.p.variables[int(variable)] = [self._uniform_axis(tag, SR.WARPID, n)]
+                self.p.variables[int(variable)] = [self._axis(tag, SR.WARPID, n, uniform=True)]
             else:
-                self.p.variables[int(variable)] = [self._lane_axis(tag, REGISTERS[d], n)]
-        del y
+                self.p.variables[int(variable)] = [self._axis(tag, TID[d], n, uniform=False)]
 
-    def _uniform_axis(self, tag: str, register: SR, n: int) -> Expr:
-        axis = self.pool.make("axis", "i32", data=tag, range=(0, n - 1), uniform=True)
+    def _axis(self, tag: str, register: SR, n: int, *, uniform: bool) -> Expr:
+        """A special register, read once; TVM may have several variables for it."""
+        axis = self.pool.make("axis", "i32", data=tag, range=(0, n - 1), uniform=uniform)
         if axis not in self.leaves:
-            d = self.e.ureg()
-            self.e.emit(S2UR, register, d)
-            self.leaves[axis] = Value("i32", d)
-        return axis
-
-    def _lane_axis(self, tag: str, register: SR, n: int) -> Expr:
-        axis = self.pool.make("axis", "i32", data=tag, range=(0, n - 1), uniform=False)
-        if axis not in self.leaves:
-            d = self.e.reg()
-            self.e.emit(S2R, register, d)
+            d = self.e.ureg() if uniform else self.e.reg()
+            self.e.emit(S2UR if uniform else S2R, register, d)
             self.leaves[axis] = Value("i32", d)
         return axis
 
@@ -161,7 +157,7 @@ class _Translator(Hoisting):
         """A kernel. If all it does is under one condition, the lanes for which it does not hold leave there."""
         condition = common_condition(statements)
         for i, s in enumerate(statements):
-            if condition is not None and s[0] in ("if", "for"):
+            if condition is not None and s[0] in ("if", "for") and self.is_known(condition):
                 self._leave_unless(self.p.scalar(condition))
                 for rest in statements[i:]:
                     self.statement(without(rest, condition))
@@ -193,7 +189,7 @@ class _Translator(Hoisting):
         """One warp needs no barrier: its accesses are in order."""
         if self.threads > WARP and s[1] != "warp":
             self.e.emit(BAR, 0)
-        self.touched(b.number for b in self.buffers if b.scope == "shared" or b.role)
+        self.touched(self.stored)
 
     def _let(self, s: Json) -> None:
         """Pure values are computed where they are used; what memory or variables give is what they give now."""

@@ -99,7 +99,8 @@ def common_condition(statements: list[Json]) -> Json | None:
     if any(together) or not all(_collect(s, conditions) for s in statements):
         return None
     first = conditions[0] if conditions else None
-    return first if all(c == first for c in conditions) else None
+    stays = all(c == first for c in conditions) and not has(first, MOVES)
+    return first if stays else None
 
 
 def _collect(s: Json, found: list[Json]) -> bool:
