@@ -27,11 +27,11 @@ class Oracle:
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, and said once, by us
         source = model if isinstance(model, bytes) else str(model)
         try:
             self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except RuntimeError as e:  # the base of what its C++ core throws
+        except _errors() as e:
             raise UsageError(
                 "E706", f"onnxruntime cannot load the model: {_first_line(e)}"
             ) from None
@@ -44,10 +44,18 @@ class Oracle:
         names = [o.name for o in self.session.get_outputs()]
         try:
             return dict(zip(names, self.session.run(names, feed), strict=True))
-        except RuntimeError as e:
+        except _errors() as e:
             raise UsageError(
                 "E706", f"onnxruntime cannot run the model: {_first_line(e)}"
             ) from None
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime's C++ core throws: its status codes have a class each, without a common base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = (c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception))
+    return (RuntimeError, *own)
 
 
 def _first_line(e: Exception) -> str:

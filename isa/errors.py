@@ -74,6 +74,7 @@ CODES: dict[str, str] = {
     "E720": "An input is missing, or the network has none of that name.",
     "E721": "An input has another shape than the network expects.",
     "E722": "An input has another dtype than the network expects.",
+    "E723": "There is no engine of that name: fast is the compiled one, reference the specification in plain Python.",
     # 7xx how knapper was called
     "E701": "There is no input of that name, or one is missing. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",

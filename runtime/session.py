@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -36,6 +36,10 @@ class Result:
 
     outputs: dict[str, Array]
     stats: Stats
+
+    def __repr__(self) -> str:
+        shown = (f"{n}: {a.dtype}[{','.join(map(str, a.shape))}]" for n, a in self.outputs.items())
+        return f"Result({', '.join(shown)}; {self.stats!r})"
 
 
 class Session:
@@ -119,6 +123,9 @@ class Session:
 
         `compiling` is called with the number of missing parts before the fast engine's core is compiled.
         """
+        if name not in get_args(EngineName):
+            known = " and ".join(get_args(EngineName))
+            raise UsageError("E723", f"no engine is called {name!r}", hint=f"there are {known}")
         assert self.decoded is not None  # or it raised
         key = (name, checked, threads, limit)
         if key not in self._engines:

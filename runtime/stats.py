@@ -126,6 +126,10 @@ class Stats:
     launches: tuple[LaunchStats, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        total = sum(self.instructions.values())
+        return f"Stats({self.target}: {len(self.launches)} launches, {total:,} instructions, {self.macs:,} macs)"
+
     @property
     def instructions(self) -> Counter[str]:
         """Warp instructions by mnemonic."""

@@ -18,6 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import knapper
 from knapper.frontends import cli
+from knapper.frontends.oracle import Oracle
+from knapper.isa.errors import KnapperError
 
 Array = NDArray[Any]
 COMMANDS = [
@@ -409,3 +411,12 @@ def test_importing_knapper_loads_nothing(tmp_path: Path) -> None:
 
 def test_the_version_is_said_once() -> None:
     assert f'version = "{knapper.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_what_onnxruntime_refuses_is_one_error() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    with pytest.raises(KnapperError, match="E706: onnxruntime cannot run the model"):
+        Oracle(made.SerializeToString()).run({"x": np.zeros((1, 9), np.float32)})

@@ -16,7 +16,7 @@ import pytest
 
 from knapper.isa import instructions as i
 from knapper.isa.core import Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
-from knapper.isa.errors import KnapperError, Problems
+from knapper.isa.errors import KnapperError, Problems, UsageError
 from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, FloatType, Half, IntType, Width
 from knapper.isa.program import ALIGN, BASE, Kernel, Launch, Port, Program
 from knapper.runtime.decode import decode
@@ -243,3 +243,10 @@ def test_sixty_kernels_of_a_thousand_instructions_decode_quickly() -> None:
     assert (
         time.process_time() - start < 0.25
     )  # 0.02 s on a quiet machine: no object per instruction
+
+
+def test_an_engine_that_does_not_exist_is_said() -> None:
+    with pytest.raises(
+        UsageError, match=r"E723: no engine is called 'slow' \(hint: there are fast and reference\)"
+    ):
+        Session(twice()).run({"x": INPUT}, engine="slow")  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ from typing import Any
 from knapper.isa.errors import CompileError
 
 from ..codegen.generator import Group
-from ..ir import Array, Node, Type
+from ..ir import Node, Type
+from ..plugins import LOADED, sources
 from ..structure import Canonical
 from . import cache
 from .tir import Json
@@ -123,9 +124,13 @@ _asked: dict[str, Future[Json]] = {}
 
 def stop() -> None:
     """End the worker, if there is one, and forget what is in memory; the disk cache stays."""
-    for worker in list(_state.values()):
-        worker.stop()
-    _state.clear()
+    while _state:
+        _state.popitem()[1].stop()
+    forget()
+
+
+def forget() -> None:
+    """Forget what is in memory."""
     _memory.clear()
     _asked.clear()
 
@@ -136,6 +141,11 @@ atexit.register(stop)
 def is_running() -> bool:
     """Whether there is a worker."""
     return bool(_state)
+
+
+def processes() -> list[int]:
+    """The worker's process number, if there is one."""
+    return [worker.process.pid for worker in _state.values()]
 
 
 def prefetch(groups: Iterable[Group]) -> None:
@@ -154,15 +164,21 @@ def fetch(group: Group) -> Json:
     prefetch([group])
     name, _ = _request(group)
     if name in _asked:
-        try:
-            reply = _asked.pop(name).result()
-        except CompileError:
-            _state.clear()
-            raise
+        reply = _answer(_asked.pop(name))
         _check(group, reply)
         _memory[name] = {k: reply[k] for k in ("kernels", "scratch", "constants")}
         cache.put(name, _memory[name])
     return _memory[name]
+
+
+def _answer(future: Future[Json]) -> Json:
+    """Wait for a reply. A worker that has ended makes place for another."""
+    try:
+        return future.result()
+    except CompileError:
+        while _state:
+            _state.popitem()[1].stop()
+        raise
 
 
 def _cached(name: str) -> bool:
@@ -203,7 +219,11 @@ def _request(group: Group) -> tuple[str, Json]:
     }
     inputs = [_input(v, t, literal) for v, t in g.inputs.items()]
     request = {"inputs": inputs, "nodes": [_node(n) for n in g.nodes], "outputs": list(g.outputs)}
-    return cache.key(json.dumps(request)), request
+    foreign = {op for plugin in LOADED.values() for op in plugin.adds["ops"]}
+    if foreign.isdisjoint(n.op for n in g.nodes):
+        return cache.key(json.dumps(request)), request
+    key = cache.key(json.dumps(request), *(f.read_text() for f in sources()))
+    return key, request | {"plugins": [str(file) for file in LOADED]}
 
 
 def _input(name: str, t: Type, literal: Mapping[str, str]) -> Json:
@@ -218,8 +238,3 @@ def _node(n: Node) -> Json:
         "outputs": n.outputs,
         "attrs": dict(sorted(n.attrs.items())),
     }
-
-
-def literals(group: Group) -> dict[str, Array]:
-    """The constants that are written into the code."""
-    return {v: a for v, a in group.constants.items() if a.size <= LITERAL}

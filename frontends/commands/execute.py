@@ -88,7 +88,10 @@ def counts_table(stats: Stats, seconds: float) -> str:
     """The run's totals."""
     total = sum(stats.instructions.values())
     read, written = (stats.bytes("dram_bytes")[use] for use in ("read", "write"))
-    share = f" ({stats.macs / stats.macs_executed:.0%} useful)" if stats.macs_executed else ""
+    counted = sum(s.launch.macs for s in stats.launches if s.macs_executed)
+    share = f" ({counted / stats.macs_executed:.0%} useful)" if stats.macs_executed else ""
+    if rest := stats.macs - counted:
+        share += f"; {rest:,} macs are in kernels that do not count theirs"
     rows = [
         ("launches", f"{len(stats.launches):,}"),
         ("instructions", f"{total:,} warp instructions of {len(stats.instructions)} kinds"),
