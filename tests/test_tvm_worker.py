@@ -22,7 +22,13 @@ from knapper.isa.errors import CompileError
 X = Type("f32", (4, 32))
 
 
-def group(op: str, types: tuple[Type, ...] = (X,), constants: Mapping[str, Array] | None = None, prefix: str = "x", **attrs: Attr) -> Group:  # fmt: skip
+def group(
+    op: str,
+    types: tuple[Type, ...] = (X,),
+    constants: Mapping[str, Array] | None = None,
+    prefix: str = "x",
+    **attrs: Attr,
+) -> Group:
     """A group of one node."""
     names = tuple(f"{prefix}{i}" for i in range(len(types)))
     made = infer(op, list(types), attrs)
@@ -133,7 +139,7 @@ def test_a_result_that_no_facet_makes_is_named() -> None:
     """MaxPool's indices have no lowering."""
     pool = group("MaxPool", (Type("f32", (1, 2, 6, 6)),), kernel_shape=(2, 2))
     with pytest.raises(
-        CompileError, match="E440: group g: MaxPool net/MaxPool: .*no lowering makes %v1"
+        CompileError, match=r"E440: group g: MaxPool net/MaxPool: .*no lowering makes %v1"
     ):
         client.fetch(pool)
 
@@ -153,7 +159,7 @@ def test_a_worker_that_cannot_start_is_one_clear_error(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         client, "COMMAND", (sys.executable, "-c", "raise SystemExit('no tvm here')")
     )
-    with pytest.raises(CompileError, match="E442: the TVM worker ended: no tvm here .*apache-tvm"):
+    with pytest.raises(CompileError, match=r"E442: the TVM worker ended: no tvm here .*apache-tvm"):
         client.fetch(group("Cos"))
     assert not client.is_running()
 
