@@ -13,32 +13,21 @@ import numpy as np
 
 from knapper.isa.machine import Machine
 
-from ...ir import OPS, Array, Attr, Node, evaluate
+from ...ir import OPS, Array, Node, evaluate
 from ...launches import MATRIX
 from ...structure import Canonical
 from ..generator import Emitted, Group, Lowered, Options, register
 from .translate import Translated, translate
-from .values import size
 
 Json = Any
 
 COSTLY = frozenset(
-    {
-        "Exp",
-        "Log",
-        "Sigmoid",
-        "Tanh",
-        "Erf",
-        "Gelu",
-        "Softmax",
-        "LogSoftmax",
-        "Pow",
-        "Sqrt",
-        "Div",
-        "LayerNormalization",
-    }
+    {"Div", "Erf", "Exp", "Gelu", "LayerNormalization", "Log", "LogSoftmax", "Pow", "Sigmoid"}
+    | {"Softmax", "Sqrt", "Swish", "Tanh"}
 )
 """Ops that spend time on the special-function unit."""
+ADDRESSING, ARITHMETIC, FUNCTION = 2, 2, 8
+"""Instructions an element: to address it, for a cheap op, for a costly one; measured by tests/bench/bench_simd.py."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +46,19 @@ class Simd:
         yield {}
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        """Cycles by the busiest of issue slots, special functions and memory. Made of types alone, so that it asks no worker."""
-        lanes = 32 * machine.sms
-        issue = machine.subcores * lanes
-        instructions = sum(_instructions(n, group) for n in group.nodes) + 8 * max(
-            t.count for t in group.outputs.values()
-        )
+        """Cycles by the busiest of issue slots, special functions and memory.
+
+        It is made of types alone: the plan must not depend on what a cache happens to hold, or ask a worker.
+        """
+        lanes = 32 * machine.subcores * machine.sms
+        results = max(t.count for t in group.outputs.values())
+        instructions = ADDRESSING * results + sum(_instructions(n, group) for n in group.nodes)
         special = sum(t.count for n in group.nodes if n.op in COSTLY for t in n.types)
-        moved = sum(
-            t.count * size(t.dtype) for t in (*group.inputs.values(), *group.outputs.values())
-        )
+        moved = sum(t.bytes for t in (*group.inputs.values(), *group.outputs.values()))
         busy = max(
-            instructions / issue,
-            special * machine.units["sfu"].interval / issue,
-            moved / (_bytes_per_cycle(machine)),
+            instructions * machine.units["alu"].interval / lanes,
+            special * machine.units["sfu"].interval / lanes,
+            moved * machine.clock_hz / machine.dram_bytes_per_second,
         )
         return float(machine.launch_cycles + busy)
 
@@ -122,12 +110,7 @@ def _instructions(n: Node, group: Group) -> float:
     """Roughly what a node costs a thread: its work is over its operands if it reduces, else over its results."""
     types = group.graph().types()
     elements = max([t.count for t in n.types] + [types[v].count for v in n.inputs if v])
-    return float(elements * (12 if n.op in COSTLY else 3))
-
-
-def _bytes_per_cycle(machine: Machine) -> float:
-    return float(getattr(machine, "l2_bytes_per_cycle", 0) or 64 * machine.sms)
+    return float(elements * (FUNCTION if n.op in COSTLY else ARITHMETIC))
 
 
 SIMD = register(Simd())
-Attrs = dict[str, Attr]
