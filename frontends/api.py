@@ -50,7 +50,7 @@ class Image:
             engine: "fast", or "reference" (the specification, in plain Python).
             checked: also detect races and reads of memory that was never written.
 
-        Raises UsageError E701 or E702 for inputs that do not fit, MachineFault if the program does something illegal.
+        Raises UsageError E720 to E722 for inputs that do not fit, MachineFault if the program does something illegal.
         """
         return self.session.run(inputs, engine=engine, checked=checked)
 

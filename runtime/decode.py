@@ -254,8 +254,8 @@ class _Decoder:
     ) -> Iterator[tuple[NDArray[np.intp], Instr]]:
         """The variants among words of one class, each with a representative that decodes."""
         keys = words & _halves(shape.keyed)
-        mixed = keys[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ keys[:, 1]
-        _, first, inverse = np.unique(mixed, return_index=True, return_inverse=True)
+        whole = np.ascontiguousarray(keys).view([("low", keys.dtype), ("high", keys.dtype)])[:, 0]
+        _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
         for v, at in enumerate(first.tolist()):
             member = np.flatnonzero(inverse == v)
             try:

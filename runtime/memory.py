@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from knapper.isa.errors import MachineFault
 from knapper.isa.program import BASE, Port, Program
 
 Array = NDArray[Any]
@@ -39,8 +40,14 @@ class Memory:
 
     def __init__(self, program: Program) -> None:
         self.writable = program.arena_address - BASE
-        self.data = aligned(self.writable + program.arena_bytes)
-        self.written = np.zeros(len(self.data), np.bool_)
+        try:
+            self.data = aligned(self.writable + program.arena_bytes)
+            self.written = np.zeros(len(self.data), np.bool_)
+        except MemoryError:
+            raise MachineFault(
+                "E612",
+                f"the network asks for {self.writable + program.arena_bytes:,} bytes of memory",
+            ) from None
         self.data[: len(program.rodata)] = np.frombuffer(program.rodata, np.uint8)
         self.written[: len(program.rodata)] = True
 

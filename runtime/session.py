@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -49,6 +50,9 @@ class Session:
         self.program = program
         self.memory = Memory(program)
         self._engines: dict[tuple[Any, ...], Engine] = {}
+        self._running = (
+            Lock()
+        )  # a session has one memory: runs from several threads wait for each other
 
     def run(
         self,
@@ -66,6 +70,18 @@ class Session:
         everything that is wrong with the inputs; MachineFault tells where the machine stopped.
         """
         raise_all(input_problems(self.program.inputs, inputs))
+        with self._running:
+            return self._run(inputs, engine, checked, threads, limit, progress)
+
+    def _run(
+        self,
+        inputs: Mapping[str, Array],
+        engine: EngineName,
+        checked: bool,
+        threads: int,
+        limit: int,
+        progress: Progress | None,
+    ) -> Result:
         total = len(self.program.launches)
 
         def compiling(parts: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from knapper.compiler import driver, plan_text
-from knapper.compiler.ir import Array, Attr, Graph, Node, Type, evaluate, infer
+from knapper.compiler.ir import DTYPES, Array, Attr, Graph, Node, Type, evaluate, infer
 from knapper.compiler.plan import Plan
 from knapper.compiler.text import show_attrs
 from knapper.compiler.tvm import client
@@ -299,3 +299,26 @@ def test_a_nan_is_never_hidden(op: str, attrs: dict[str, Attr]) -> None:
     got = Session(driver.compile_graph(g, machine, precision="fp32")).run({"x": x}).outputs["y"]
     np.testing.assert_array_equal(got, evaluate(g, {"x": x})["y"])
     assert np.isnan(got).sum() == 2
+
+
+@pytest.mark.parametrize(
+    "dtype", ["i8", "u8", "i16", "u16", "i32", "u32", "i64", "f16", "f32", "f64"]
+)
+def test_elementwise_ops_of_every_type_and_size(dtype: str) -> None:
+    """Odd sizes take elements one by one, even ones several in a word."""
+    rng = np.random.default_rng(0)
+    sizes, ops = (1, 7, 8, 64, 100), ("Add", "Sub", "Mul", "Less", "Equal", "Max")
+    x: dict[str, Array] = {
+        f"{v}{n}": rng.integers(0, 11, n).astype(DTYPES[dtype]) for n in sizes for v in "ab"
+    }
+    nodes = tuple(
+        Node(op, (f"a{n}", f"b{n}"), (f"{op}{n}",), infer(op, [Type(dtype, (n,))] * 2, {}))
+        for n in sizes
+        for op in ops
+    )
+    names = [v for node in nodes for v in node.outputs]
+    g = Graph("g", {v: Type.of(a) for v, a in x.items()}, {v: v for v in names}, nodes)
+    program = driver.compile_graph(g, Machine.load("volta-8tc"), precision="fp32")
+    got, want = Session(program).run(x).outputs, evaluate(g, x)
+    for v in names:
+        np.testing.assert_array_equal(got[v], want[v], err_msg=v)

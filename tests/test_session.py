@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,25 @@ def test_an_engine_that_does_not_exist_is_said() -> None:
         UsageError, match=r"E723: no engine is called 'slow' \(hint: there are fast and reference\)"
     ):
         Session(twice()).run({"x": INPUT}, engine="slow")  # type: ignore[arg-type]
+
+
+def test_threads_that_share_a_session_get_their_own_outputs() -> None:
+    session = Session(twice())
+    wrong: list[int] = []
+
+    def work(k: int) -> None:
+        x = INPUT + k
+        outputs = [session.run({"x": x}).outputs["y"] for _ in range(20)]
+        wrong.extend(k for y in outputs if not np.array_equal(y, 4 * x.reshape(4, 16)))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_memory_that_no_computer_has_is_one_fault() -> None:
+    with pytest.raises(KnapperError, match="E612: the network asks for"):
+        Session(replace(twice(), arena_bytes=1 << 60))

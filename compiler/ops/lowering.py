@@ -61,9 +61,7 @@ def wide(f: Callable[..., Any]) -> Callable[..., Any]:
         if stored not in ("float16", "bfloat16"):
             return f(R, *operands, **attrs)
         y = f(R, *(_up(R, x) for x in operands), **attrs)
-        return (
-            [R.op.astype(v, stored) for v in y] if isinstance(y, list) else R.op.astype(y, stored)
-        )
+        return [_down(R, v, stored) for v in y] if isinstance(y, list) else _down(R, y, stored)
 
     return facet
 
@@ -72,3 +70,8 @@ def _up(R: Any, x: Any) -> Any:
     if x is None or dtype_of(x) not in ("float16", "bfloat16"):
         return x
     return emit(R, R.op.astype(x, "float32"))
+
+
+def _down(R: Any, x: Any, stored: str) -> Any:
+    x = emit(R, x)
+    return R.op.astype(x, stored) if is_float(x) else x  # not what a comparison gives, or an index

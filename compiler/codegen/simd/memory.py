@@ -99,9 +99,12 @@ class Memory(Evaluator):
         )
 
     def _is_run(self, b: Buffer, places: list[Expr]) -> bool:
-        """Whether they are neighbours, fill 4 to 16 bytes, and start at a multiple of that."""
+        """Whether they are neighbours, fill 4 to 16 bytes, and start at a multiple of that.
+
+        Of types narrower than a register only 16-bit floats go in pairs: conversions read either half, integers need their own.
+        """
         nbytes = len(places) * size(b.dtype)
-        if not 4 <= nbytes <= 16 or size(b.dtype) == 1:
+        if not 4 <= nbytes <= 16 or (size(b.dtype) < 4 and b.dtype not in HALVES):
             return False
         first = places[0]
         steps = (self.pool.add(x, first, -1) for x in places)
@@ -129,7 +132,7 @@ class Memory(Evaluator):
             return STORES[nbytes], self.e.zero_or(v)
         if len(values) == 1:
             return STORES[nbytes], self.e.zero_or(self.value(values[0]))
-        if dtype in HALVES or size(dtype) == 2:
+        if dtype in HALVES:
             return STORES[nbytes], self._halves([self.value(x) for x in values])
         return STORES[nbytes], self._whole(dtype, values)
 
@@ -218,7 +221,7 @@ def _raw(values: list[Value], n: int) -> list[int]:
 
 def _unpacked(dtype: str, d: VReg, n: int) -> list[Value]:
     """The elements that registers hold after a wide load; the two halves of a word name the same register object."""
-    if size(dtype) == 2:
+    if dtype in HALVES:
         parts = [d[i] if d.words > 1 else d for i in range(d.words)]
         return [Value(dtype, parts[i // 2], high=bool(i % 2)) for i in range(n)]
     k = words(dtype)
