@@ -574,6 +574,33 @@ def test_shuffles_move_every_type(dtype: str) -> None:
     assert each(down, x, dtype=dtype).tolist() == want.tolist()
 
 
+def test_more_booleans_than_predicates() -> None:
+    """Ten conditions that are all wanted at the end: the second attempt keeps them in registers."""
+    bits = [op("lt", op("floormod", var(T), num(i + 2)), num(1), "bool") for i in range(10)]
+    lets = [["let", 10 + i, op("ne", read(num(i)), num(0), "bool")] for i in range(10)]
+    stores = [assign(["cast", "i32", b], num(i)) for i, b in enumerate(bits)]
+    clear = [assign(num(0), num(i)) for i in range(10)]
+    total = num(0)
+    for i in range(10):
+        total = op("add", total, op("mul", ["cast", "i32", ["var", "bool", 10 + i]], num(1 << i)))
+    body = [*stores, *lets, *clear, result(total)]
+    want = [sum((t % (i + 2) == 0) << i for i in range(10)) for t in range(64)]
+    assert both(body, count=10) == want
+
+
+def test_a_buffer_beyond_32_bits_is_an_error() -> None:
+    k = kernel(["store", 0, var(T), num(1)], [], ("i32", 1 << 30))
+    with pytest.raises(CompileError, match="E443: kernel k: a buffer of 1073741824 elements"):
+        translate(k, "k", MACHINE)
+
+
+def test_more_shared_memory_than_a_block_has_is_an_error() -> None:
+    shared = local("i32", 1 << 20, "shared")
+    k = kernel(["seq", ["alloc", 1], ["store", 1, var(T), num(1)]], [], ("i32", 1), 1, [shared])
+    with pytest.raises(CompileError, match="E443: kernel k: needs 4194304 bytes of shared memory"):
+        translate(k, "k", MACHINE)
+
+
 # --- memory: neighbours travel together
 
 
@@ -582,6 +609,7 @@ def vector(dtype: str, lanes: int, first: Json) -> Json:
 
 
 WIDE = [("f32", 4), ("f16", 8), ("bf16", 8), ("f64", 2), ("i64", 2), ("i32", 4)]
+NARROW = [("i16", 8), ("u16", 4), ("i8", 4), ("u8", 2)]
 
 
 @pytest.mark.parametrize(("dtype", "lanes"), WIDE)
@@ -596,6 +624,16 @@ def test_aligned_neighbours_are_one_access(dtype: str, lanes: int) -> None:
     assert run(k, [x]).tolist() == (x + x).tolist()
     moves = [i for i in translate(k, "k", MACHINE).kernel.code if isinstance(i, LDG | STG)]
     assert [i.width for i in moves] == [Width._128] * 2
+
+
+@pytest.mark.parametrize(("dtype", "lanes"), NARROW)
+def test_narrow_integers_travel_alone(dtype: str, lanes: int) -> None:
+    """Each has a register of its own, extended to 32 bits."""
+    x = np.arange(-32 * lanes, 32 * lanes).astype(DTYPES[dtype])
+    index, kind = vector(dtype, lanes, op("mul", var(T), num(lanes)))
+    load = ["load", kind, 0, index]
+    k = kernel(["store", 1, index, op("add", load, load, kind)], [x], (dtype, x.size))
+    assert run(k, [x]).tolist() == (x + x).tolist()
 
 
 def test_misaligned_neighbours_are_single_accesses() -> None:
@@ -891,6 +929,25 @@ def test_the_order_of_a_sum_does_not_depend_on_the_batch(name: str, cache: Path)
     for i in range(8):
         (got,) = alone.run(inputs | {first: images[i : i + 1]}).outputs.values()
         assert got.tobytes() == together[i : i + 1].tobytes()
+
+
+def test_a_pad_of_four_axes_needs_more_than_seven_predicates(cache: Path) -> None:
+    w = Writer()
+    w.op("Pad", w.value(draw(3, 5, 7, 9)), pads=(2, 3, 3, 2, 2, 3, 2, 3), mode="edge")
+    graph, inputs = w.case()
+    got = Session(compiled(graph, cache)).run(inputs).outputs
+    for v, want in evaluate(graph, inputs).items():
+        assert np.array_equal(got[v], want)
+
+
+def test_an_empty_result_is_no_launch(cache: Path) -> None:
+    w = Writer()
+    w.op("Slice", w.value(draw(3, 4)), starts=(1,), ends=(1,), axes=(0,))
+    graph, inputs = w.case()
+    program = compiled(graph, cache)
+    assert not program.launches
+    (got,) = Session(program).run(inputs).outputs.values()
+    assert got.shape == (0, 4)
 
 
 def test_a_single_number_is_written_into_the_code(cache: Path) -> None:

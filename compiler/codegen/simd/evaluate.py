@@ -42,11 +42,11 @@ class Evaluator(Integers):
             return known(x.dtype, x.offset)
         if x.op == "float":
             return known(x.dtype, float.fromhex(x.data))
-        if (found := self._known(x)) is not None:
+        if (found := self.known(x)) is not None:
             return found
         if x in self.packs:
             self._pack(self.packs[x])
-            if (found := self._known(x)) is not None:
+            if (found := self.known(x)) is not None:
                 return found
         return self.keep(x, self._compute(x, into))
 
@@ -117,15 +117,17 @@ class Evaluator(Integers):
         if isinstance(p.at, int):
             return [self.value(x.args[1 if p.at else 2]) for x in lanes]
         yes, no = [x.args[1] for x in lanes], [x.args[2] for x in lanes]
-        fresh = all(a.op == "load" and self._known(a) is None for a in yes)
+        fresh = all(a.op == "load" and self.known(a) is None for a in yes)
         if fresh and all(b.is_constant for b in no) and lanes[0].dtype != "bool":
             return self._filled(p, yes, [self.value(b) for b in no])
+        p = self.put_away(p)
         chosen = []
-        for branch, condition in ((yes, p), (no, self.e.inverse(p))):
-            self.open(condition)
+        for branch, inverted in ((yes, False), (no, True)):
+            condition = self.taken_out(p)
+            self.open(self.e.inverse(condition) if inverted else condition)
             chosen.append([self.value(b) for b in branch])
             self.close()
-        return self._merged(p, *chosen)
+        return self._merged(self.taken_out(p), *chosen)
 
     def _filled(self, p: Value, loads: list[Expr], otherwise: list[Value]) -> list[Value]:
         """Loads over registers that hold the other values already."""
@@ -152,7 +154,7 @@ class Evaluator(Integers):
 
     def _pack(self, lanes: tuple[Expr, ...]) -> None:
         """Evaluate the lanes of a vector together."""
-        if any(self._known(x) is not None for x in lanes):
+        if any(self.known(x) is not None for x in lanes):
             return
         if lanes[0].op == "load":
             self.load_together(lanes)
@@ -221,17 +223,18 @@ class Evaluator(Integers):
         if x.op == "not":
             return self.e.inverse(self.value(x.args[0]))
         if x.op in BITWISE:
-            a, b = (self.value(y) for y in x.args)
-            return self.e.logic(BITWISE[x.op], a, b)
-        if x.op in EXTREMES:
-            a, b = (self.value(y) for y in x.args)
-            return self.e.logic(Logic.AND if x.op == "min" else Logic.OR, a, b)
+            return self.e.logic(BITWISE[x.op], *self._two_booleans(*x.args))
         return self._common(x, None)
+
+    def _two_booleans(self, a: Expr, b: Expr) -> tuple[Value, Value]:
+        first = self.put_away(self.value(a))
+        second = self.value(b)
+        return self.taken_out(first), second
 
     def _comparison(self, x: Expr) -> Value:
         cmp, (a, b) = COMPARISONS[x.op], x.args
         if a.dtype == "bool":
-            unequal = self.e.logic(Logic.XOR, self.value(a), self.value(b))
+            unequal = self.e.logic(Logic.XOR, *self._two_booleans(a, b))
             return unequal if cmp is Cmp.NE else self.e.inverse(unequal)
         if a.is_constant:
             a, b, cmp = b, a, MIRRORED[cmp]

@@ -40,6 +40,8 @@ class Expr:
     """Whether every lane of a warp has the same value, computable on the uniform unit."""
     depth: int
     """Loops that it depends on: 0 none, n the n-th of the nest, EVERYWHERE more than that."""
+    loads: bool
+    """Whether it reads memory."""
     number: int
     """Order of making."""
 
@@ -94,7 +96,9 @@ class Pool:
                 dtype in INTEGERS and all(a.uniform for a in args) if uniform is None else uniform
             )
             deep = max((a.depth for a in args), default=0) if depth is None else depth
-            found = self.made[key] = Expr(op, dtype, args, data, range, same, deep, len(self.made))
+            loads = op == "load" or any(a.loads for a in args)
+            found = Expr(op, dtype, args, data, range, same, deep, loads, len(self.made))
+            self.made[key] = found
         return found
 
     # --- constants

@@ -136,7 +136,7 @@ class Integers(Scopes):
         """One atom times a constant."""
         ((atom, factor),) = terms.items()
         single = self.pool.sum(dtype, 0, terms)
-        if (found := self._known(single)) is not None:
+        if (found := self.known(single)) is not None:
             return found
         v = self._operand(atom, dtype)
         if factor == 1:

@@ -39,8 +39,8 @@ LARGEST = 1 << 31
 class Memory(Evaluator):
     """An evaluator that knows where buffers are."""
 
-    def __init__(self, emitter: Emitter, buffers: list[Buffer]) -> None:
-        super().__init__(emitter)
+    def __init__(self, emitter: Emitter, buffers: list[Buffer], frugal: bool) -> None:
+        super().__init__(emitter, frugal)
         self.buffers = buffers
         self.bases: dict[str, VUReg] = {}
         """Role of a global buffer → its address."""
@@ -148,7 +148,7 @@ class Memory(Evaluator):
 
     def _whole(self, dtype: str, values: list[Expr]) -> VReg:
         n = words(dtype)
-        there = [self._known(x) for x in values]
+        there = [self.known(x) for x in values]
         held = [v.at for v in there if v is not None and isinstance(v.at, VReg)]
         if len(held) == len(there) and (row := self._row(held)) is not None:
             return row

@@ -301,16 +301,14 @@ class Parser:
         return [self.choose("select", x, y, z) for x, y, z in zip(c, a, b, strict=True)]
 
     def choose(self, op: str, c: Expr, a: Expr, b: Expr) -> Expr:
-        """a or b; `ite` evaluates only one of them."""
+        """a or b; `ite` evaluates only one of them, which matters where they load."""
         if c.op == "int":
             return a if c.data else b
         if a is b:
             return a
-        bounds = (
-            None
-            if a.range is None or b.range is None
-            else (min(a.range[0], b.range[0]), max(a.range[1], b.range[1]))
-        )
+        ranges = [r for r in (a.range, b.range) if r is not None]
+        bounds = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
+        op = op if a.loads or b.loads else "select"
         return self.pool.make(op, a.dtype, c, a, b, range=bounds, uniform=False)
 
     # --- calls

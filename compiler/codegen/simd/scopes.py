@@ -2,6 +2,9 @@
 
 What involves no load is computed for all lanes, guard or not, and so belongs to the innermost region; a load under a guard belongs
 to its guard.
+
+There are seven predicates. The first attempt at a kernel keeps booleans there; if they do not suffice, a second one is `frugal` and keeps
+them in registers.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ KEPT_PREDICATES = 3
 class Scopes:
     """An emitter, expressions, and what is known of them."""
 
-    def __init__(self, emitter: Emitter) -> None:
-        self.e = emitter
+    def __init__(self, emitter: Emitter, frugal: bool = False) -> None:
+        self.e, self.frugal = emitter, frugal
         self.pool = Pool()
         self.leaves: dict[Expr, Value] = {}
         """Variables: what they are at the moment."""
@@ -39,9 +42,8 @@ class Scopes:
         self.scopes.append({})
         self.guarded.append(guard is not None)
         if guard is not None:
-            self.guards.append(
-                self.e.logic(Logic.AND, self.guards[-1], guard) if self.guards else guard
-            )
+            both = self.e.logic(Logic.AND, self.condition, guard)
+            self.guards.append(self.put_away(both))
 
     def close(self) -> None:
         """End the innermost region."""
@@ -50,22 +52,37 @@ class Scopes:
             self.guards.pop()
 
     @property
-    def guard(self) -> Any:
-        """The guard of loads and stores."""
-        return self.e.predicate(self.guards[-1] if self.guards else Value("bool", 1))
+    def condition(self) -> Value:
+        """Where loads and stores take place."""
+        return self.taken_out(self.guards[-1]) if self.guards else Value("bool", 1)
 
-    def _known(self, x: Expr) -> Value | None:
-        if x in self.leaves:
-            return self.leaves[x]
-        return next((s[x] for s in reversed(self.scopes) if x in s), None)
+    @property
+    def guard(self) -> Any:
+        """The same as a guard."""
+        return self.e.predicate(self.condition)
+
+    def put_away(self, v: Value) -> Value:
+        """A boolean that will be wanted later: where predicates are scarce, as 0 or 1 in a register."""
+        return self.e.convert(v, "u32") if self.frugal and not v.is_known else v
+
+    def taken_out(self, v: Value) -> Value:
+        """A boolean that was put away."""
+        return self.e.convert(v, "bool") if v.dtype == "u32" else v
+
+    def known(self, x: Expr) -> Value | None:
+        """What is known of an expression."""
+        found = self.leaves.get(x)
+        if found is None:
+            found = next((s[x] for s in reversed(self.scopes) if x in s), None)
+        return self.taken_out(found) if found is not None and x.dtype == "bool" else found
 
     def keep(self, x: Expr, v: Value) -> Value:
         """Remember a value in the innermost region in which it holds."""
         i = len(self.scopes) - 1
         while self.guarded[i] and x.depth < EVERYWHERE:
             i -= 1
-        self.scopes[i][x] = v
-        if x.dtype == "bool" and not v.is_known:
+        self.scopes[i][x] = self.put_away(v) if x.dtype == "bool" else v
+        if x.dtype == "bool" and not v.is_known and not self.frugal:
             self.predicates.append(x)
             if len(self.predicates) > KEPT_PREDICATES:
                 old = self.predicates.pop(0)

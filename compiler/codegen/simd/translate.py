@@ -53,7 +53,7 @@ from .tree import (
 )
 from .values import Emitter, Value, size
 
-UNROLLED = 400
+UNROLLED, UNROLLED_FRUGALLY = 400, 64
 """Weight up to which loops are unrolled whole."""
 PREDICATED = 48
 """Weight up to which a lane-dependent branch is predication."""
@@ -79,22 +79,34 @@ def translate(kernel: Json, name: str, machine: Machine) -> Translated:
 
     CompileError E441 for TIR that has no translation, E443 if a size is beyond the machine.
     """
+    try:
+        return _attempt(kernel, name, machine, frugal=False)
+    except CompileError as e:
+        if e.code != "E432":
+            raise
+    return _attempt(kernel, name, machine, frugal=True)
+
+
+def _attempt(kernel: Json, name: str, machine: Machine, *, frugal: bool) -> Translated:
+    """`frugal`: with few predicates and little unrolling, for kernels that otherwise need more registers than there are."""
     in_memory: set[int] = set()
     while True:
         try:
-            return _Translator(kernel, name, machine, in_memory).run()
+            return _Translator(kernel, name, machine, in_memory, frugal).run()
         except NeedsMemory as e:  # start again, with that array in local memory
             in_memory.add(e.buffer)
 
 
 class _Translator(Hoisting):
-    def __init__(self, kernel: Json, name: str, machine: Machine, in_memory: set[int]) -> None:
+    def __init__(
+        self, kernel: Json, name: str, machine: Machine, in_memory: set[int], frugal: bool
+    ) -> None:
         x, y, z = kernel["block"]
         rows = [
             Buffer(i, r["role"], r["scope"], r["dtype"], r["lanes"], r["count"])
             for i, r in enumerate(kernel["buffers"])
         ]
-        super().__init__(Emitter(name, (x, y, z), machine), rows, in_memory)
+        super().__init__(Emitter(name, (x, y, z), machine), rows, in_memory, frugal)
         self.kernel = kernel
         self.barriers = 0
         self.threads = x * y * z
@@ -295,7 +307,9 @@ class _Translator(Hoisting):
 
     def _unrolls(self, variable: int, n: int, body: Json) -> bool:
         w = weight(body)
-        limit = 4 * UNROLLED if self._indexes_registers(variable, body) else UNROLLED
+        limit = UNROLLED_FRUGALLY if self.frugal else UNROLLED
+        if self._indexes_registers(variable, body):
+            limit = 4 * UNROLLED
         return n <= 1 or n * w <= limit
 
     def _indexes_registers(self, variable: int, body: Json) -> bool:

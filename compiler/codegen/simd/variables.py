@@ -24,8 +24,10 @@ Key = tuple[int, int]
 class Variables(Memory):
     """A memory with local variables in registers."""
 
-    def __init__(self, emitter: Emitter, rows: list[Buffer], in_memory: set[int]) -> None:
-        super().__init__(emitter, rows)
+    def __init__(
+        self, emitter: Emitter, rows: list[Buffer], in_memory: set[int], frugal: bool
+    ) -> None:
+        super().__init__(emitter, rows, frugal)
         where = f"kernel {emitter.name}"
         self.p = Parser(self.pool, rows, self.packs, where, in_memory=in_memory)
         self.homes: dict[Key, VReg] = {}
@@ -36,6 +38,8 @@ class Variables(Memory):
     def settled(self, x: Expr) -> Expr:
         """An expression that stands for the value that x has now."""
         v = self.unaliased(self.value(x))
+        if x.dtype == "bool":
+            v = self.put_away(v)
         return x if x.is_constant else self._leaf(x.dtype, v, self.depth, x)
 
     def _leaf(self, dtype: str, v: Value, depth: int, like: Expr | None = None) -> Expr:
@@ -62,7 +66,7 @@ class Variables(Memory):
             self._assign_home(key, dtype, x)
         elif self.guards:
             old = self.value(self.p.registers.get(key, self.p.zero(dtype)))
-            v = self.e.select(self.guards[-1], self.value(x), old)
+            v = self.e.select(self.condition, self.value(x), old)
             self.p.registers[key] = self._leaf(dtype, self.unaliased(v), self.depth)
         else:
             self.p.registers[key] = self.settled(x)
