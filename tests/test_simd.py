@@ -26,7 +26,7 @@ from knapper.compiler.ir import DTYPES, OPS, Array, Graph, Node, Type, evaluate,
 from knapper.compiler.ops.table import examples
 from knapper.compiler.tvm import client
 from knapper.isa.errors import CompileError
-from knapper.isa.instructions import BRA, BSSY, EXIT, HMNMX2, LDG, LDL, STG
+from knapper.isa.instructions import BRA, BSSY, EXIT, HMNMX2, ISETP, LDG, LDL, STG
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Width
 from knapper.isa.program import ALIGN, BASE, Launch, Operand, Port, Program
@@ -575,17 +575,20 @@ def test_shuffles_move_every_type(dtype: str) -> None:
 
 
 def test_more_booleans_than_predicates() -> None:
-    """Ten conditions that are all wanted at the end: the second attempt keeps them in registers."""
-    bits = [op("lt", op("floormod", var(T), num(i + 2)), num(1), "bool") for i in range(10)]
-    lets = [["let", 10 + i, op("ne", read(num(i)), num(0), "bool")] for i in range(10)]
-    stores = [assign(["cast", "i32", b], num(i)) for i, b in enumerate(bits)]
-    clear = [assign(num(0), num(i)) for i in range(10)]
-    total = num(0)
+    """Ten bits of a number, read before a barrier and used after it: the second attempt at the kernel keeps them in registers."""
+    x = np.arange(64, dtype=np.int32) * 13
+    loaded = ["load", "i32", 0, var(T)]
+    bits = [op("floormod", op("floordiv", loaded, num(1 << i)), num(2)) for i in range(10)]
+    lets = [["let", 10 + i, op("ne", bit, num(0), "bool")] for i, bit in enumerate(bits)]
+    mirrored = num(0)
     for i in range(10):
-        total = op("add", total, op("mul", ["cast", "i32", ["var", "bool", 10 + i]], num(1 << i)))
-    body = [*stores, *lets, *clear, result(total)]
-    want = [sum((t % (i + 2) == 0) << i for i in range(10)) for t in range(64)]
-    assert both(body, count=10) == want
+        bit = ["cast", "i32", var(10 + i, "bool")]
+        mirrored = op("add", mirrored, op("mul", bit, num(1 << (9 - i))))
+    body = ["seq", *lets, ["sync", "shared"], ["store", 1, var(T), mirrored]]
+    k = kernel(body, [x], ("i32", 64))
+    assert run(k, [x]).tolist() == [int(f"{v:010b}"[::-1], 2) for v in x]
+    predicates = [i for i in translate(k, "k", MACHINE).kernel.code if isinstance(i, ISETP)]
+    assert len(predicates) == 20  # each is tested twice: when it is put away, and when it is wanted
 
 
 def test_a_buffer_beyond_32_bits_is_an_error() -> None:
