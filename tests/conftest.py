@@ -28,7 +28,7 @@ from knapper.isa.errors import KnapperError
 SEPARATOR = re.compile(r"^// ---- (becomes|fails)\n", re.MULTILINE)
 HERE = Path(__file__).parent
 
-settings.register_profile("dev", max_examples=25, deadline=None)
+settings.register_profile("dev", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("KNAPPER_PROFILE", "ci" if "CI" in os.environ else "dev"))
