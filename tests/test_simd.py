@@ -649,6 +649,42 @@ def test_misaligned_neighbours_are_single_accesses() -> None:
     } == {Width._32}
 
 
+def test_a_load_does_not_bring_what_stands_beside_it_elsewhere() -> None:
+    """x[8t + 1] is loaded by itself, and beside x[8t - 3] under a condition that keeps that from being read at t = 0."""
+    x = np.arange(600, dtype=np.float32)
+
+    def pair(offset: int) -> Json:
+        first = op("add", op("mul", var(T), num(8)), num(offset))
+        return ["load", "f32x2", 0, ["ramp", "i32x2", first, num(4)]]
+
+    none = ["broadcast", "f32x2", ["float", "f32", (0.0).hex()]]
+    guarded = ["call", "f32x2", "if_then_else", op("lt", num(0), var(T), "bool"), pair(-3), none]
+    index, kind = vector("f32", 2, op("mul", var(T), num(2)))
+    k = kernel(["store", 1, index, op("add", pair(1), guarded, kind)], [x], ("f32", 128))
+    want = [
+        [8 * t + 1 + (8 * t - 3) * (t > 0), 8 * t + 5 + (8 * t + 1) * (t > 0)] for t in range(64)
+    ]
+    assert run(k, [x]).reshape(64, 2).tolist() == want
+
+
+def test_lanes_of_a_variable_change_at_once() -> None:
+    """acc = acc[1], acc[0] in a loop: each lane takes the other's old value."""
+    x = np.arange(128, dtype=np.float32)
+    acc = {**local("f32", 1), "lanes": 2}
+    lanes, kind = vector("f32", 2, op("mul", var(T), num(2)))
+    current = ["load", kind, 2, num(0)]
+    swapped = ["shuffle", kind, [current], [1, 0]]
+    turn = loop(num(301), ["store", 2, num(0), swapped])
+    body = [
+        "seq",
+        ["store", 2, num(0), ["load", kind, 0, lanes]],
+        turn,
+        ["store", 1, lanes, current],
+    ]
+    got = run(kernel(body, [x], ("f32", 128), 1, [acc]), [x])
+    assert got.reshape(64, 2).tolist() == x.reshape(64, 2)[:, ::-1].tolist()
+
+
 def test_loads_of_an_unrolled_loop_are_merged() -> None:
     x = np.arange(256, dtype=np.float32)
     place = op("add", op("mul", var(T), num(4)), var(5))

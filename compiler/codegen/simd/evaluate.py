@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from knapper.isa.errors import CompileError
@@ -26,6 +27,8 @@ from .values import FLOATS, HALVES, Value, known, number, words
 
 COMPARISONS = {"lt": Cmp.LT, "le": Cmp.LE, "eq": Cmp.EQ, "ne": Cmp.NE}
 MIRRORED = {Cmp.LT: Cmp.GT, Cmp.LE: Cmp.GE, Cmp.EQ: Cmp.EQ, Cmp.NE: Cmp.NE}
+PACKED = ("add", "mul", "min", "max")
+"""Operations that exist for two 16-bit floats at a time."""
 SHUFFLES = {
     "tvm_warp_shuffle": Shuffle.IDX,
     "tvm_warp_shuffle_up": Shuffle.UP,
@@ -44,11 +47,15 @@ class Evaluator(Integers):
             return known(x.dtype, float.fromhex(x.data))
         if (found := self.known(x)) is not None:
             return found
-        if x in self.packs:
-            self._pack(self.packs[x])
-            if (found := self.known(x)) is not None:
-                return found
+        if x in self.neighbours:
+            self.load_together(self.neighbours[x])
+            return self.value(x)
         return self.keep(x, self._compute(x, into))
+
+    def values(self, lanes: Sequence[Expr]) -> list[Value]:
+        """The values of a vector's lanes."""
+        self.together(lanes)
+        return [self.value(x) for x in lanes]
 
     def _compute(self, x: Expr, into: VReg | None) -> Value:
         if x.dtype in INTEGERS:
@@ -65,8 +72,8 @@ class Evaluator(Integers):
             case "cast":
                 return self._cast(x, into)
             case "select":
-                condition, yes, no = (self.value(a) for a in x.args)
-                return self.e.select(condition, yes, no, into=into)
+                yes, no = (self.value(a) for a in x.args[1:])  # first: predicates are few
+                return self.e.select(self.value(x.args[0]), yes, no, into=into)
             case "ite":
                 return self._conditional((x,))[0]
             case "reinterpret":
@@ -125,7 +132,7 @@ class Evaluator(Integers):
         for branch, inverted in ((yes, False), (no, True)):
             condition = self.taken_out(p)
             self.open(self.e.inverse(condition) if inverted else condition)
-            chosen.append([self.value(b) for b in branch])
+            chosen.append(self.values(branch))
             self.close()
         return self._merged(self.taken_out(p), *chosen)
 
@@ -152,22 +159,34 @@ class Evaluator(Integers):
 
     # --- vectors
 
-    def _pack(self, lanes: tuple[Expr, ...]) -> None:
-        """Evaluate the lanes of a vector together."""
-        if any(self.known(x) is not None for x in lanes):
-            return
-        if lanes[0].op == "load":
-            self.load_together(lanes)
-        elif lanes[0].op == "ite":
-            for x, v in zip(lanes, self._conditional(lanes), strict=True):
-                self.keep(x, v)
-        else:
-            self._packed_arithmetic(lanes)
+    def together(self, lanes: Sequence[Expr]) -> None:
+        """Evaluate what the lanes of a vector can do better together: neighbouring loads, conditionals, 16-bit arithmetic.
 
-    def _packed_arithmetic(self, lanes: tuple[Expr, ...]) -> None:
+        This goes by where the vector stands and not by what its lanes are: a lane may also be part of another vector, under
+        another condition, and what stands beside it there must not be loaded here.
+        """
+        first = lanes[0]
+        alike = all(
+            (x.op, x.dtype, len(x.args)) == (first.op, first.dtype, len(first.args)) for x in lanes
+        )
+        if not alike or len(set(lanes)) < 2 or any(self.is_held(x) for x in lanes):
+            return
+        if first.op == "load":
+            self.load_together(tuple(lanes))
+        elif first.op == "ite":
+            if len({x.args[0] for x in lanes}) == 1:
+                for x, v in zip(lanes, self._conditional(tuple(lanes)), strict=True):
+                    self.keep(x, v)
+        elif first.dtype in HALVES and first.op in PACKED and _in_pairs(lanes):
+            self._packed_arithmetic(lanes)
+        else:
+            for column in zip(*(x.args for x in lanes), strict=True):
+                self.together(column)
+
+    def _packed_arithmetic(self, lanes: Sequence[Expr]) -> None:
         """16-bit floats, two at a time."""
         e, half = self.e, Half[lanes[0].dtype.upper()]
-        a, b = ([self.value(x.args[i]) for x in lanes] for i in (0, 1))
+        a, b = (self.values([x.args[i] for x in lanes]) for i in (0, 1))
         if all(v.is_known for v in a):
             a, b = b, a
         for i in range(0, len(lanes), 2):
@@ -248,6 +267,10 @@ class Evaluator(Integers):
             u, v = self.e.convert(u, "f32"), self.e.convert(v, "f32")
         self.e.emit(FSETP, cmp, FLOATS[u.dtype], p, self.e.register(u), self.e.source(v))
         return Value("bool", p)
+
+
+def _in_pairs(lanes: Sequence[Expr]) -> bool:
+    return len(lanes) % 2 == 0 and len(set(lanes)) == len(lanes)
 
 
 def _paired(a: Value, b: Value) -> bool:

@@ -6,7 +6,7 @@ Everything index arithmetic needs comes of that form: common subexpressions are 
 of a load, what is the same in every lane is split off for the uniform unit, division by constants is done with the interval's help,
 and 64-bit indices shrink to 32 bits where the interval says so. Float expressions are never rearranged.
 
-A vector of TIR is a list of scalars here; `packs` in `translate.py` remembers which belong together.
+A vector of TIR is a list of scalars here, which `evaluate.py` evaluates together where that is better.
 """
 
 from __future__ import annotations

@@ -116,6 +116,7 @@ class Memory(Evaluator):
 
     def store(self, b: Buffer, places: list[Expr], values: list[Expr]) -> None:
         """Write elements, in order; under the guard."""
+        self.together(values)
         i = 0
         while i < len(places):
             n = self._run(b, places[i:])

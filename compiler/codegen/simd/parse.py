@@ -21,8 +21,6 @@ COMPARE = {
     "eq": ("eq", False),
     "ne": ("ne", False),
 }
-PACKED = ("add", "mul", "min", "max")
-"""Operations that exist for two 16-bit floats at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,6 @@ class Parser:
 
     pool: Pool
     buffers: list[Buffer]
-    packs: dict[Expr, tuple[Expr, ...]]
     where: str
     variables: dict[int, Lanes] = field(default_factory=dict)
     registers: dict[tuple[int, int], Expr] = field(default_factory=dict)
@@ -70,12 +67,7 @@ class Parser:
         if f is not None:
             return f(j, dtype, lanes)
         a, b = self.expr(j[2]), self.expr(j[3])
-        made = [self.binary(j[0], dtype, x, y) for x, y in zip(a, b, strict=True)]
-        return (
-            self._packed(made)
-            if j[0] in PACKED and dtype in ("f16", "bf16") and lanes % 2 == 0
-            else made
-        )
+        return [self.binary(j[0], dtype, x, y) for x, y in zip(a, b, strict=True)]
 
     def scalar(self, j: Json) -> Expr:
         """An expression of one lane."""
@@ -85,17 +77,6 @@ class Parser:
                 "E441", f"TIR has a vector where a number belongs: {j[0]}", where=self.where
             )
         return lanes[0]
-
-    def _packed(self, lanes: Lanes) -> Lanes:
-        """Remember that these lanes belong together, if they are different."""
-        if (
-            len(lanes) > 1
-            and len(set(lanes)) == len(lanes)
-            and not any(x.is_constant for x in lanes)
-        ):
-            for x in lanes:
-                self.packs.setdefault(x, tuple(lanes))
-        return lanes
 
     # --- leaves
 
@@ -140,7 +121,7 @@ class Parser:
         places = self.elements(b, j[3])
         if b.scope == "local" and b.number not in self.in_memory:
             return [self._register(b, x) for x in places]
-        return self._packed([self.load(b, x) for x in places])
+        return [self.load(b, x) for x in places]
 
     def elements(self, b: Buffer, index: Json) -> Lanes:
         """Element numbers that an index means: a buffer of vectors counts in vectors."""
@@ -346,9 +327,7 @@ class Parser:
     def _if_then_else(self, operands: list[Json], lanes: int) -> Lanes:
         c, a, b = (self.expr(k) for k in operands)
         c = c * (lanes // len(c))
-        made = [self.choose("ite", x, y, z) for x, y, z in zip(c, a, b, strict=True)]
-        shared = len(set(c)) == 1 and all(x.op == "ite" for x in made)
-        return self._packed(made) if shared else made
+        return [self.choose("ite", x, y, z) for x, y, z in zip(c, a, b, strict=True)]
 
     def _warp_shuffle(self, name: str, dtype: str, operands: list[Json]) -> Lanes:
         _, value, lane, segment, _ = (self.scalar(x) for x in operands)

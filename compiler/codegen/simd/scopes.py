@@ -34,8 +34,8 @@ class Scopes:
         """For each scope, whether it is only a guard."""
         self.guards: list[Value] = []
         self.predicates: list[Expr] = []
-        self.packs: dict[Expr, tuple[Expr, ...]] = {}
-        """Lane of a vector → all its lanes, of operations that are better done together."""
+        self.neighbours: dict[Expr, tuple[Expr, ...]] = {}
+        """Load in the loop that is being unrolled → those of all iterations, which one wide access can do."""
 
     def open(self, guard: Value | None = None) -> None:
         """Begin a region; with a guard, one in which loads and stores are predicated."""
@@ -68,6 +68,10 @@ class Scopes:
     def taken_out(self, v: Value) -> Value:
         """A boolean that was put away."""
         return self.e.convert(v, "bool") if v.dtype == "u32" else v
+
+    def is_held(self, x: Expr) -> bool:
+        """Whether something is known of an expression."""
+        return x in self.leaves or any(x in scope for scope in self.scopes)
 
     def known(self, x: Expr) -> Value | None:
         """What is known of an expression."""

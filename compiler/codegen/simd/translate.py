@@ -206,6 +206,8 @@ class _Translator(Hoisting):
     def _let(self, s: Json) -> None:
         """Pure values are computed where they are used; what memory or variables give is what they give now."""
         lanes = self.p.expr(s[2])
+        if any(x.depth == EVERYWHERE for x in lanes):
+            self.together(lanes)
         self.p.variables[s[1]] = [self.settled(x) if x.depth == EVERYWHERE else x for x in lanes]
 
     # --- stores
@@ -215,10 +217,9 @@ class _Translator(Hoisting):
         places, values = self.p.elements(b, s[2]), self.p.expr(s[3])
         values = values * (len(places) // len(values))
         if b.scope == "local" and b.number not in self.p.in_memory:
-            for place, x in zip(places, values, strict=True):
-                if place.op != "int":
-                    raise NeedsMemory(b.number)
-                self.assign((b.number, place.offset), b.dtype, x)
+            if any(place.op != "int" for place in places):
+                raise NeedsMemory(b.number)
+            self.assign_all([(b.number, place.offset) for place in places], b.dtype, values)
             return
         if all(x is self.p.load(b, place) for place, x in zip(places, values, strict=True)):
             return  # TVM stores what is there already, which would race with who reads it
@@ -325,11 +326,13 @@ class _Translator(Hoisting):
 
     def _unrolled(self, variable: int, start: Expr, n: int, body: Json) -> None:
         steps = [self.pool.add(start, self.pool.integer(i)) for i in range(n)]
+        outer = dict(self.neighbours)
         if n in (2, 4, 8):
             self._note_neighbours(variable, steps, body)
         for i in steps:
             self.p.variables[variable] = [i]
             self.statement(body)
+        self.neighbours = outer
 
     def _note_neighbours(self, variable: int, steps: list[Expr], body: Json) -> None:
         """Loads of successive iterations that one wide access can do, where none of them is conditional."""
@@ -347,8 +350,8 @@ class _Translator(Hoisting):
             for i in steps:
                 self.p.variables[variable] = [i]
                 lanes += [self.p.load(b, place) for place in self.p.elements(b, x[3])]
-            if len(lanes) == len(steps):
-                self.p._packed(lanes)
+            if len(set(lanes)) == len(steps):
+                self.neighbours |= dict.fromkeys(lanes, tuple(lanes))
 
     def _is_parsable(self, index: Json, variable: int) -> bool:
         """Whether an index is made of nothing that the body has still to define."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..builder import VReg
-from .expr import EVERYWHERE, Expr
+from .expr import EVERYWHERE, Expr, walk
 from .memory import Memory
 from .parse import Buffer, Json, Parser
 from .tree import buffers
@@ -29,7 +29,7 @@ class Variables(Memory):
     ) -> None:
         super().__init__(emitter, rows, frugal)
         where = f"kernel {emitter.name}"
-        self.p = Parser(self.pool, rows, self.packs, where, in_memory=in_memory)
+        self.p = Parser(self.pool, rows, where, in_memory=in_memory)
         self.homes: dict[Key, VReg] = {}
         self.depth = 0
         """Loops around the code that is being written."""
@@ -59,6 +59,18 @@ class Variables(Memory):
         d = self.e.reg(words(v.dtype))
         self.e.move(d, v)
         return Value(v.dtype, d)
+
+    def assign_all(self, keys: list[Key], dtype: str, values: list[Expr]) -> None:
+        """Give variables values that may be made of what the variables have before."""
+        self.together(values)
+        homes = {self.p.registers[k]: k for k in keys if k in self.homes and len(keys) > 1}
+        crossed = any(
+            homes.get(y, key) != key for key, x in zip(keys, values, strict=True) for y in walk(x)
+        )
+        if crossed:
+            values = [self.settled(x) for x in values]
+        for key, x in zip(keys, values, strict=True):
+            self.assign(key, dtype, x)
 
     def assign(self, key: Key, dtype: str, x: Expr) -> None:
         """Give a variable a value; under a guard, where it holds."""
