@@ -73,6 +73,8 @@ ANCHORS = INJECTIVE | ONCE | OFTEN | WINDOWS
 FLOATS = ("f16", "bf16", "f32", "f64")
 REGISTER = ("f16", "bf16", "f32")
 """Stored types that an epilogue reads and writes."""
+OTHER = 100
+"""The width of what is no float: neither narrower nor wider."""
 LARGEST = 32
 """Nodes of a launch; TVM's time grows faster than their number."""
 
@@ -110,18 +112,18 @@ def launches(g: Graph) -> tuple[Launch, ...]:
 
 
 def rounds(n: Node, source: Type) -> bool:
-    """Whether a node is a Cast to a narrower float."""
-    return n.op == "Cast" and _width(n.types[0]) < _width(source)
+    """Whether a node is a Cast from a float to a narrower one."""
+    return n.op == "Cast" and _width(n.types[0]) < _width(source) < OTHER
 
 
 def widens(n: Node, source: Type) -> bool:
-    """Whether a node is a Cast to a wider float, which is exact."""
-    return n.op == "Cast" and 0 < _width(source) < _width(n.types[0]) < 100
+    """Whether a node is a Cast from a float to a wider one, which is exact."""
+    return n.op == "Cast" and 0 < _width(source) < _width(n.types[0]) < OTHER
 
 
 def _width(t: Type) -> int:
-    """Bits of a float; more than any for other types."""
-    return {"f16": 16, "bf16": 16, "f32": 32, "f64": 64}.get(t.dtype, 100)
+    """Bits of a float, or `OTHER`."""
+    return {"f16": 16, "bf16": 16, "f32": 32, "f64": 64}.get(t.dtype, OTHER)
 
 
 class _Partition:
