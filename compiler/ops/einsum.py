@@ -97,20 +97,14 @@ def _(*xs: Array, equation: str) -> Array:
     a, *rest = (_aligned(x, t, result + summed) for x, t in zip(xs, operands, strict=True))
     b = rest[0] if rest else np.ones((1,) * a.ndim, a.dtype)
 
+    def at(x: Array, k: tuple[int, ...]) -> Array:
+        """The summed axes, which come last, at k; an axis of one is broadcast."""
+        last = zip(k, x.shape[len(result) :], strict=True)
+        return np.asarray(x[(..., *(i if n > 1 else 0 for i, n in last))])
+
     def pairs(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
         for k in np.ndindex(*(sizes[c] for c in summed)):
-            yield tuple(
-                x[
-                    (
-                        ...,
-                        *(
-                            i if n > 1 else 0
-                            for i, n in zip(k, x.shape[len(result) :], strict=True)
-                        ),
-                    )
-                ]
-                for x in (a, b)
-            )  # type: ignore[misc]
+            yield at(a, k), at(b, k)
 
     acc = accumulate(tuple(sizes[c] for c in result), a, b, pairs)
     return finish(acc, None, "", xs[0].dtype)

@@ -198,8 +198,10 @@ class Parser:
                 return p.mul(a, b)
             case "min" | "max":
                 return p.extreme(op, a, b)
-            case "floordiv" | "floormod":
-                return getattr(p, op)(a, b)  # type: ignore[no-any-return]
+            case "floordiv":
+                return p.floordiv(a, b)
+            case "floormod":
+                return p.floormod(a, b)
             case "div" | "mod" if natural and b.op == "int" and b.offset > 0:
                 return p.floordiv(a, b) if op == "div" else p.floormod(a, b)
             case "shl" if b.op == "int":
