@@ -100,7 +100,8 @@ def _(*xs: Array, equation: str) -> Array:
     def at(x: Array, k: tuple[int, ...]) -> Array:
         """The summed axes, which come last, at k; an axis of one is broadcast."""
         last = zip(k, x.shape[len(result) :], strict=True)
-        return np.asarray(x[(..., *(i if n > 1 else 0 for i, n in last))])
+        where: tuple[Any, ...] = (..., *(i if n > 1 else 0 for i, n in last))
+        return np.asarray(x[where])
 
     def pairs(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
         for k in np.ndindex(*(sizes[c] for c in summed)):
