@@ -42,6 +42,7 @@ class Image:
         *,
         engine: Literal["fast", "reference"] = "fast",
         checked: bool = False,
+        limit: int | None = None,
     ) -> Result:
         """Execute on the emulator: `result.outputs` by name, `result.stats` with every counter.
 
@@ -49,10 +50,11 @@ class Image:
             inputs: an array for each network input, of its exact shape and dtype.
             engine: "fast", or "reference" (the specification, in plain Python).
             checked: also detect races and reads of memory that was never written.
+            limit: warp instructions that the run may execute; a block counts as 256, at least. None: what no honest network meets.
 
         Raises UsageError E720 to E722 for inputs that do not fit, MachineFault if the program does something illegal.
         """
-        return self.session.run(inputs, engine=engine, checked=checked)
+        return self.session.run(inputs, engine=engine, checked=checked, work=limit)
 
 
 def compile(

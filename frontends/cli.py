@@ -181,6 +181,13 @@ def _running(p: Any) -> None:
     p.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores"
     )
+    p.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="warp instructions a run may execute; a block counts as 256, at least "
+        "(default: 2^36, and 2^32 in one warp; reference: 2^30)",
+    )
 
 
 def _json(p: Any) -> None:

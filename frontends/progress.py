@@ -24,7 +24,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __call__(self, done: int, total: int, what: str) -> None:
+    def __call__(self, done: float, total: int, what: str) -> None:
         if not self.shown or time.monotonic() - self.started < PATIENCE:
             return
         if self._bar is None:

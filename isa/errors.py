@@ -71,6 +71,7 @@ CODES: dict[str, str] = {
     "E610": "A warp ran past the last instruction of its kernel.",
     "E611": "A warp executed more instructions than the limit.",
     "E612": "The program's memory does not fit into this computer's.",
+    "E613": "A run is more work than its limit: too many blocks, which is seen before it begins, or too many instructions. --limit N sets another.",
     # 7xx how knapper was called: the inputs of a run
     "E720": "An input is missing, or the network has none of that name.",
     "E721": "An input has another shape than the network expects.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ml_dtypes
@@ -31,6 +32,13 @@ def aligned(count: int, dtype: Any = np.uint8) -> Array:
     return raw[start : start + size].view(dtype)
 
 
+def require(size: int, what: str) -> None:
+    """MachineFault E612 if this computer has no `size` bytes of memory, asked before anything is allocated."""
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > have:
+        raise MachineFault("E612", f"{what} takes {size:,} bytes, this computer has {have:,}")
+
+
 class Memory:
     """Global memory of a program: `data[address - BASE]`, writable from `BASE + writable` on.
 
@@ -40,14 +48,12 @@ class Memory:
 
     def __init__(self, program: Program) -> None:
         self.writable = program.arena_address - BASE
+        size = self.writable + program.arena_bytes
+        require(2 * size + 2 * size // SECTOR, f"emulating the network's {size:,} bytes of memory")
         try:
-            self.data = aligned(self.writable + program.arena_bytes)
-            self.written = np.zeros(len(self.data), np.bool_)
-        except MemoryError:
-            raise MachineFault(
-                "E612",
-                f"the network asks for {self.writable + program.arena_bytes:,} bytes of memory",
-            ) from None
+            self.data, self.written = aligned(size), np.zeros(size, np.bool_)
+        except MemoryError:  # there is as much, but not for this process
+            raise MachineFault("E612", f"{size:,} bytes of memory are not to be had") from None
         self.data[: len(program.rodata)] = np.frombuffer(program.rodata, np.uint8)
         self.written[: len(program.rodata)] = True
 

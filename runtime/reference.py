@@ -28,7 +28,9 @@ from knapper.isa.core import Guard, Instr, Src
 from knapper.isa.lanes import LANES, LaneType, Value, canonical
 from knapper.isa.program import BASE, Kernel, Launch, Program
 
+from . import budget
 from .counters import Counts, counters
+from .engine import UNBOUNDED, Tick, silent
 from .faults import READS, WRITES, Kind, Place, Trap, access, describe, race
 from .memory import SECTOR, Memory
 from .words import coordinate, immediate, words_of
@@ -476,16 +478,18 @@ class ReferenceEngine:
     def __init__(self, program: Program, memory: Memory, limit: int) -> None:
         self.program, self.memory, self.limit = program, memory, limit
 
-    def launch(self, launch: Launch) -> Counts:
-        """Run all blocks; MachineFault if one stops."""
+    def launch(self, launch: Launch, left: int = UNBOUNDED, tick: Tick = silent) -> Counts:
+        """Run all blocks; MachineFault if one stops, or if they execute more than `left` warp instructions."""
         kernel = self.program.kernels[launch.kernel]
         context = Context(
-            kernel, launch, self.memory, counters(len(kernel.words) // 16), self.limit
+            kernel, launch, self.memory, counters(len(kernel.words) // 16), min(self.limit, left)
         )
         x, y, z = launch.grid
         with np.errstate(all="ignore"):
             for number in range(x * y * z):
                 Block(context, number).run()
+                budget.spend(int(context.counts["executed"].sum()), left, launch)
+                tick((number + 1) / (x * y * z))
         read, written = (int(np.count_nonzero(t)) * SECTOR for t in context.touched)
         return Counts(context.counts, read, written)
 

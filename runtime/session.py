@@ -11,24 +11,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from knapper.isa.errors import UsageError, raise_all
+from knapper.isa.lanes import LANES
 from knapper.isa.program import Port, Program
 
+from . import budget
+from .budget import LIMIT, WORK, EngineName
 from .decode import Decoded, decode
 from .engine import Engine
-from .memory import DTYPES, Array, Memory
+from .memory import DTYPES, Array, Memory, require
 from .reference import ReferenceEngine
 from .stats import KernelFacts, LaunchStats, Stats
 
-EngineName = Literal["fast", "reference"]
-LIMIT = 1 << 32
-"""Instructions a warp may execute in one launch before it counts as hung."""
-Progress = Callable[[int, int, str], None]
-"""(launches done, launches in all, what comes next)."""
+Progress = Callable[[float, int, str], None]
+"""(launches done, of which the last may be a part; launches in all; what runs)."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,23 @@ class Session:
         threads: int = 2,
         limit: int = LIMIT,
         progress: Progress | None = None,
+        work: int | None = None,
     ) -> Result:
         """Run all launches on the inputs.
 
         `checked` makes the fast engine look for races, reads of what was never written, and accesses that a launch does not
-        declare; the reference engine always does. `limit` bounds the instructions of one warp in one launch. UsageError names
-        everything that is wrong with the inputs; MachineFault tells where the machine stopped.
+        declare; the reference engine always does. `limit` bounds the instructions of one warp in one launch, `work` the warp
+        instructions of the whole run (None: `WORK` of the engine). UsageError names everything that is wrong with the inputs;
+        MachineFault tells where the machine stopped.
         """
         raise_all(input_problems(self.program.inputs, inputs))
+        if engine not in get_args(EngineName):
+            known = " and ".join(get_args(EngineName))
+            raise UsageError("E723", f"no engine is called {engine!r}", hint=f"there are {known}")
+        work = WORK[engine] if work is None else work
+        budget.check(self.program, work)
         with self._running:
-            return self._run(inputs, engine, checked, threads, limit, progress)
+            return self._run(inputs, engine, checked, threads, limit, work, progress)
 
     def _run(
         self,
@@ -80,6 +87,7 @@ class Session:
         checked: bool,
         threads: int,
         limit: int,
+        work: int,
         progress: Progress | None,
     ) -> Result:
         total = len(self.program.launches)
@@ -94,16 +102,18 @@ class Session:
         self.memory.clear()
         for port in self.program.inputs:
             self.memory.put(port, inputs[port.name])
-        counts = []
+        counts = list[LaunchStats]()
         for i, launch in enumerate(self.program.launches):
-            if progress is not None:
-                progress(i, total, launch.note or launch.kernel)
-            facts = self._facts[launch.kernel]
-            counts.append(
-                LaunchStats(
-                    launch, self.program.kernels[launch.kernel], facts, runner.launch(launch)
-                )
-            )
+
+            def tick(share: float, i: int = i, what: str = launch.note or launch.kernel) -> None:
+                if progress is not None and share < 1:  # the next launch says the same
+                    progress(i + share, total, what)
+
+            tick(0)
+            kernel, facts = self.program.kernels[launch.kernel], self._facts[launch.kernel]
+            made = LaunchStats(launch, kernel, facts, runner.launch(launch, work, tick))
+            work -= made.instructions
+            counts.append(made)
         outputs = {port.name: self.memory.get(port) for port in self.program.outputs}
         return Result(
             outputs, Stats(self.target, tuple(counts), self.provenance(inputs, engine, checked))
@@ -135,16 +145,17 @@ class Session:
         limit: int,
         compiling: Callable[[int], None] = lambda parts: None,
     ) -> Engine:
-        """An engine for the program, made on first use. MachineFault if a kernel may not run.
+        """An engine for the program, made on first use. MachineFault if a kernel may not run, or needs too much memory.
 
         `compiling` is called with the number of missing parts before the fast engine's core is compiled.
         """
-        if name not in get_args(EngineName):
-            known = " and ".join(get_args(EngineName))
-            raise UsageError("E723", f"no engine is called {name!r}", hint=f"there are {known}")
         assert self.decoded is not None  # or it raised
         key = (name, checked, threads, limit)
         if key not in self._engines:
+            local = max(
+                (LANES * k.warps * k.local_bytes for k in self.program.kernels.values()), default=0
+            )
+            require(local * threads, f"a block's local memory, in {threads} threads,")
             self._engines[key] = self._make(name, checked, threads, limit, compiling)
         return self._engines[key]
 

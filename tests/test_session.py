@@ -271,5 +271,5 @@ def test_threads_that_share_a_session_get_their_own_outputs() -> None:
 
 
 def test_memory_that_no_computer_has_is_one_fault() -> None:
-    with pytest.raises(KnapperError, match="E612: the network asks for"):
+    with pytest.raises(KnapperError, match="E612: emulating the network's"):
         Session(replace(twice(), arena_bytes=1 << 60))

@@ -34,6 +34,7 @@ def run_image(a: argparse.Namespace) -> None:
         wanted = ", ".join(f"{p.name} {show(p)}" for p in image.program.inputs)
         hint = "--input random:0, --input NAME=FILE.npy or --input FILE.npz"
         raise UsageError("E701", f"no inputs given; the network takes {wanted}", hint=hint)
+    image.session  # noqa: B018  memory is asked for before inputs are made up to fill it
     arrays = gather(image.program.inputs, a.input)
     started = time.perf_counter()
     result = run(image, arrays, a)
@@ -54,9 +55,16 @@ def run_image(a: argparse.Namespace) -> None:
 def run(image: Image, arrays: dict[str, Array], a: argparse.Namespace) -> Result:
     """Run with a progress line on a terminal."""
     with Progress("running", quiet=a.quiet > 0) as progress:
-        return image.session.run(
-            arrays, engine=a.engine, checked=a.checked, threads=a.threads, progress=progress
-        )
+        return image.session.run(arrays, **how(a), progress=progress)
+
+
+def how(a: argparse.Namespace) -> dict[str, Any]:
+    """The options of a run, as a session takes them; UsageError E704 for a number that is none."""
+    for option in ("threads", "limit"):
+        if getattr(a, option) is not None and getattr(a, option) < 1:
+            raise UsageError("E704", f"--{option} {getattr(a, option)}: expected 1 or more")
+    given = {"engine": a.engine, "checked": a.checked, "threads": a.threads}
+    return given if a.limit is None else given | {"limit": a.limit, "work": a.limit}
 
 
 def npz(arrays: dict[str, Array]) -> bytes:

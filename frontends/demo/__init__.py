@@ -21,7 +21,7 @@ from knapper.isa.errors import UsageError
 
 from .. import api, files
 from ..commands.build import describe, write_assembly
-from ..commands.execute import mnemonics_table
+from ..commands.execute import how, mnemonics_table
 from ..compare import difference
 from ..oracle import Oracle
 from ..progress import Progress
@@ -117,7 +117,7 @@ def _classify(
             progress(i, len(images), "")
             x = {"image": batch(pixels)}
             started = time.perf_counter()
-            result = image.session.run(x, engine=a.engine, checked=a.checked, threads=a.threads)
+            result = image.session.run(x, **how(a))
             seconds = min(seconds, time.perf_counter() - started)
             ours.append(result.outputs["scores"][0])
             theirs.append(oracle.run(x)["scores"][0])

@@ -2,7 +2,7 @@
 
 A launch's blocks are handed out in chunks, lowest first. A chunk is one call into compiled code, without Python's lock.
 The calling thread only waits, so a keyboard interrupt reaches it; it then raises a flag that running warps see when they
-branch. Each thread has a `State`, registers, shared memory and counters of its own; what all share is global memory and
+branch, and before a block begins. Each thread has a `State`, registers, shared memory and counters of its own; what all share is global memory and
 the maps of touched sectors. After a fault no further chunk is handed out, and since those handed out are all lower or
 finish, the fault that is reported is the one of the lowest block: the same in every run.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from knapper.isa.lanes import LANES
 from knapper.isa.program import BASE, Kernel, Launch, Program
 
+from .. import budget
 from ..counters import COUNTER, Counts, counters
 from ..decode import RECORD, ROW, SPARE, Decoded
+from ..engine import UNBOUNDED, Tick, silent
 from ..faults import Kind, Place, Trap, describe
 from ..memory import SECTOR, Memory, aligned
 from .handlers import END, Builders
@@ -117,18 +119,25 @@ class FastEngine:
             self.code[kernel] = records
         return RUN(found[entry])
 
-    def launch(self, launch: Launch) -> Counts:
-        """Run all blocks; MachineFault if one stops."""
+    def launch(self, launch: Launch, left: int = UNBOUNDED, tick: Tick = silent) -> Counts:
+        """Run all blocks; MachineFault if one stops, or if they execute more than `left` warp instructions."""
         kernel = self.program.kernels[launch.kernel]
         self._next_epoch()
         self.stop[:] = 0
-        threads = [Setup(self, s, kernel, launch) for s in self.scratch]
+        limit = min(self.limit, left)
+        threads = [Setup(self, s, kernel, launch, limit) for s in self.scratch]
         x, y, z = launch.grid
         chunks = Chunks(x * y * z, len(threads))
-        self._work(threads, chunks)
+
+        def look() -> None:
+            budget.spend(sum(t.executed for t in threads), left, launch)
+            tick(min(chunks.next / chunks.total, 1))
+
+        self._work(threads, chunks, look)
         faults = sorted((t.fault for t in threads if t.fault is not None), key=lambda f: f[1].block)
         if faults:
             raise describe(*faults[0])
+        look()
         total = counters(len(threads[0].counts) - 1)
         for name in COUNTER.names or ():
             total[name] = sum(t.counts[name][:-1] for t in threads)
@@ -137,12 +146,12 @@ class FastEngine:
             *(SECTOR * sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write")),
         )
 
-    def _work(self, threads: list[Setup], chunks: Chunks) -> None:
-        """Wait for the threads; the waiting thread can be interrupted, and then stops them."""
+    def _work(self, threads: list[Setup], chunks: Chunks, look: Callable[[], None]) -> None:
+        """Wait for the threads; the waiting thread looks now and then, can be interrupted, and then stops them."""
         running = [self.pool.submit(t.work, chunks) for t in threads[: chunks.count]]
         try:
             while wait(running, timeout=INTERRUPT, return_when=FIRST_EXCEPTION).not_done:
-                pass
+                look()
             for done in running:
                 done.result()
         except BaseException:
@@ -193,9 +202,15 @@ class Setup:
     """A thread made ready for a launch."""
 
     def __init__(
-        self, engine: FastEngine, scratch: Scratch, kernel: Kernel, launch: Launch
+        self,
+        engine: FastEngine,
+        scratch: Scratch,
+        kernel: Kernel,
+        launch: Launch,
+        limit: int,
     ) -> None:
         self.engine, self.scratch, self.kernel, self.launch = engine, scratch, kernel, launch
+        self.limit = limit
         self.records = engine.code[kernel.name]
         self.counts = counters(len(self.records))
         self.params = np.array([*launch.params, 0], np.uint64)
@@ -203,6 +218,11 @@ class Setup:
         self.state = scratch.state[0]
         self.fault: tuple[Trap, Place] | None = None
         self.fill()
+
+    @property
+    def executed(self) -> int:
+        """Warp instructions so far; while the thread runs, about so many."""
+        return int(self.counts["executed"][:-1].sum())
 
     def fill(self) -> None:
         """Write the state."""
@@ -228,7 +248,7 @@ class Setup:
         s["memory_end"], s["writable"] = BASE + len(memory.data), BASE + memory.writable
         for name, touched in engine.touched.items():
             s[name] = (touched.ctypes.data - BASE // SECTOR) % (1 << 64)
-        s["epoch"], s["stop"], s["limit"] = engine.epoch, engine.stop.ctypes.data, engine.limit
+        s["epoch"], s["stop"], s["limit"] = engine.epoch, engine.stop.ctypes.data, self.limit
         for axis, n, size in zip("xyz", launch.grid, kernel.block, strict=True):
             s[f"nctaid_{axis}"], s[f"ntid_{axis}"] = n, size
         if engine.checked:

@@ -39,6 +39,11 @@ RUN_BLOCKS = ir.FunctionType(I32, [PTR, I32, I32])
 REGIONS = 16
 
 
+def stopped(code: Code, state: Struct) -> Num:
+    """Whether somebody wants the run to end: an interrupt, or a limit that was reached."""
+    return code.of(code.load(state.pointer_to("stop"), I32, 4)) != 0
+
+
 class Warp:
     """`run_warp` being written. Where the warp is lives in variables, hence in machine registers; leaving writes it back."""
 
@@ -149,9 +154,7 @@ class Warp:
             self.park(self.pc.x + 1, rest)
         self.pc.x = record.get("slot", 0)
         self.path.x = mask
-        with self.code.when(
-            self.code.of(self.code.load(self.state.pointer_to("stop"), I32, 4)) != 0, likely=False
-        ):
+        with self.code.when(stopped(self.code, self.state), likely=False):
             self.leave(STOPPED)
 
     def together(self, mask: Num) -> None:
@@ -266,6 +269,8 @@ class Blocks:
     def write(self) -> None:
         code = self.code
         with code.each(code.of(self.count)) as i:
+            with code.when(stopped(code, self.state), likely=False):
+                code.give(STOPPED)
             number = code.of(self.first) + i
             self.state.fault_block = number
             self.begin(number)
