@@ -2,7 +2,7 @@
 
 core ── modifiers ── lanes ── functions        how an instruction is declared, and what `execute` is written in
   └── base/ · tensor · conv ── instructions    the instructions: bits, text, operands, meaning, in one body each
-machine (targets/*.toml)                       a modeled machine and where its numbers are from
+machine ── description (targets/, energy/)     a modeled machine and where its numbers are from
 program ── verify                              kernels, launches, data; what they must satisfy
   ├── image (elf)                              … as a file
   └── asm (lines, listing, asm.lark)           … as text

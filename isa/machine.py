@@ -2,32 +2,37 @@
 
     name = "mine"
     base = "volta-8tc"                      # optional: only what differs needs to be written
+    energy = "horowitz"                     # a table of picojoules; single rows can be given beside it, in [energy]
     sms = { value = 40, provenance = "assumed", note = "half a die" }
 
     [units.tensor]
     interval = { value = 20, provenance = "assumed" }
 
-A description is flat inside: keys such as `sms` or `units.tensor.interval`, each with a value, a provenance and the file that
-gave it. A base is read first and overwritten key by key. All problems of a file are reported at once.
+A description is flat inside: keys such as `sms`, `units.tensor.interval` or `energy.rf_read`, each with a value, a provenance and the
+file that gave it. A base is read first and overwritten key by key (`description.py`). A number that belongs to an extension is
+there exactly if the machine has that extension: a base's other numbers are left behind. All problems of a file are reported at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
+import math
 import os
 import re
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, Self
 
 from .core import TABLE
+from .description import ENERGY_KEYS, EVENTS, Flat, Leaf, did_you_mean, flatten, read, rows_of
+from .description import TARGETS as TARGETS
+from .description import known as known
+from .description import register as register
 from .errors import IsaError, raise_all
 
 PROVENANCES = ("published", "silicon", "derived", "recalled", "assumed", "fitted")
@@ -46,32 +51,27 @@ EXTENSIONS = (
     "custom",
 )
 """The built-in ones; a plugin's instruction may bring another."""
-UNITS = (
-    "control", "sreg", "uniform", "alu", "imul", "fma", "fp64", "sfu", "cvt", "lsu_global", "lsu_shared", "lsu_local",
-    "tensor", "barrier",
-)  # fmt: skip
+UNITS = dict.fromkeys(
+    ("control", "sreg", "uniform", "alu", "imul", "fma", "fp64", "sfu", "cvt", "lsu_global", "lsu_shared", "lsu_local", "barrier"), ""
+) | {"tensor": "tensor", "tensor_f16": "tensor", "systolic": "systolic", "mode": "systolic"}  # fmt: skip
+"""Rows of the unit table, each with the extension that it belongs to, if to any."""
 SCOPES = ("subcore", "sm")
-NONMATRIX = ("simt", "vector", "host")
+CHOICES = {
+    "nonmatrix": ("simt", "vector", "host"),
+    "dataflow": ("none", "sbws", "ws", "os"),
+}
+"""The legal values of a text."""
+HOST = "host"
+"""Numbers `of` it are there if `nonmatrix` is "host"."""
 LARGEST = 1 << 62
 
-TARGETS: list[Path] = [Path(__file__).parent / "targets"]
-"""Directories of known targets, `NAME.toml` each; a plugin adds its own with `register`."""
 
+def number(doc: str, least: int = 1, most: int = LARGEST, of: str = "") -> Any:
+    """A field of Machine that the TOML file must give, with its meaning and its legal values.
 
-def register(directory: Path) -> None:
-    """Make the TOML files of a directory known by name. Of two with one name the one registered last counts."""
-    if directory not in TARGETS:
-        TARGETS.append(directory)
-
-
-def known() -> dict[str, Path]:
-    """The targets by name."""
-    return {p.stem: p for d in TARGETS for p in sorted(d.glob("*.toml"))}
-
-
-def number(doc: str, least: int = 1) -> Any:
-    """A field of Machine that the TOML file must give, with its meaning and its smallest legal value."""
-    return field(metadata={"doc": doc, "least": least})
+    One `of` an extension (or of the host) is given exactly by machines that have it, and is 0 in others.
+    """
+    return field(metadata={"doc": doc, "least": least, "most": most, "of": of})
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,13 @@ class Unit:
     """A functional unit. A result is ready `latency` cycles after issue; the next instruction can issue `interval` cycles later.
 
     `per` is "subcore" if each sub-core has one, "sm" if the SM's sub-cores share it. For load/store units `interval` is per 128 bytes.
+    Two units with one `port` are one as far as issue goes: its name, the unit's own if the file says nothing.
     """
 
     latency: int
     interval: int
     per: str = "subcore"
+    port: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +104,16 @@ class Machine:
     extensions: tuple[str, ...]
     nonmatrix: str
     """What runs operators that are no matrix product: simt, vector or host."""
+    dataflow: str
+    """How the systolic units move data: weight stationary with A broadcast along the rows (sbws), passed along (ws), output
+    stationary (os); none without the systolic extension."""
+    energy_table: str
+    """The name of the table that `energy` began as."""
+    energy: Mapping[str, float]
+    """Picojoules by event, for every one of EVENTS."""
     units: Mapping[str, Unit]
     provenance: Mapping[str, Provenance]
-    """By key: `sms`, `units.fma.latency`, …"""
+    """By key: `sms`, `units.fma.latency`, `energy.rf_read`, …"""
 
     sms: int = number("streaming multiprocessors")
     subcores: int = number("sub-cores an SM, each with a scheduler and a set of units")
@@ -113,45 +122,116 @@ class Machine:
     blocks_per_sm: int = number("resident blocks an SM")
     registers_per_sm: int = number("32-bit registers an SM")
     registers_per_thread: int = number("registers a thread can name")
+    register_banks: int = number(
+        "banks of a sub-core's register file; register r lies in bank r mod banks"
+    )
+    register_bank_reads: int = number(
+        "registers a bank delivers an issue; each further one costs a cycle"
+    )
     shared_bytes_per_sm: int = number("shared memory an SM", 0)
     shared_bytes_per_block: int = number("shared memory that one block can have", 0)
     shared_banks: int = number("banks of shared memory, 4 bytes wide")
-    tensor_units: int = number("Tensor Core units an SM", 0)
     launch_cycles: int = number("cycles from one kernel launch to its first instruction", 0)
+    l1_bytes: int = number("memory an SM that L1 and shared memory have together", 0)
     l1_latency: int = number("cycles of a load that hits L1")
     l2_latency: int = number("cycles of a load that hits L2")
     l2_bytes: int = number("capacity of L2")
     l2_bytes_per_second: int = number("bandwidth of L2, the whole chip")
+    sm_bytes_per_cycle: int = number("bytes a cycle that L2 can deliver to one SM")
     dram_latency: int = number("cycles of a load from DRAM")
     dram_bytes_per_second: int = number("bandwidth of DRAM, the whole chip")
+    constant_milliwatts: int = number("power of the chip that nothing switches off", 0)
+    sm_milliwatts: int = number("static power of an SM that has work", 0)
+
+    tensor_units: int = number("Tensor Core units an SM", of="tensor")
+    tensor_operand_words: int = number(
+        "words of A and B that one HMMA reads from the register file", of="tensor"
+    )
+    tensor_accumulator_words: int = number(
+        "words of C that one HMMA with fp32 accumulators reads, and of D that it writes (half with fp16 ones)",
+        of="tensor",
+    )
+
+    systolic_units: int = number("systolic units an SM", of="systolic")
+    array_rows: int = number("rows of a systolic unit: steps of k", of="systolic")
+    array_columns: int = number(
+        "columns of a systolic unit, of 16-bit elements; in fp32 half as many", 2, of="systolic"
+    )
+    accumulator_bytes: int = number(
+        "accumulator memory an SM; without, C lies in registers", 0, of="systolic"
+    )
+    weight_double_buffer: int = number(
+        "1 if the next weights load while the last ones are used", 0, 1, of="systolic"
+    )
+    lsma_bubble: int = number(
+        "cycles a systolic operation needs beyond its rows, for addresses", 0, of="systolic"
+    )
+    lsma_fill: int = number(
+        "cycles from an idle unit's first row of A to its first row of C", 0, of="systolic"
+    )
+    lsma_queue: int = number("groups that a unit's queue holds", of="systolic")
+    systolic_banks: int = number("banks of shared memory that stream A", of="systolic")
+    mode_switch_cycles: int = number("cycles of a change of mode after the drain", 0, of="systolic")
+
+    host_clock_hz: int = number("clock of the host that runs what is no matrix product", of=HOST)
+    host_flops_per_cycle: int = number("operations a cycle of the host, all cores", of=HOST)
+    host_microseconds: int = number(
+        "time from asking the host, or the accelerator, to its first operation", 0, of=HOST
+    )
+    link_bytes_per_second: int = number("bandwidth of the link to the host", of=HOST)
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> Self:
         """A known target by name, or a TOML file by path (it ends in `.toml`)."""
-        return cls._build(_read(str(name_or_path)), str(name_or_path))
+        return cls._build(read(str(name_or_path)), str(name_or_path))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "target") -> Self:
         """The inverse of `to_dict`; every problem of `data` is an IsaError."""
-        return cls._build(_flatten(data, where), where)
+        return cls._build(flatten(data, where), where)
+
+    def with_(self, **values: Any) -> Self:
+        """The machine with other numbers or texts: `m.with_(sms=40, dataflow="ws", **{"units.fma.latency": 5})`, all by flat key.
+
+        Such a number is assumed, and its note says what it replaces. `energy="aladdin"` takes another table whole. IsaError E511
+        for a key or a value that is not legal.
+        """
+        flat = {k: dataclasses.replace(leaf, inherited=True) for k, leaf in self._flat().items()}
+        if "energy" in values:
+            values["energy.table"] = values.pop("energy")
+            flat |= rows_of({"energy.table": Leaf(values["energy.table"], "")}, "")
+        flat |= {key: Leaf(_instead(flat.get(key), value), "") for key, value in values.items()}
+        return self._build(flat, self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data in the shape of the TOML file, without `base`."""
+        """Plain data in the shape of the TOML file, without `base` and with every row of the energy table."""
         out: dict[str, Any] = {
             "name": self.name,
             "extensions": list(self.extensions),
-            "nonmatrix": self.nonmatrix,
+            **{key: getattr(self, key) for key in CHOICES},
         }
-        out |= {key: self._number(key, getattr(self, key)) for key in NUMBERS}
+        features = _features(self.extensions, self.nonmatrix)
+        out |= {
+            key: self._number(key, getattr(self, key)) for key in NUMBERS if _owner(key) in features
+        }
         out["units"] = {
-            name: {
-                k: self._number(f"units.{name}.{k}", getattr(unit, k))
-                for k in ("latency", "interval")
-            }
-            | {"per": unit.per}
-            for name, unit in self.units.items()
+            name: self._unit(name) for name in self.units if UNITS.get(name, "") in features
+        }
+        out["energy"] = {"table": self.energy_table} | {
+            event: self._number(f"energy.{event}", value, "source")
+            for event, value in self.energy.items()
         }
         return out
+
+    @property
+    def provenances(self) -> Counter[str]:
+        """How many numbers there are of each provenance."""
+        return Counter(p.kind for p in self.provenance.values())
+
+    @property
+    def assumed(self) -> int:
+        """How many numbers nobody but us stands for."""
+        return self.provenances["assumed"]
 
     @cached_property
     def hash(self) -> str:
@@ -165,117 +245,107 @@ class Machine:
     def __hash__(self) -> int:
         return hash(self.hash)
 
-    def _number(self, key: str, value: int) -> dict[str, Any]:
+    def _flat(self) -> Flat:
+        return flatten(self.to_dict(), self.name)
+
+    def _unit(self, name: str) -> dict[str, Any]:
+        unit = self.units[name]
+        numbers = {
+            k: self._number(f"units.{name}.{k}", getattr(unit, k)) for k in ("latency", "interval")
+        }
+        port = {"port": unit.port} if unit.port != name else {}
+        return numbers | {"per": unit.per} | port
+
+    def _number(self, key: str, value: float, note: str = "note") -> dict[str, Any]:
         p = self.provenance[key]
-        return {"value": value, "provenance": p.kind} | ({"note": p.note} if p.note else {})
+        return {"value": value, "provenance": p.kind} | ({note: p.note} if p.note else {})
 
     @classmethod
     def _build(cls, flat: Flat, where: str) -> Self:
+        flat = _relevant(flat)
         raise_all(_problems(flat, where))
-        names = dict.fromkeys(key.split(".")[1] for key in flat if UNIT_NUMBER.fullmatch(key))
-        numbers = {key: leaf.value["value"] for key, leaf in flat.items() if _is_number(key)}
-        units = {
-            n: Unit(numbers[f"units.{n}.latency"], numbers[f"units.{n}.interval"], _per(flat, n))
-            for n in names
-        }
         given = {key: leaf.value for key, leaf in flat.items() if _is_number(key)}
+        numbers = {key: value["value"] for key, value in given.items()}
         return cls(
             name=flat["name"].value,
             extensions=tuple(flat["extensions"].value),
-            nonmatrix=flat["nonmatrix"].value,
-            units=units,
-            provenance={
-                key: Provenance(v["provenance"], v.get("note", "")) for key, v in given.items()
-            },
-            **{key: numbers[key] for key in NUMBERS},
+            energy_table=flat["energy.table"].value,
+            energy={event: float(numbers[f"energy.{event}"]) for event in EVENTS},
+            units={n: _unit(n, flat) for n in _unit_names(flat)},
+            provenance={key: _provenance(value) for key, value in given.items()},
+            **{key: flat[key].value for key in CHOICES},
+            **{key: numbers.get(key, 0) for key in NUMBERS},
         )
 
 
 NUMBERS: dict[str, dict[str, Any]] = {
     f.name: dict(f.metadata) for f in dataclasses.fields(Machine) if "doc" in f.metadata
 }
-TEXTS = ("name", "extensions", "nonmatrix")
+TEXTS = ("name", "extensions", *CHOICES, "energy.table")
 UNIT_NUMBER = re.compile(r"units\.[A-Za-z_]\w*\.(latency|interval)", re.ASCII)
-
-
-# --- reading -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """What one key was given, and by which file."""
-
-    value: Any
-    where: str
-
-
-Flat = dict[str, Leaf]
-
-
-def _read(name: str, above: tuple[str, ...] = ()) -> Flat:
-    """A target with its bases, the nearest last."""
-    path = _find(name, above)
-    if any(path.samefile(other) for other in above if path.exists()):
-        raise IsaError("E512", "its bases form a circle", where=" → ".join((*above, str(path))))
-    try:
-        data = tomllib.loads(path.read_bytes().decode())
-    except OSError as e:
-        raise IsaError("E510", f"cannot read the file: {e.strerror}", where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise IsaError("E512", f"not TOML: {e}", where=str(path)) from None
-    base = data.pop("base", None)
-    if base is not None and not isinstance(base, str):
-        raise IsaError(
-            "E511", f"base: expected a target's name or file, got {brief(base)}", where=str(path)
-        )
-    inherited = _read(base, (*above, str(path))) if base is not None else {}
-    inherited.pop("name", None)  # whoever differs has a name of its own
-    return inherited | _flatten(data, str(path))
-
-
-def _find(name: str, above: tuple[str, ...]) -> Path:
-    """A path is relative to the file that names it as its base."""
-    if name.endswith(".toml"):
-        return Path(above[-1]).parent / name if above else Path(name)
-    targets = known()
-    if name not in targets:
-        raise IsaError(
-            "E510",
-            f"unknown target {name!r}: expected {' or '.join(targets)}, or a file that ends in .toml",
-            where=above[-1] if above else "",
-            hint=_did_you_mean(name, targets),
-        )
-    return targets[name]
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), 1)
-    return f"did you mean {near[0]}?" if near else ""
-
-
-def _flatten(data: Mapping[str, Any], where: str) -> Flat:
-    """Nested tables → flat keys; a number's own table stays whole."""
-    if not isinstance(data, Mapping):
-        return {}
-    flat = {key: Leaf(value, where) for key, value in data.items() if key != "units"}
-    units = data.get("units", {})
-    if not isinstance(units, Mapping):
-        return flat | {"units": Leaf(units, where)}
-    for unit, rows in units.items():
-        if isinstance(rows, Mapping):
-            flat |= {f"units.{unit}.{key}": Leaf(value, where) for key, value in rows.items()}
-        else:
-            flat[f"units.{unit}"] = Leaf(rows, where)
-    return flat
-
-
-def _per(flat: Flat, unit: str) -> str:
-    leaf = flat.get(f"units.{unit}.per")
-    return "subcore" if leaf is None else str(leaf.value)
+UNIT_TEXT = re.compile(r"units\.[A-Za-z_]\w*\.(per|port)", re.ASCII)
 
 
 def _is_number(key: str) -> bool:
-    return key in NUMBERS or UNIT_NUMBER.fullmatch(key) is not None
+    return key in NUMBERS or key in ENERGY_KEYS or UNIT_NUMBER.fullmatch(key) is not None
+
+
+def _unit_names(flat: Flat) -> list[str]:
+    """Units that some number is given of."""
+    return list(dict.fromkeys(key.split(".")[1] for key in flat if UNIT_NUMBER.fullmatch(key)))
+
+
+def _unit(name: str, flat: Flat) -> Unit:
+    latency, interval = (flat[f"units.{name}.{k}"].value["value"] for k in ("latency", "interval"))
+    per, port = flat.get(f"units.{name}.per"), flat.get(f"units.{name}.port")
+    return Unit(latency, interval, per.value if per else "subcore", port.value if port else name)
+
+
+def _provenance(value: Mapping[str, Any]) -> Provenance:
+    return Provenance(value["provenance"], value.get("note", value.get("source", "")))
+
+
+def _instead(old: Leaf | None, value: Any) -> Any:
+    """A key's new value: as it is for a text, else in a number's table that says what it replaces."""
+    if old is None or not isinstance(old.value, Mapping) or isinstance(value, Mapping):
+        return value
+    before = _provenance(old.value)
+    note = f"instead of {old.value['value']}, {before.kind}" + (before.note and f": {before.note}")
+    return {"value": value, "provenance": "assumed", _note(old.value): note}
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    return "source" if "source" in row else "note"
+
+
+# --- numbers of extensions -------------------------------------------------------------------------------------------------
+
+
+def _features(extensions: Any, nonmatrix: Any) -> set[str]:
+    """What numbers of a machine can be `of`; "" is all machines."""
+    listed = (
+        [e for e in extensions if isinstance(e, str)]
+        if isinstance(extensions, (list, tuple))
+        else []
+    )
+    return {"", *listed} | ({HOST} if nonmatrix == HOST else set())
+
+
+def _owner(key: str) -> str:
+    """The extension that a key belongs to, or ""."""
+    if key in NUMBERS:
+        return str(NUMBERS[key]["of"])
+    return UNITS.get(key.split(".")[1], "") if key.startswith("units.") else ""
+
+
+def _features_of(flat: Flat) -> set[str]:
+    return _features(*(flat[k].value if k in flat else "" for k in ("extensions", "nonmatrix")))
+
+
+def _relevant(flat: Flat) -> Flat:
+    """Without what a base gave for extensions that the machine lacks."""
+    features = _features_of(flat)
+    return {k: leaf for k, leaf in flat.items() if not leaf.inherited or _owner(k) in features}
 
 
 # --- checking: every problem, with the file and the key ------------------------------------------------------------------
@@ -285,38 +355,56 @@ def _problems(flat: Flat, where: str) -> Iterator[IsaError]:
     for key in sorted(_required(flat) - flat.keys()):
         yield IsaError("E511", f"{key} is missing", where=where, hint=_meaning(key))
     for key, leaf in flat.items():
-        if reason := _reason(key, leaf.value):
-            hint = _did_you_mean(key, _required(flat)) if reason == "unknown key" else ""
+        if reason := _reason(key, leaf.value, flat):
+            hint = did_you_mean(key, _required(flat)) if reason == "unknown key" else ""
             yield IsaError("E511", f"{key}: {reason}", where=leaf.where, hint=hint)
 
 
 def _required(flat: Flat) -> set[str]:
     """Keys that must be there: for every unit that is mentioned both its numbers."""
-    units = {*UNITS, *(key.split(".")[1] for key in flat if UNIT_NUMBER.fullmatch(key))}
-    return {*TEXTS, *NUMBERS, *(f"units.{u}.{k}" for u in units for k in ("latency", "interval"))}
+    features = _features_of(flat)
+    units = {*(u for u in UNITS if UNITS[u] in features), *_unit_names(flat)}
+    return {
+        *TEXTS,
+        *(key for key in NUMBERS if _owner(key) in features),
+        *(f"units.{u}.{k}" for u in units for k in ("latency", "interval")),
+        *ENERGY_KEYS,
+    }
 
 
 def _meaning(key: str) -> str:
-    return str(NUMBERS[key]["doc"]) if key in NUMBERS else ""
+    return (
+        str(NUMBERS[key]["doc"]) if key in NUMBERS else EVENTS.get(key.removeprefix("energy."), "")
+    )
 
 
-def _reason(key: str, value: Any) -> str:
+def _reason(key: str, value: Any, flat: Flat) -> str:
     """What is wrong with one key, or ""."""
+    if (owner := _owner(key)) not in _features_of(flat):
+        return f"belongs to {owner}, which the machine lacks"
     if _is_number(key):
-        return _number_reason(value, NUMBERS.get(key, {"least": 1})["least"])
-    if key == "name":
-        return "" if isinstance(value, str) and value else f"expected a name, got {brief(value)}"
+        return _number_reason(key, value)
     if key == "extensions":
         return _extensions_reason(value)
-    if key == "nonmatrix":
-        return (
-            "" if value in NONMATRIX else f"expected {' or '.join(NONMATRIX)}, got {brief(value)}"
-        )
-    if key.startswith("units.") and key.endswith(".per") and key.count(".") == 2:
-        return "" if value in SCOPES else f"expected {' or '.join(SCOPES)}, got {brief(value)}"
+    if key in ("name", "energy.table"):
+        return "" if isinstance(value, str) and value else f"expected a name, got {brief(value)}"
+    if (legal := _choices(key, flat)) is not None:
+        return "" if value in legal else f"expected {' or '.join(legal)}, got {brief(value)}"
     if (key.startswith("units.") and key.count(".") == 1) or key == "units":
         return "expected a table with latency and interval"
+    if key == "energy":
+        return "expected a table's name, or rows"
     return "unknown key"
+
+
+def _choices(key: str, flat: Flat) -> tuple[str, ...] | None:
+    """The legal values of a text, or None."""
+    if key == "dataflow":  # systolic units without a dataflow, or the other way round, mean nothing
+        none, *some = CHOICES[key]
+        return tuple(some) if "systolic" in _features_of(flat) else (none,)
+    if UNIT_TEXT.fullmatch(key):
+        return SCOPES if key.endswith("per") else tuple(_unit_names(flat))
+    return CHOICES.get(key)
 
 
 def _extensions_reason(value: Any) -> str:
@@ -327,14 +415,33 @@ def _extensions_reason(value: Any) -> str:
     return f"expected some of {', '.join(legal)}, got {brief(bad[0])}" if bad else ""
 
 
-def _number_reason(given: Any, least: int) -> str:
+def _number_reason(key: str, given: Any) -> str:
+    """What is wrong with a number's table, or ""."""
+    note = "source" if key in ENERGY_KEYS else "note"
     if not isinstance(given, Mapping) or "value" not in given:
         return f"expected {{ value = …, provenance = … }}, got {brief(given)}"
-    value, provenance, note = given["value"], given.get("provenance"), given.get("note", "")
-    if extra := given.keys() - {"value", "provenance", "note"}:
-        return f"expected value, provenance and note, got {brief(min(extra))}"
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST:
-        return f"expected a whole number from {least} on, got {brief(value)}"
+    value, provenance, text = given["value"], given.get("provenance"), given.get(note, "")
+    if extra := given.keys() - {"value", "provenance", note}:
+        return f"expected value, provenance and {note}, got {brief(min(extra))}"
+    if reason := _value_reason(key, value):
+        return reason
     if provenance not in PROVENANCES:
         return f"expected a provenance ({', '.join(PROVENANCES)}), got {brief(provenance)}"
-    return "" if isinstance(note, str) else f"expected a note that is text, got {brief(note)}"
+    if key in ENERGY_KEYS and not text:
+        return "expected a source"
+    return "" if isinstance(text, str) else f"expected a {note} that is text, got {brief(text)}"
+
+
+def _value_reason(key: str, value: Any) -> str:
+    if key in ENERGY_KEYS:
+        return "" if _is_energy(value) else f"expected picojoules from 0 on, got {brief(value)}"
+    least, most = (NUMBERS.get(key, {"least": 1, "most": LARGEST})[k] for k in ("least", "most"))
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return ""
+    upper = "on" if most == LARGEST else f"to {most}"
+    return f"expected a whole number from {least} {upper}, got {brief(value)}"
+
+
+def _is_energy(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0

@@ -6,13 +6,14 @@ from random import Random
 
 import pytest
 
-from knapper.isa import machine
+from knapper.isa import description, machine
 from knapper.isa.core import TABLE
 from knapper.isa.errors import IsaError, KnapperError
 from knapper.isa.generate import instruction
 from knapper.isa.machine import PROVENANCES, Machine, Unit
 
-VOLTA = Machine.load("volta-8tc")
+TARGETS = {name: Machine.load(name) for name in machine.known()}
+VOLTA = TARGETS["volta-8tc"]
 OWN = 'name = "mine"\nbase = "volta-8tc"\n'
 
 
@@ -30,37 +31,49 @@ def mine(tmp_path):
 def test_volta_8tc_is_the_machine_of_the_papers():
     assert (VOLTA.sms, VOLTA.subcores, VOLTA.tensor_units, VOLTA.warps_per_sm) == (80, 4, 8, 64)
     assert VOLTA.shared_bytes_per_sm == 96 * 1024
-    assert VOLTA.units["tensor"] == Unit(latency=54, interval=40)
-    assert VOLTA.units["lsu_shared"] == Unit(latency=23, interval=1, per="sm")
+    assert VOLTA.units["tensor"] == Unit(latency=54, interval=40, port="tensor")
+    assert VOLTA.units["tensor_f16"] == Unit(latency=64, interval=40, port="tensor")
+    assert VOLTA.units["lsu_shared"] == Unit(23, 1, per="sm", port="lsu_shared")
     assert VOLTA.extensions == ("base", "tensor", "conv", "custom")
 
 
-def test_every_number_says_where_it_is_from():
+@pytest.mark.parametrize("m", TARGETS.values(), ids=TARGETS.keys())
+def test_every_number_says_where_it_is_from(m):
     numbers = {
-        *machine.NUMBERS,
-        *(f"units.{u}.{k}" for u in VOLTA.units for k in ("latency", "interval")),
+        *(key for key in machine.NUMBERS if key in m.to_dict()),
+        *(f"units.{u}.{k}" for u in m.units for k in ("latency", "interval")),
+        *(f"energy.{event}" for event in m.energy),
     }
-    assert VOLTA.provenance.keys() == numbers
-    for key, p in VOLTA.provenance.items():
+    assert m.provenance.keys() == numbers
+    for key, p in m.provenance.items():
         assert p.kind in PROVENANCES, key
         assert p.note or p.kind == "assumed", f"{key} is {p.kind}: by whom?"
+    assert sum(m.provenances.values()) == len(numbers)
+    assert m.assumed == m.provenances["assumed"] > 0
 
 
-def test_every_instruction_has_its_unit():
+def test_every_instruction_has_its_unit_in_every_machine_with_its_extension():
     for cls in TABLE.values():
         rng = Random(cls.mnemonic)
-        assert {instruction(rng, [cls]).resource() for _ in range(20)} <= VOLTA.units.keys(), (
-            cls.mnemonic
-        )
-    assert {cls.extension for cls in TABLE.values()} <= {*VOLTA.extensions}
+        units = {instruction(rng, [cls]).resource() for _ in range(20)}
+        able = [m for m in TARGETS.values() if cls.extension in m.extensions]
+        assert able, cls.mnemonic
+        for m in able:
+            assert units <= m.units.keys(), (m.name, cls.mnemonic)
 
 
-def test_plain_data_and_back():
-    data = VOLTA.to_dict()
-    assert Machine.from_dict(data) == VOLTA
-    assert Machine.from_dict(json.loads(json.dumps(data))).hash == VOLTA.hash
+@pytest.mark.parametrize("m", TARGETS.values(), ids=TARGETS.keys())
+def test_plain_data_and_back(m):
+    data = m.to_dict()
+    assert Machine.from_dict(data) == m
+    assert Machine.from_dict(json.loads(json.dumps(data))).hash == m.hash
     assert Machine.from_dict(data).to_dict() == data
-    assert re.fullmatch("[0-9a-f]{64}", VOLTA.hash)
+    assert re.fullmatch("[0-9a-f]{64}", m.hash)
+
+
+def test_no_two_targets_are_the_same_machine():
+    assert len({m.hash for m in TARGETS.values()}) == len(TARGETS)
+    assert all(name == m.name for name, m in TARGETS.items())
 
 
 def test_a_file_writes_only_what_differs(mine):
@@ -68,7 +81,12 @@ def test_a_file_writes_only_what_differs(mine):
         OWN
         + 'sms = { value = 40, provenance = "fitted" }\n[units.fma]\nlatency = { value = 9, provenance = "assumed" }'
     )
-    assert (m.name, m.sms, m.units["fma"], m.clock_hz) == ("mine", 40, Unit(9, 2), VOLTA.clock_hz)
+    assert (m.name, m.sms, m.units["fma"], m.clock_hz) == (
+        "mine",
+        40,
+        Unit(9, 2, port="fma"),
+        VOLTA.clock_hz,
+    )
     assert m.provenance["sms"].kind == "fitted"
     assert m != VOLTA
     assert m.hash != VOLTA.hash
@@ -88,7 +106,7 @@ def test_a_unit_of_ones_own_needs_both_numbers(mine):
         OWN
         + 'units.ant.latency = { value = 3, provenance = "assumed" }\nunits.ant.interval = { value = 1, provenance = "assumed" }'
     )
-    assert m.units["ant"] == Unit(3, 1)
+    assert m.units["ant"] == Unit(3, 1, port="ant")
     with pytest.raises(IsaError, match=r"mine\.toml: units\.ant\.interval is missing"):
         mine(OWN + 'units.ant.latency = { value = 3, provenance = "assumed" }')
 
@@ -149,7 +167,7 @@ def test_a_missing_number_says_what_it_would_mean():
     [
         (
             "volta-8t",
-            r"E510: unknown target 'volta-8t': expected volta-8tc.*, or a file .* \(hint: did you mean volta-8tc\?\)",
+            r"E510: unknown target 'volta-8t': expected .*volta-8tc.*, or a file .* \(hint: did you mean volta-8tc\?\)",
         ),
         (
             "./nowhere.toml",
@@ -181,11 +199,18 @@ def test_bases_in_a_circle_are_told(mine):
         mine('name = "a"\nbase = 3', "a.toml")
 
 
-def test_a_plugin_registers_a_directory_of_targets(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "TARGETS", list(machine.TARGETS))
-    (tmp_path / "toy.toml").write_text('name = "toy"\nbase = "volta-8tc"')
+def test_a_plugin_registers_a_directory_of_targets_and_tables(tmp_path, monkeypatch):
+    for name in ("TARGETS", "TABLES"):
+        monkeypatch.setattr(description, name, list(getattr(description, name)))
+    (tmp_path / "energy").mkdir()
+    table = (description.TABLES[0] / "horowitz.toml").read_text()
+    (tmp_path / "energy" / "own.toml").write_text(
+        re.sub("issue = .*value = 4.0", "issue = { value = 5", table)
+    )
+    (tmp_path / "toy.toml").write_text('name = "toy"\nbase = "volta-8tc"\nenergy = "own"')
     machine.register(tmp_path)
     machine.register(tmp_path)
-    assert machine.TARGETS.count(tmp_path) == 1
+    assert description.TARGETS.count(tmp_path) == 1
     assert machine.known()["toy"] == tmp_path / "toy.toml"
-    assert Machine.load("toy").name == "toy"
+    toy = Machine.load("toy")
+    assert (toy.name, toy.energy_table, toy.energy["issue"]) == ("toy", "own", 5)
