@@ -72,6 +72,7 @@ CODES: dict[str, str] = {
     "E611": "A warp executed more instructions than the limit.",
     "E612": "The program's memory does not fit into this computer's.",
     "E613": "A run is more work than its limit: too many blocks, which is seen before it begins, or too many instructions. --limit N sets another.",
+    "E614": "A warp branches in too many ways for timing to keep track of. It runs without timing: --no-timing.",
     # 7xx how knapper was called: the inputs of a run
     "E720": "An input is missing, or the network has none of that name.",
     "E721": "An input has another shape than the network expects.",
@@ -83,6 +84,7 @@ CODES: dict[str, str] = {
     "E704": "An option has a value that it does not take.",
     "E705": "A file cannot be read or written.",
     "E706": "A check compared nothing, or found values that differ.",
+    "E707": "There is no built-in network of that name, or not at that size.",
 }
 
 
