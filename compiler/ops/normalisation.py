@@ -15,6 +15,7 @@ from .elementwise import Example, Rng, draw, floating
 from .lowering import const, dtype_of, emit, rank_of, shape_of, wide
 from .numeric import rounded
 from .pooling import relax_power, relax_root
+from .reducers import place
 from .shapes import axis_of, channel_axis, image, spatial_axes
 
 
@@ -478,7 +479,8 @@ def _(R: Any, x: Any, axis: int = -1) -> Any:
     axis, n = axis % rank_of(x), shape_of(x)[axis]
     places = emit(R, R.op.arange(0, n, 1, "int64"))
     ruler = R.op.reshape(places, [n if i == axis else 1 for i in range(rank_of(x))])
-    return R.op.astype(R.op.equal(R.op.argmax(x, axis, True), ruler), dtype_of(x))
+    first = place(R, x, axis, True, greatest=True, last=False)
+    return R.op.astype(R.op.equal(first, ruler), dtype_of(x))
 
 
 @Hardmax.example

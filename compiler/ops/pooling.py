@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import DTYPES, NAMES, Array, Type, op, require
+from ..ir import NAMES, Array, Type, op, require
 from .elementwise import Example, Rng, draw
-from .lowering import const, dtype_of, rank_of, shape_of, wide
+from .lowering import TVM_DTYPES, const, dtype_of, rank_of, shape_of, te, wide
 from .numeric import FLOATS, rounded
+from .reducers import INDEX, Place, Value, extreme, identity, reduced, walk
 from .shapes import (
     NUMBERS,
     channel_axis,
@@ -131,9 +132,13 @@ def MaxPool(
     storage_order: int = 0,
     layout: str = "NCHW",
 ) -> tuple[Type, Type]:
-    """Greatest element of each window, and where it is: its flat index in [N,C,…] order, the first of equals."""
+    """Greatest element of each window, and where it is: its flat index in [N,C,…] order, the first of equals.
+
+    With storage_order=1 the spatial part of the index is column-major. A window of -inf alone gives -inf (in onnxruntime -inf or
+    the least finite number, by which of its kernels runs), a window with a NaN gives NaN and its place.
+    """
     of_kind("MaxPool", NUMBERS, x)
-    require(storage_order == 0, "MaxPool: storage_order=1 (column-major indices) is not supported")
+    require(storage_order in (0, 1), f"MaxPool: storage_order is {storage_order}, expected 0 or 1")
     y = _pooled(
         "MaxPool",
         x,
@@ -147,31 +152,25 @@ def MaxPool(
     return y, Type("i64", y.shape)
 
 
-def lowest(dtype: str) -> float:
-    """The identity of max: -inf, or the least integer."""
-    return -math.inf if dtype in FLOATS else int(np.iinfo(DTYPES[dtype]).min)
-
-
-def _flat_indices(shape: Sequence[int]) -> Array:
-    """Flat [N,C,…] indices laid out as x[N,…,C]."""
-    return np.moveaxis(
-        np.arange(math.prod((shape[0], shape[-1], *shape[1:-1]))).reshape(
-            shape[0], shape[-1], *shape[1:-1]
-        ),
-        1,
-        -1,
-    )
+def _flat_indices(shape: Sequence[int], storage_order: int = 0) -> Array:
+    """Flat [N,C,…] indices, the spatial axes in C order or in Fortran's, laid out as x[N,…,C]."""
+    n, *spatial, c = shape
+    inside = np.arange(math.prod(spatial)).reshape(spatial, order="F" if storage_order else "C")
+    first = np.arange(n * c).reshape(n, *(1,) * len(spatial), c) * inside.size
+    return np.asarray(first + inside[None, ..., None])
 
 
 @MaxPool.reference
-def _(x: Array, kernel_shape: Ints, layout: str = "NCHW", **attrs: Any) -> tuple[Array, Array]:
+def _(
+    x: Array, kernel_shape: Ints, layout: str = "NCHW", storage_order: int = 0, **attrs: Any
+) -> tuple[Array, Array]:
     w = _window("MaxPool", x.shape, layout, kernel_shape, attrs)
     x = _last(x, layout)
-    values = list(w.taps(x, x.dtype.type(lowest(NAMES[x.dtype]))))
-    places = list(w.taps(_flat_indices(x.shape), -1))
+    values = list(w.taps(x, x.dtype.type(identity(TVM_DTYPES[NAMES[x.dtype]], greatest=True))))
+    places = list(w.taps(_flat_indices(x.shape, storage_order), -1))
     best, where = values[0], places[0]
     for v, i in zip(values[1:], places[1:], strict=True):
-        better = (v > best) | ((where < 0) & (i >= 0))
+        better = (v > best) | ((v != v) & (best == best)) | ((where < 0) & (i >= 0))
         best, where = np.where(better, v, best), np.where(better, i, where)
     return _unlast(best, layout), _unlast(where.astype(np.int64), layout)
 
@@ -190,11 +189,73 @@ def _relax_pool(R: Any, kind: str, x: Any, w: Window, layout: str, **attrs: Any)
     )
 
 
+def _relax_max(t: Any, w: Window, layout: str, kind: Value | Place) -> Any:
+    """Reduce the windows of t: the greatest values, or the spatial indices in C order and the values."""
+    from tvm import te, tirx
+
+    axes = spatial_axes(layout, len(t.shape))
+    walks = [walk(k, f"k{i}") for i, k in enumerate(w.kernel)]
+    least = tirx.const(identity(str(t.dtype), greatest=True), t.dtype)
+    shape = [int(n) for n in t.shape]
+    shape[axes.start : axes.stop] = w.out
+
+    def element(*out: Any) -> Any:
+        at = list(out)
+        for i, a in enumerate(axes):
+            at[a] = out[a] * w.strides[i] + walks[i].var * w.dilations[i] - w.pads[i]
+        tests = [tirx.all(at[a] >= 0, at[a] < n) for a, n in zip(axes, w.sizes, strict=True)]
+
+        def or_outside(value: Any, other: Any) -> Any:
+            return tirx.if_then_else(tirx.all(*tests), value, other) if any(w.all_pads) else value
+
+        value = or_outside(t[tuple(at)], least)
+        if isinstance(kind, Value):
+            return reduced(kind, [value], walks)
+        index = _flat([at[a].astype(INDEX) for a in axes], w.sizes)
+        return reduced(kind, [or_outside(index, tirx.max_value(INDEX)), value], walks)
+
+    return te.compute(shape, element, "max_pool")
+
+
+def _flat(coordinates: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """The index of coordinates in C order."""
+    total = coordinates[0]
+    for c, n in zip(coordinates[1:], sizes[1:], strict=True):
+        total = total * n + c
+    return total
+
+
+def _relax_places(t: Any, w: Window, layout: str, storage_order: int) -> Any:
+    """Where the greatest of each window is, as MaxPool says."""
+    from tvm import te
+
+    index, _ = _relax_max(t, w, layout, Place(greatest=True, last=False))
+    channels = channel_axis(layout, len(t.shape))
+    strides = [math.prod(w.sizes[i + 1 :]) for i in range(len(w.sizes))]
+
+    def element(*out: Any) -> Any:
+        place = index[out]
+        if storage_order:
+            spatial = [place // s % n for s, n in zip(strides, w.sizes, strict=True)]
+            place = _flat(spatial[::-1], w.sizes[::-1])
+        image = out[0] * int(t.shape[channels]) + out[channels]
+        return image.astype(INDEX) * math.prod(w.sizes) + place
+
+    return te.compute(index.shape, element, "places")
+
+
 @MaxPool.relax
-def _(R: Any, x: Any, kernel_shape: Ints, layout: str = "NCHW", **attrs: Any) -> Any:
-    return _relax_pool(
-        R, "max", x, _window("MaxPool", shape_of(x), layout, kernel_shape, attrs), layout
-    )
+def _(
+    R: Any,
+    x: Any,
+    kernel_shape: Ints,
+    layout: str = "NCHW",
+    storage_order: int = 0,
+    **attrs: Any,
+) -> Any:
+    w = _window("MaxPool", shape_of(x), layout, kernel_shape, attrs)
+    values = te(R, lambda t: _relax_max(t, w, layout, Value(greatest=True)), x)
+    return [values, te(R, lambda t: _relax_places(t, w, layout, storage_order), x)]
 
 
 @MaxPool.example
@@ -212,6 +273,7 @@ def _(rng: Rng) -> Iterator[Example]:
         {"kernel_shape": (3, 2), "pads": (1, 0, 1, 1), "layout": "NHWC"},
     )
     yield [draw(rng, (1, 2, 9, 9), "f32")], {"kernel_shape": (3, 3), "dilations": (2, 2)}
+    yield [draw(rng, (2, 2, 9, 6), "f32")], {"kernel_shape": (3, 2), "storage_order": 1}
     yield [draw(rng, (2, 3, 9), "f32")], {"kernel_shape": (2,), "strides": (2,)}
     yield [draw(rng, (1, 2, 4, 5, 6), "f32")], {"kernel_shape": (2, 2, 2), "strides": (2, 2, 2)}
     yield [draw(rng, (1, 2, 5, 5), "u8", 0, 99)], {"kernel_shape": (2, 2), "strides": (2, 2)}
@@ -423,4 +485,4 @@ def _(R: Any, x: Any, layout: str = "NCHW") -> Any:
 @GlobalMaxPool.relax
 @wide
 def _(R: Any, x: Any, layout: str = "NCHW") -> Any:
-    return R.op.max(x, list(spatial_axes(layout, rank_of(x))), keepdims=True)
+    return extreme(R, x, list(spatial_axes(layout, rank_of(x))), True, greatest=True)

@@ -5,15 +5,18 @@ Float references sum in float64 and round once; integers wrap in their own type.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..ir import Array, Op, Type, op, require
 from .elementwise import Example, Rng, draw
-from .lowering import dtype_of, emit, rank_of, shape_of, wide
+from .lowering import const, dtype_of, emit, rank_of, wide
 from .numeric import FLOATS, rounded
+from .reducers import extreme, place
 from .shapes import NUMBERS, axes_of, axis_of, of_kind
 
 Ints = tuple[int, ...]
@@ -158,13 +161,20 @@ def _product(x: Array, axes: Ints, keepdims: bool) -> Array:
 
 def _log_sum_exp(x: Array, axes: Ints, keepdims: bool) -> Array:
     top = x.max(axes, keepdims=True)
+    top = np.where(np.isinf(top), 0, top)  # inf - inf is no number
     return np.asarray(
         np.log(_sum(np.exp(x - top), axes, keepdims)) + top.reshape(_sum(x, axes, keepdims).shape)
     )
 
 
+def _finite(R: Any, x: Any) -> Any:
+    """x, or 0 for an infinity: what may be taken off before e^x."""
+    size = R.op.abs(x)
+    return emit(R, R.op.where(R.op.equal(size, const(R, math.inf, x)), const(R, 0, x), x))
+
+
 def _relax_log_sum_exp(R: Any, x: Any, axes: list[int], keepdims: bool) -> Any:
-    top = emit(R, R.op.max(x, axes, keepdims=True))
+    top = _finite(R, extreme(R, x, axes, True, greatest=True))
     total = R.op.log(R.op.sum(R.op.exp(R.op.subtract(x, top)), axes, keepdims=True))
     y = R.op.add(total, top)
     return y if keepdims else R.op.squeeze(y, axes)
@@ -189,8 +199,8 @@ def _square(R: Any, x: Any) -> Any:
 
 _facets(ReduceSum, _sum, _relax_sum(_itself, _itself))
 _facets(ReduceMean, _in_numpy(np.mean), lambda R, *a: R.op.mean(*a), dtypes="f32 f16 f64")
-_facets(ReduceMax, _in_numpy(np.max), lambda R, *a: R.op.max(*a))
-_facets(ReduceMin, _in_numpy(np.min), lambda R, *a: R.op.min(*a))
+_facets(ReduceMax, _in_numpy(np.max), partial(extreme, greatest=True))
+_facets(ReduceMin, _in_numpy(np.min), partial(extreme, greatest=False))
 _facets(ReduceProd, _product, lambda R, *a: R.op.prod(*a), dtypes="f32 f16 f32 i32")
 _facets(
     ReduceL1,
@@ -235,7 +245,7 @@ def ArgMin(x: Type, *, axis: int = 0, keepdims: int = 1, select_last_index: int 
     return _arg_type("ArgMin", x, axis, keepdims)
 
 
-def _arg_facets(o: Op, f: Callable[..., Array], name: str) -> None:
+def _arg_facets(o: Op, f: Callable[..., Array], *, greatest: bool) -> None:
     @o.reference
     def _(x: Array, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:
         if select_last_index:
@@ -245,12 +255,10 @@ def _arg_facets(o: Op, f: Callable[..., Array], name: str) -> None:
         return f(x, axis=axis, keepdims=bool(keepdims))
 
     @o.relax
+    @wide
     def _(R: Any, x: Any, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Any:
-        g = getattr(R.op, name)
-        if not select_last_index:
-            return g(x, axis, bool(keepdims))
-        last = R.const(shape_of(x)[axis] - 1, "int64")
-        return R.op.subtract(last, g(R.op.flip(x, axis % rank_of(x)), axis, bool(keepdims)))
+        last = bool(select_last_index)
+        return place(R, x, axis % rank_of(x), bool(keepdims), greatest=greatest, last=last)
 
     @o.example
     def _(rng: Rng) -> Iterator[Example]:
@@ -260,8 +268,8 @@ def _arg_facets(o: Op, f: Callable[..., Array], name: str) -> None:
         yield [draw(rng, (3, 4), "f16")], {"axis": 1}
 
 
-_arg_facets(ArgMax, np.argmax, "argmax")
-_arg_facets(ArgMin, np.argmin, "argmin")
+_arg_facets(ArgMax, np.argmax, greatest=True)
+_arg_facets(ArgMin, np.argmin, greatest=False)
 
 
 @op

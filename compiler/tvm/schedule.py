@@ -112,8 +112,9 @@ class _Rule(_Blocks):
         waiting: list[Any] = []
         for b in self.all():
             if self.is_elementwise(b):
-                self._nest(waiting, b)
-                waiting = []
+                outputs = [r for r in waiting if not self.sch.get_consumers(r)]
+                self._nest([r for r in waiting if self.sch.get_consumers(r)], b)
+                waiting = outputs
             else:
                 waiting.append(b)
         for b in waiting:

@@ -33,11 +33,16 @@ def main() -> None:
     os.dup2(2, 1)
     sys.modules["torch"] = None  # type: ignore[assignment]  # the documented way to make an import fail
     from .. import plugins
+    from ..ops import reducers
     from . import build
 
+    reducers.register()
     _say(replies, {"ready": build.VERSION})
     for line in sys.stdin:
         _say(replies, _reply(build, plugins, json.loads(line)))
+    os._exit(
+        0
+    )  # tvm keeps the registered reducers longer than Python lives, and would free them after it
 
 
 def _say(replies: TextIO, message: dict[str, Any]) -> None:

@@ -1,0 +1,185 @@
+"""One operator at the edges of its types, from an ONNX model to the emulator's result: infinities, NaN, large arguments, nothing.
+
+onnxruntime is the oracle. Where it does not say anything stable (NaN in a maximum) the expected values are IEEE 754's or numpy's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+import knapper
+
+Array = np.ndarray[Any, Any]
+INF, NAN = math.inf, math.nan
+
+
+def model(
+    op: str,
+    operands: Iterable[Array | None],
+    consts: Iterable[int] = (),
+    results: int = 1,
+    **attrs: Any,
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """A network of one node and its feeds; the operands numbered in `consts` are initializers."""
+    values = {f"x{i}": a for i, a in enumerate(operands)}
+    fixed = {f"x{i}" for i in consts}
+    feeds = {n: a for n, a in values.items() if a is not None and n not in fixed}
+    node = helper.make_node(
+        op,
+        [n if a is not None else "" for n, a in values.items()],
+        [f"y{i}" for i in range(results)],
+        name=f"net/{op}",
+        **attrs,
+    )
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for n, a in feeds.items()
+    ]
+    outputs = [helper.make_empty_tensor_value_info(f"y{i}") for i in range(results)]
+    weights = [
+        onnx.numpy_helper.from_array(a, n)
+        for n, a in values.items()
+        if n in fixed and a is not None
+    ]
+    graph = helper.make_graph([node], op, inputs, outputs, weights)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnx.shape_inference.infer_shapes(made), feeds
+
+
+def ours(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
+    found = knapper.compile(proto, precision="fp32").run(feeds).outputs
+    return [found[v.name] for v in proto.graph.output]
+
+
+def theirs(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: list[Array] = session.run(None, feeds)
+    return found
+
+
+def run(op: str, *operands: Array | None, consts: Iterable[int] = (), **attrs: Any) -> Array:
+    """The one result of an operator on the emulator."""
+    (found,) = ours(*model(op, operands, consts, **attrs))
+    return found
+
+
+def assert_agrees(
+    op: str, *operands: Array | None, consts: Iterable[int] = (), results: int = 1, **attrs: Any
+) -> None:
+    """Equal in type, shape, NaNs and infinities; finite values within the rounding of f32 functions."""
+    proto, feeds = model(op, operands, consts, results, **attrs)
+    for got, want in zip(ours(proto, feeds), theirs(proto, feeds), strict=True):
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        np.testing.assert_allclose(got, want, 2e-6, 1e-7)
+
+
+def rows(n: int, dtype: Any = np.float32) -> Array:
+    """Eight rows of normal numbers: one all -inf, one all inf, three with one of them, or both."""
+    x = np.random.default_rng(3).normal(size=(8, n)).astype(dtype)
+    x[0], x[1], x[2, n - 1], x[3, 0], x[4, 1], x[4, 2] = -INF, INF, -INF, INF, INF, -INF
+    return x
+
+
+ONE = np.array([1])
+LENGTHS = [pytest.param(n, id=f"{n} elements") for n in (5, 64, 3000)]
+"""Reduced by one thread, by a warp, by a block."""
+
+# --- reductions
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin", "ReduceLogSumExp"])
+def test_reductions_of_infinities(op: str, n: int) -> None:
+    assert_agrees(op, rows(n), ONE, consts=[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.uint8, np.int32, np.int64])
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+def test_an_extreme_of_nothing_but_the_types_end_is_the_end(op: str, dtype: Any) -> None:
+    ends = (
+        (-INF, INF) if np.dtype(dtype).kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    )
+    for end in ends:
+        for n in (5, 64):
+            assert_agrees(op, np.full((2, n), end, dtype), ONE, consts=[1])
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+def test_an_extreme_is_nan_wherever_the_nan_stands(op: str, n: int) -> None:
+    """IEEE 754-2019's maximum. onnxruntime gives NaN only for some places."""
+    x = np.tile(rows(n)[5], (4, 1))
+    x[0, 0] = x[1, n // 2] = x[2, n - 1] = NAN
+    assert np.isnan(run(op, x, ONE, consts=[1])[:, 0]).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_places_of_infinities(op: str, n: int, last: int) -> None:
+    assert_agrees(op, rows(n), axis=1, select_last_index=last)
+    assert_agrees(op, rows(n).T.copy(), axis=0, select_last_index=last)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int32, np.int64, np.uint8])
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_the_place_of_the_types_end_is_a_place(op: str, dtype: Any) -> None:
+    ends = (-INF, INF) if dtype == np.float64 else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    for end in ends:
+        assert_agrees(op, np.full((2, 40), end, dtype), axis=1)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_the_place_of_nan_is_the_first_as_in_numpy(op: str, n: int) -> None:
+    x = np.tile(rows(n)[5], (3, 1))
+    x[0, [1, n - 1]] = x[1] = NAN
+    want = {"ArgMax": np.argmax, "ArgMin": np.argmin}[op]
+    assert run(op, x, axis=1).tolist() == want(x, 1, keepdims=True).tolist()
+    assert run(op, x, axis=1, select_last_index=1)[:2, 0].tolist() == [n - 1, n - 1]
+
+
+@pytest.mark.parametrize("n", [5, 64])
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
+def test_softmax_of_infinities(op: str, n: int) -> None:
+    assert_agrees(op, rows(n), axis=1)
+
+
+# --- pooling
+
+
+def test_a_window_of_minus_infinity_is_minus_infinity() -> None:
+    """In onnxruntime the windows that meet the padding give the least finite number."""
+    x = np.full((1, 2, 6, 6), -INF, np.float32)
+    x[0, 1, 3, 3], x[0, 0, 2, 2] = 1, NAN
+    y = run("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    want = np.full((1, 2, 3, 3), -INF, np.float32)
+    want[0, 1, 1:, 1:], want[0, 0, 1, 1] = 1, NAN
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(run("GlobalMaxPool", x[:, 1:]), [[[[1]]]])
+    np.testing.assert_array_equal(run("GlobalMaxPool", x[:, 1:, :2]), [[[[-INF]]]])
+
+
+WINDOWS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((2, 3, 8, 7), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ((2, 3, 8, 7), {"kernel_shape": [2, 3], "dilations": [2, 1]}),
+    ((2, 3, 8, 7), {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+    ((2, 3, 9), {"kernel_shape": [3], "pads": [1, 0]}),
+    ((2, 2, 4, 5, 6), {"kernel_shape": [2, 2, 2], "strides": [2, 1, 2]}),
+]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize(("shape", "attrs"), WINDOWS)
+def test_max_pool_says_where(shape: tuple[int, ...], attrs: dict[str, Any], order: int) -> None:
+    x = np.round(np.random.default_rng(1).normal(size=shape) * 2)  # many are equal
+    assert_agrees("MaxPool", x.astype(np.float32), results=2, storage_order=order, **attrs)
+    assert_agrees("MaxPool", (x + 99).astype(np.uint8), results=2, storage_order=order, **attrs)
