@@ -65,7 +65,7 @@ OFTEN = _ops("""
     RMSNormalization ReduceLogSumExp Softmax
 """)
 """Anchors that read an element a few times: only cheap ops go before them."""
-WINDOWS = _ops("AveragePool BatchNormalization ConvTranspose LRN LpPool MaxPool Resize")
+WINDOWS = _ops("AveragePool BatchNormalization LRN LpPool MaxPool Resize")
 """Anchors that read an element many times: nothing but an exact Cast goes before them."""
 ANCHORS = INJECTIVE | ONCE | OFTEN | WINDOWS
 """Any other op is a launch by itself."""

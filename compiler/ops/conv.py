@@ -8,16 +8,18 @@ The reference walks K in the contract's order, one fma a step, the padding being
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..ir import Array, Type, op, require
+from ..ir import Array, Attr, Type, infer, op, require
 from .elementwise import Example, Rng, draw
 from .linear import accumulating, product_type, stored
-from .lowering import rank_of, shape_of, te
-from .numeric import accumulate, finish
+from .lowering import rank_of
+from .numeric import accumulate, accumulator, finish
 from .shapes import channel_axis, image, image_shape, per_axis, window_sizes
 
 Ints = tuple[int, ...]
@@ -195,7 +197,8 @@ def ConvTranspose(
 ) -> Type:
     """Transposed convolution of x[N,C,…] by w[C,O/group,…] plus b[O].
 
-    Defined as the Conv of x with strides-1 zeros between its elements by the flipped weights: that is its K order.
+    Outputs that lie a stride apart are a Conv of stride 1 by the taps that meet pixels there (`phases`), and that is its K order:
+    (tap row, tap column, channel), taps in the order of the pixels that they meet. No zeros are put between pixels.
     """
     sizes = image("ConvTranspose", x, "NCHW")
     dtype, n = product_type("ConvTranspose", x, w, ""), len(sizes)
@@ -222,22 +225,63 @@ def ConvTranspose(
     return Type(dtype, (x.shape[0], o, *out))
 
 
-def _transposed_pads(
-    kernel: Sequence[int], pads: Ints, dilations: Ints, output_padding: Ints
-) -> Ints:
-    """Pads of the equivalent Conv; negative ones crop."""
+@dataclass(frozen=True)
+class Phase:
+    """What outputs r, r + stride, … of an axis are: a Conv of stride 1 by every so-manieth tap."""
+
+    taps: Ints
+    """Of the weights, in the order of the pixels that they meet; none: no pixel is met."""
+    dilation: int = 1
+    begin: int = 0
+    end: int = 0
+    """Pads; negative ones crop."""
+
+
+def phases(size: int, taps: int, stride: int, dilation: int, begin: int, out: int) -> list[Phase]:
+    """The phases r = 0 … stride-1 of an axis of a ConvTranspose, each of ceil(out / stride) outputs.
+
+    Output o meets pixel i through tap t where o + begin = i·stride + t·dilation, so that the taps of a phase are those with
+    t·dilation ≡ r + begin modulo stride.
+
+    >>> phases(4, 3, 2, 1, 1, 8)
+    [Phase(taps=(1,), dilation=1, begin=0, end=0), Phase(taps=(2, 0), dilation=1, begin=0, end=1)]
+    """
+    return [
+        _phase(size, taps, stride, dilation, r + begin, -(-out // stride)) if r < out else Phase(())
+        for r in range(stride)
+    ]
+
+
+def _phase(size: int, taps: int, stride: int, dilation: int, offset: int, outputs: int) -> Phase:
+    """The phase whose first output o has o + begin = offset."""
+    common = math.gcd(dilation, stride)
+    every = stride // common
+    if offset % common:
+        return Phase(())
+    first = offset // common * pow(dilation // common, -1, every) % every
+    met = range(first, taps, every)
+    if not met:
+        return Phase(())
+    low = (offset - met[-1] * dilation) // stride
+    high = (offset - met[0] * dilation) // stride + outputs - 1
+    if low >= size or high < 0:
+        return Phase(())
+    return Phase(tuple(reversed(met)), dilation // common, -low, high - size + 1)
+
+
+def phase_axes(
+    x: Sequence[int],
+    kernel: Sequence[int],
+    strides: Ints,
+    pads: Ints,
+    dilations: Ints,
+    out: Sequence[int],
+) -> list[list[Phase]]:
+    """The phases of each spatial axis: sizes x, `kernel` and `out`, attributes as in ConvTranspose, absent ones empty."""
     n = len(kernel)
-    reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-    begins = [reach[i] - pads[i] for i in range(n)]
-    return (*begins, *(reach[i] - pads[n + i] + output_padding[i] for i in range(n)))
-
-
-def _spread(x: Array, strides: Ints) -> Array:
-    """x[N,…,C] with strides-1 zeros between neighbours."""
-    sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[1:-1], strides, strict=True)]
-    y = np.zeros((x.shape[0], *sizes, x.shape[-1]), x.dtype)
-    y[(slice(None), *(slice(None, None, s) for s in strides))] = x
-    return y
+    strides, dilations = strides or (1,) * n, dilations or (1,) * n
+    begins = pads[:n] or (0,) * n
+    return [phases(*axis) for axis in zip(x, kernel, strides, dilations, begins, out, strict=True)]
 
 
 def _crop(x: Array, pads: Ints) -> tuple[Array, Ints]:
@@ -247,11 +291,11 @@ def _crop(x: Array, pads: Ints) -> tuple[Array, Ints]:
     return x[(slice(None), *keep)], tuple(max(0, p) for p in pads)
 
 
-def _flip(w: Array, group: int) -> Array:
-    """w[C,O/g,…] flipped and as […,C/g,O], the output channels of a group together."""
+def _by_group(w: Array, group: int) -> Array:
+    """w[C,O/g,…] as […,C/g,O], the output channels of a group together."""
     c, per_group, *kernel = w.shape
-    flipped = np.flip(w, tuple(range(2, w.ndim))).reshape(group, c // group, per_group, *kernel)
-    return np.moveaxis(flipped, (1, 0, 2), (-3, -2, -1)).reshape(
+    parts = w.reshape(group, c // group, per_group, *kernel)
+    return np.moveaxis(parts, (1, 0, 2), (-3, -2, -1)).reshape(
         *kernel, c // group, group * per_group
     )
 
@@ -267,65 +311,24 @@ def _(
     output_padding: Ints = (),
     group: int = 1,
 ) -> Array:
-    n = x.ndim - 2
-    dilations = dilations or (1,) * n
-    pads = _transposed_pads(
-        w.shape[2:], pads or (0,) * 2 * n, dilations, output_padding or (0,) * n
-    )
-    spread, pads = _crop(_spread(to_channels_last(x), strides or (1,) * n), pads)
-    acc = convolve(spread, _flip(w, group), (), pads, dilations, group)
-    return np.moveaxis(finish(acc, b, "", x.dtype), -1, 1)
-
-
-def _relax_flip(R: Any, w: Any, group: int) -> Any:
-    """w[C,O/g,…] as the flipped [O,C/g,…]."""
-    c, per_group, *kernel = shape_of(w)
-    n = len(kernel)
-    for axis in range(2, 2 + n):
-        w = R.op.flip(w, axis)
-    w = R.op.reshape(w, (group, c // group, per_group, *kernel))
-    w = R.op.permute_dims(w, [0, 2, 1, *range(3, 3 + n)])
-    return R.op.reshape(w, (group * per_group, c // group, *kernel))
-
-
-def _relax_spread(R: Any, x: Any, strides: Ints, pads: Ints) -> Any:
-    """x[N,C,…] with zeros between neighbours, cut where pads are negative."""
-    from tvm import topi
-
-    n = len(strides)
-    y = te(R, lambda t: topi.nn.dilate(t, (1, 1, *strides), 0.0), x) if max(strides) > 1 else x
-    if min(pads) >= 0:
-        return y
-    begin = [max(0, -p) for p in pads[:n]]
-    end = [size + min(0, p) for size, p in zip(shape_of(y)[2:], pads[n:], strict=True)]
-    return R.op.strided_slice(y, list(range(2, 2 + n)), begin, end)
-
-
-@ConvTranspose.relax
-def _(
-    R: Any,
-    x: Any,
-    w: Any,
-    b: Any = None,
-    strides: Ints = (),
-    pads: Ints = (),
-    dilations: Ints = (),
-    output_padding: Ints = (),
-    group: int = 1,
-) -> Any:
-    n = rank_of(x) - 2
-    dilations = dilations or (1,) * n
-    pads = _transposed_pads(
-        shape_of(w)[2:], pads or (0,) * 2 * n, dilations, output_padding or (0,) * n
-    )
-    spread = _relax_spread(R, accumulating(R, x), strides or (1,) * n, pads)
-    weights = _relax_flip(R, accumulating(R, w), group)
-    clipped = tuple(max(0, p) for p in pads)
-    f = {1: R.op.nn.conv1d, 2: R.op.nn.conv2d, 3: R.op.nn.conv3d}[n]
-    y = f(spread, weights, strides=(1,) * n, padding=clipped, dilation=dilations, groups=group)
-    if b is not None:
-        y = R.op.add(y, R.op.reshape(accumulating(R, b), (-1, *(1,) * n)))
-    return stored(R, y, "", x)
+    attrs: dict[str, Attr] = {"strides": strides, "pads": pads, "dilations": dilations}
+    attrs |= {"output_padding": output_padding, "group": group}
+    images, channels, *out = infer("ConvTranspose", [Type.of(x), Type.of(w)], attrs)[0].shape
+    axes = phase_axes(x.shape[2:], w.shape[2:], strides, pads, dilations, out)
+    whole = [-(-n // len(axis)) * len(axis) for n, axis in zip(out, axes, strict=True)]
+    acc = np.zeros((images, *whole, channels), accumulator(x.dtype))
+    image, weights = to_channels_last(x), _by_group(w, group)
+    for r in np.ndindex(*map(len, axes)):
+        ps = [axis[i] for axis, i in zip(axes, r, strict=True)]
+        if all(p.taps for p in ps):
+            part, rest = _crop(image, (*(p.begin for p in ps), *(p.end for p in ps)))
+            taps = weights[np.ix_(*(p.taps for p in ps))]
+            places = (slice(i, None, len(axis)) for i, axis in zip(r, axes, strict=True))
+            acc[(slice(None), *places)] = convolve(
+                part, taps, (), rest, tuple(p.dilation for p in ps), group
+            )
+    made = acc[(slice(None), *map(slice, out))]
+    return np.moveaxis(finish(made, b, "", x.dtype), -1, 1)
 
 
 @ConvTranspose.example
@@ -343,6 +346,10 @@ def _(rng: Rng) -> Iterator[Example]:
         {"dilations": (2, 1), "strides": (3, 2), "output_padding": (1, 1)},
     )
     yield [draw(rng, (1, 2, 4, 4), "f32"), draw(rng, (2, 2, 2, 2), "f32")], {"pads": (2, 1, 0, 3)}
+    yield (
+        [draw(rng, (1, 2, 3, 4), "f16"), draw(rng, (2, 2, 2, 1), "f16"), draw(rng, (2,), "f16")],
+        {"strides": (3, 2), "pads": (4, 0, 0, 1)},
+    )
     yield (
         [draw(rng, (2, 3, 6), "f32"), draw(rng, (3, 2, 4), "f32")],
         {"strides": (2,), "pads": (1, 1)},

@@ -1,9 +1,12 @@
-"""Einstein summation of one or two operands, by the numeric contract of matrix products.
+"""Einstein summation, by the numeric contract of matrix products.
 
     "bhqd,bhkd->bhqk"     every operand becomes [out letters…, summed letters…] with size 1 where it lacks a letter;
                           then acc = fma(a[…, k], b[…, k], acc) over the summed letters, row-major in order of appearance
+    "ab,bc,cd->ad"        two operands at a time, each result stored in the operands' type
+    "ii->i"               the diagonal first
 
-An ellipsis stands for letters that the equation does not use.
+An ellipsis stands for letters that the equation does not use. No kernel computes an Einsum: the pass `products` makes it a
+MatMul, a Mul or a ReduceSum.
 """
 
 from __future__ import annotations
@@ -16,8 +19,7 @@ import numpy as np
 
 from ..ir import Array, Type, op, require
 from .elementwise import Example, Rng, draw
-from .linear import accumulating, product_type, stored
-from .lowering import rank_of
+from .linear import product_type
 from .numeric import accumulate, finish
 
 
@@ -49,14 +51,13 @@ def terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     return operands, result.replace("...", letters)
 
 
-def _sizes(operands: Sequence[str], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+def letter_sizes(operands: Sequence[str], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
     """Letter → size; every use must agree."""
     sizes: dict[str, int] = {}
     for letters, shape in zip(operands, shapes, strict=True):
-        fits = len(letters) == len(shape) == len(set(letters))
         require(
-            fits,
-            f"Einsum: {letters!r} does not name the {len(shape)} axes of an operand, each once",
+            len(letters) == len(shape),
+            f"Einsum: {letters!r} does not name the {len(shape)} axes of an operand",
         )
         for c, n in zip(letters, shape, strict=True):
             require(
@@ -66,17 +67,37 @@ def _sizes(operands: Sequence[str], shapes: Sequence[Sequence[int]]) -> dict[str
     return sizes
 
 
+def distinct(letters: str) -> str:
+    """Each letter once, in order of appearance.
+
+    >>> distinct("ijik")
+    'ijk'
+    """
+    return "".join(dict.fromkeys(letters))
+
+
+def next_pair(operands: Sequence[str], result: str) -> tuple[int, str]:
+    """Which of the others the first operand is multiplied with, and the letters of what that makes.
+
+    The first one that shares a letter, else simply the next; letters that nothing needs any more are summed.
+
+    >>> next_pair(["ab", "cd", "bc"], "ad")
+    (2, 'ac')
+    """
+    first, *others = operands
+    partner = next((i for i, t in enumerate(others, 1) if set(t) & set(first)), 1)
+    needed = "".join(t for i, t in enumerate(others, 1) if i != partner) + result
+    return partner, "".join(c for c in distinct(first + operands[partner]) if c in needed)
+
+
 @op
 def Einsum(*xs: Type, equation: str) -> Type:
-    """Sum of products over the letters that the result lacks, as numpy.einsum; one or two operands."""
-    require(
-        len(xs) in (1, 2),
-        f"Einsum: {len(xs)} operands, expected one or two",
-        "contract two at a time",
-    )
+    """Sum of products over the letters that the result lacks, as numpy.einsum."""
+    require(len(xs) >= 1, "Einsum: no operands")
     dtype = product_type("Einsum", xs[0], xs[-1], "")
+    require(all(x.dtype == dtype for x in xs), "Einsum: operands differ in dtype", "insert a Cast")
     operands, result = terms(equation, [x.rank for x in xs])
-    sizes = _sizes(operands, [x.shape for x in xs])
+    sizes = letter_sizes(operands, [x.shape for x in xs])
     known = set(result) <= set(sizes) and len(set(result)) == len(result)
     require(known, f"Einsum: the result {result!r} has a letter that no operand has, or one twice")
     return Type(dtype, tuple(sizes[c] for c in result))
@@ -89,11 +110,10 @@ def _aligned(x: Array, letters: str, order: str) -> Array:
     return moved.reshape([x.shape[letters.index(c)] if c in letters else 1 for c in order])
 
 
-@Einsum.reference
-def _(*xs: Array, equation: str) -> Array:
-    operands, result = terms(equation, [x.ndim for x in xs])
-    sizes = _sizes(operands, [x.shape for x in xs])
-    summed = "".join(dict.fromkeys(c for c in "".join(operands) if c not in result))
+def _contracted(xs: Sequence[Array], operands: Sequence[str], result: str) -> Array:
+    """One or two operands without diagonals, by one chain of fma."""
+    sizes = letter_sizes(operands, [x.shape for x in xs])
+    summed = "".join(c for c in distinct("".join(operands)) if c not in result)
     a, *rest = (_aligned(x, t, result + summed) for x, t in zip(xs, operands, strict=True))
     b = rest[0] if rest else np.ones((1,) * a.ndim, a.dtype)
 
@@ -111,11 +131,18 @@ def _(*xs: Array, equation: str) -> Array:
     return finish(acc, None, "", xs[0].dtype)
 
 
-@Einsum.relax
-def _(R: Any, *xs: Any, equation: str) -> Any:
-    operands, result = terms(equation, [rank_of(x) for x in xs])
-    y = R.op.einsum([accumulating(R, x) for x in xs], f"{','.join(operands)}->{result}")
-    return stored(R, y, "", xs[0])
+@Einsum.reference
+def _(*xs: Array, equation: str) -> Array:
+    operands, result = terms(equation, [x.ndim for x in xs])
+    left = [
+        (np.einsum(f"{t}->{distinct(t)}", x), distinct(t))
+        for x, t in zip(xs, operands, strict=True)
+    ]
+    while len(left) > 2:
+        partner, made = next_pair([t for _, t in left], result)
+        (x, a), (y, b) = left[0], left.pop(partner)
+        left[0] = _contracted((x, y), (a, b), made), made
+    return _contracted([x for x, _ in left], [t for _, t in left], result)
 
 
 @Einsum.example
@@ -128,3 +155,7 @@ def _(rng: Rng) -> Iterator[Example]:
     yield of((3, 4), (4, 2)), {"equation": "ij, jk"}
     yield of((2, 3, 4)), {"equation": "bij->jb"}
     yield of((3,), (4,)), {"equation": "i,j->ij"}
+    yield of((2, 5, 3), (4, 5, 2)), {"equation": "bka,ckb->bca"}
+    yield of((3, 4), (4, 2), (2, 5), d="f16"), {"equation": "ab,bc,cd->ad"}
+    yield of((4, 3, 4), (4,)), {"equation": "iji,i->j"}
+    yield of((3, 4), (4, 2)), {"equation": "ij,jk->k"}
