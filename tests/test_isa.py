@@ -206,7 +206,8 @@ def test_register_rows_are_aligned_and_end_before_rz():
 BUILT_IN = """
     NOP EXIT BRA BSSY BSYNC BAR S2R S2UR ULDC UMOV UIADD UISUB UIMAD UIMNMX UIDIV UIREM ULOP USHF UISETP R2UR MOV IADD ISUB
     IMUL IDIV IREM IMAD IMULHI IMNMX IABS LOP SHF ISETP POPC FLO BREV SEL PLOP FADD FMUL FDIV FFMA FMNMX FSETP FRND MUFU CVT
-    HADD2 HMUL2 HMNMX2 PACK2 LDG STG LDS STS LDL STL SHFL VOTE BALLOT LDSM HMMA.161616.F32 LDG.IM2COL
+    HADD2 HMUL2 HMNMX2 PACK2 LDG STG LDS STS LDL STL SHFL VOTE BALLOT LDSM HMMA.161616.F32 HMMA.161616.F16 LDG.IM2COL
+    MODE SMA.LDB SMA.SWAP LSMA SMA.COMMIT SMA.WAIT ACC.LD ACC.ST
 """
 
 
@@ -250,7 +251,9 @@ def test_accesses_count_pairs_and_fragments_and_leave_out_zero_registers():
 
 def test_multiply_accumulates_are_counted_by_lane():
     ffma = [I.FFMA(t, Reg(0), Reg(0), Src.of(Reg(0)), Reg(0)) for t in FloatType]
-    assert [i.macs(7) for i in ffma] == [7, 0]
+    assert [i.macs(7) for i in ffma] == [7, 7]
+    imad = {t: I.IMAD(t, Reg(0), Reg(0), Src.of(Reg(0)), Reg(0)).macs(7) for t in IntType}
+    assert [t for t, n in imad.items() if n != 7] == [IntType.S32]  # of which addresses are made
     hmma = I.HMMA(Half.F16, Reg(0), Reg(8), Reg(12), Reg(0))
     assert (hmma.macs(32), hmma.macs(16)) == (4096, 2048)
     assert I.FMUL(FloatType.F32, Reg(0), Reg(0), Src.of(Reg(0))).macs(32) == 0

@@ -353,6 +353,14 @@ def test_executed_macs_are_the_useful_ones_where_sizes_divide_the_tile(cache: Pa
     assert stats.macs == stats.macs_executed == 64 * 64 * 32 * 9
 
 
+@pytest.mark.parametrize("dtype", ["f16", "f32", "f64", "i8", "u16", "i32", "u32", "i64", "u64"])
+def test_multiply_adds_of_every_type_are_counted(dtype: str, cache: Path) -> None:
+    graph, inputs = matmul((64, 32), (32, 64), dtype=dtype)
+    options = next(o for o in offers(graph, "ffma") if o["tile"][:2] == (64, 64))
+    stats = Session(program(graph, "ffma", options, cache)).run(inputs).stats
+    assert stats.macs == stats.macs_executed == 64 * 64 * 32
+
+
 def test_a_deleted_step_is_missing_from_the_count(cache: Path) -> None:
     """The count comes from what ran. The step after the loop is the tail of the code: 2 of 18 steps of 16 k."""
     p = dividing(cache)
@@ -455,7 +463,7 @@ def test_each_kind_says_why_it_does_not_serve() -> None:
         "ffma": None,
         "direct": "is no depthwise convolution",
     }
-    bare = Machine.from_dict(MACHINE.to_dict() | {"extensions": ["base", "custom"]})
+    bare = replace(MACHINE, extensions=("base", "custom"))
     assert (
         GENERATORS["hmma"].serves(group_of(matmul((4, 4), (4, 4))[0]), bare)
         == "volta-8tc has no extension conv, tensor"

@@ -78,7 +78,7 @@ class FFMA(Float, opcode=0x043):
         m.write(self.d, fma(m.read(self.a, t), m.source(self.b, t), m.read(self.c, t)))
 
     def macs(self, lanes: int) -> int:
-        return lanes if self.type is FloatType.F32 else 0
+        return lanes
 
 
 class FMNMX(Float, opcode=0x044):

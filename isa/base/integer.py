@@ -86,7 +86,11 @@ class IREM(Instr, opcode=0x025, unit="sfu"):
 
 
 class IMAD(Instr, opcode=0x026, unit="imul"):
-    """d = a * b + c, the low half."""
+    """d = a * b + c, the low half.
+
+    The low halves of S32 and U32 are the same. So in a matrix kernel addresses are made by S32, and all other types count as
+    multiply-accumulates.
+    """
 
     type: IntType = bits(15, 14)
     d: Reg = bits(33, 26, use=WRITE, words=by_type)
@@ -97,6 +101,9 @@ class IMAD(Instr, opcode=0x026, unit="imul"):
     def execute(self, m: Any) -> None:
         t = self.type.lane
         m.write(self.d, m.read(self.a, t) * m.source(self.b, t) + m.read(self.c, t))
+
+    def macs(self, lanes: int) -> int:
+        return 0 if self.type is IntType.S32 else lanes
 
 
 class IMULHI(Instr, opcode=0x027, unit="imul"):

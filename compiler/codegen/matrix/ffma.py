@@ -50,15 +50,16 @@ KINDS = {
     "f16": Kind(2, 1, FFMA, FloatType.F32, "f4", widen=Scalar.F16),
     "bf16": Kind(2, 1, FFMA, FloatType.F32, "f4", widen=Scalar.BF16),
     "f64": Kind(8, 2, FFMA, FloatType.F64, "f8"),
-    "i32": Kind(4, 1, IMAD, IntType.S32, "i4"),
+    "i32": Kind(4, 1, IMAD, IntType.U32, "i4"),
     "u32": Kind(4, 1, IMAD, IntType.U32, "u4"),
     "i64": Kind(8, 2, IMAD, IntType.S64, "i8"),
     "u64": Kind(8, 2, IMAD, IntType.U64, "u8"),
-    "i8": Kind(1, 1, IMAD, IntType.S32, "i4", signed=True),
-    "u8": Kind(1, 1, IMAD, IntType.S32, "i4"),
-    "i16": Kind(2, 1, IMAD, IntType.S32, "i4", signed=True),
-    "u16": Kind(2, 1, IMAD, IntType.S32, "i4"),
+    "i8": Kind(1, 1, IMAD, IntType.U32, "i4", signed=True),
+    "u8": Kind(1, 1, IMAD, IntType.U32, "i4"),
+    "i16": Kind(2, 1, IMAD, IntType.U32, "i4", signed=True),
+    "u16": Kind(2, 1, IMAD, IntType.U32, "i4"),
 }
+"""The low half of a product is the same signed and unsigned; IMAD.S32 makes addresses and is not counted as a product."""
 
 
 @dataclass(frozen=True)
