@@ -40,6 +40,13 @@ CUSTOM = range(0x300, 0x400)
 
 READ, WRITE, UPDATE = "r", "w", "rw"
 
+MODES = SIMD, SYSTOLIC = "simd", "systolic"
+"""The modes of an SM. Machines without the systolic extension know only the first."""
+TAKEN = frozenset({"fma", "sfu", "fp64", "tensor", "tensor_f16"})
+"""Units whose lanes, or whose place, the systolic array takes in systolic mode."""
+ZEROS = 8
+"""Registers that RZ can stand for at once: the widest fragment."""
+
 
 @dataclass(frozen=True)
 class Bits:
@@ -183,6 +190,10 @@ class Unsigned(Operand):
     """An unsigned immediate."""
 
 
+class Extent(Unsigned):
+    """An unsigned immediate that says how many registers some operand takes, or how much work an instruction is."""
+
+
 class Signed(Operand):
     """A signed immediate."""
 
@@ -324,8 +335,8 @@ class Instr(Declared):
     extension: ClassVar[str]
     unit: ClassVar[str]
     syntax: ClassVar[str] = ""
-    modes: ClassVar[frozenset[str]] = frozenset({"simd"})
-    """SM modes in which the instruction is legal."""
+    modes: ClassVar[frozenset[str]] = frozenset(MODES)
+    """SM modes in which the instruction is legal: SIMD alone if its unit is TAKEN in the other, unless the class says."""
     layout: ClassVar[dict[str, tuple[Any, Bits]]]
     used: ClassVar[int]
     limits: ClassVar[tuple[tuple[str, tuple[Any, ...]], ...]]
@@ -345,6 +356,8 @@ class Instr(Declared):
         super().__init_subclass__(**kw)
         if unit:
             cls.unit = unit
+            if unit in TAKEN:
+                cls.modes = frozenset({SIMD})
         if (
             opcode is None
         ):  # a family: shared rules for the instructions below it, no instruction itself
@@ -481,9 +494,17 @@ def misplaced(first: Reg | UReg | int, words: int) -> str:
 
     >>> misplaced(Reg(5), 2), misplaced(Reg(252), 8), misplaced(Reg(255), 8)
     ('R5 is not a multiple of 2', 'R252 and the 7 after it reach past R254', '')
+    >>> misplaced(Reg(255), 9)
+    'RZ stands for 8 registers at most, not for 9'
     """
-    if not isinstance(first, (Reg, UReg)) or int(first) in first.special:
+    if not isinstance(first, (Reg, UReg)):
         return ""
+    if int(first) in first.special:
+        return (
+            f"{first} stands for {ZEROS} registers at most, not for {words}"
+            if words > ZEROS
+            else ""
+        )
     if first % (align := min(words, 4)):
         return f"{first} is not a multiple of {align}"
     last = min(first.special) - 1

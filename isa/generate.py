@@ -10,16 +10,17 @@ from typing import Any
 
 from . import instructions  # fills the table
 from .base.uniform import Uniform
-from .core import TABLE, Bits, Guard, Instr, Label, Reg, Src, UReg
+from .core import SIMD, TABLE, Bits, Extent, Guard, Instr, Label, Reg, Src, UReg
 from .errors import IsaError
 from .machine import Machine
 from .program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
+from .systolic import Command
 
 
 def instruction(rng: Random, classes: Iterable[type[Instr]] = (), labels: int = 1 << 24) -> Instr:
     """Any legal instruction of the classes (default: of all). Label fields are below `labels`."""
     cls = rng.choice(list(classes) or list(TABLE.values()))
-    draw = _Draw(rng, labels, uniform=issubclass(cls, Uniform))
+    draw = _Draw(rng, labels, issubclass(cls, Uniform), issubclass(cls, (Uniform, Command)))
     while True:
         i = draw.instruction(cls)
         try:
@@ -36,19 +37,28 @@ class _Draw:
     rng: Random
     labels: int
     uniform: bool
+    unguarded: bool
 
     def instruction(self, cls: type[Instr]) -> Instr:
-        """Suffixes first: they decide how many registers an operand takes, and so where it may begin."""
-        suffixes = {
+        """Suffixes and extents first: they decide how many registers an operand takes, and so where it may begin."""
+        first = {
             n: self.rng.choice(cls.layout[n][1].only or list(k)) for n, k in cls.modifiers().items()
         }
-        so_far = SimpleNamespace(**suffixes)
+        extents = {n: kb for n, kb in cls.operands().items() if issubclass(kb[0], Extent)}
+        first |= {n: self.extent(b) for n, (_, b) in extents.items()}
+        so_far = SimpleNamespace(**first)
         operands = {
-            n: self.operand(kind, b, _words(b, so_far)) for n, (kind, b) in cls.operands().items()
+            n: self.operand(kind, b, _words(b, so_far))
+            for n, (kind, b) in cls.operands().items()
+            if n not in first
         }
         return cls(
-            **suffixes, **operands, guard=Guard(7 if self.uniform else self.rng.randrange(16))
+            **first, **operands, guard=Guard(7 if self.unguarded else self.rng.randrange(16))
         )
+
+    def extent(self, b: Bits) -> Extent:
+        """Mostly small: an operand has to fit the register file."""
+        return Extent(self.rng.choice(b.only or range(1, min(1 << b.width, 100))))
 
     def operand(self, kind: Any, b: Bits, words: int) -> Any:
         """A value of a kind that takes `words` registers, if it is registers."""
@@ -73,16 +83,20 @@ class _Draw:
         zero = min(kind.special)
         if self.rng.random() < 0.1:
             return kind(zero)
-        return kind(self.rng.randrange(0, zero - words + 1, min(words, 4)))
+        return kind(self.rng.randrange(0, max(zero - words + 1, 1), min(words, 4)))
 
 
 def _words(b: Bits, i: Any) -> int:
     return b.words if isinstance(b.words, int) else b.words(i)
 
 
-def kernel(rng: Random, name: str, length: int, nodes: int = 1) -> Kernel:
-    """A kernel of random instructions that verifies; running it would end in a fault soon."""
-    code = [instruction(rng, labels=length) for _ in range(length - 1)]
+def kernel(
+    rng: Random, name: str, length: int, nodes: int = 1, target: str = "volta-8tc"
+) -> Kernel:
+    """A kernel of random instructions that verifies on a target; running it would end in a fault soon."""
+    extensions = Machine.load(target).extensions
+    legal = [c for c in TABLE.values() if c.extension in extensions and SIMD in c.modes]
+    code = [instruction(rng, legal, labels=length) for _ in range(length - 1)]
     return Kernel(
         name=name,
         words=Kernel.encode([*code, instructions.EXIT()]),

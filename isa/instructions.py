@@ -40,9 +40,12 @@ from .base.memory import LDG, LDL, LDS, STG, STL, STS
 from .base.uniform import R2UR, UIADD, UIDIV, UIMAD, UIMNMX, UIREM, UISETP, UISUB, ULOP, UMOV, USHF
 from .base.warp import BALLOT, SHFL, VOTE
 from .conv import LDG_IM2COL
-from .tensor import HMMA, LDSM
+from .systolic import ACC_LD, ACC_ST, LSMA, MODE, SMA_COMMIT, SMA_LDB, SMA_SWAP, SMA_WAIT
+from .tensor import HMMA, HMMA_F16, LDSM
 
 __all__ = [
+    "ACC_LD",
+    "ACC_ST",
     "BALLOT",
     "BAR",
     "BRA",
@@ -61,6 +64,7 @@ __all__ = [
     "FSETP",
     "HADD2",
     "HMMA",
+    "HMMA_F16",
     "HMNMX2",
     "HMUL2",
     "IABS",
@@ -79,6 +83,8 @@ __all__ = [
     "LDS",
     "LDSM",
     "LOP",
+    "LSMA",
+    "MODE",
     "MOV",
     "MUFU",
     "NOP",
@@ -91,6 +97,10 @@ __all__ = [
     "SEL",
     "SHF",
     "SHFL",
+    "SMA_COMMIT",
+    "SMA_LDB",
+    "SMA_SWAP",
+    "SMA_WAIT",
     "STG",
     "STL",
     "STS",

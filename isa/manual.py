@@ -13,19 +13,30 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from . import asm, base, conv, functions, image, lanes, tensor
+from . import asm, base, conv, functions, image, lanes, systolic, tensor
 from .base import algebra, control, floating, integer, memory, uniform, warp
 from .core import CUSTOM, OPCODE_BITS, TABLE, WORD, Bits, Instr, Modifier
 
 EXTENSIONS: dict[str, str] = {
     "base": "integers to 64 bits, f16, bf16, f32, f64, special functions, memory, divergence, shuffles, votes, barriers",
-    "tensor": "inner-product matrix multiply-accumulate on 16-bit operands, fp32 accumulators",
+    "tensor": "inner-product matrix multiply-accumulate on 16-bit operands, fp32 or fp16 accumulators",
+    "systolic": "asynchronous matrix commands to weight-stationary arrays, two modes of the SM",
     "conv": "loads that know the image: implicit im2col",
     "custom": f"opcodes {CUSTOM[0]:#x} to {CUSTOM[-1]:#x}: no built-in instruction; plugins declare theirs here",
 }
 """What an extension adds, in the order of the manual."""
 
-FAMILIES: tuple[ModuleType, ...] = (control, uniform, integer, floating, memory, warp, tensor, conv)
+FAMILIES: tuple[ModuleType, ...] = (
+    control,
+    uniform,
+    integer,
+    floating,
+    memory,
+    warp,
+    tensor,
+    systolic,
+    conv,
+)
 """The modules that declare instructions; each one's docstring opens its section."""
 
 STATE = """
@@ -65,6 +76,7 @@ MEMORY = """
 |---|---|---|---|
 | global | from `0x10000000` on, one flat space: read-only data, then the arena | 64 | all |
 | shared | from 0 on | 32 | the block |
+| accumulator | from 0 on, words; on machines that have it | 32 | the block |
 | local | from 0 on | 32 | the thread |
 | param | from 0 on, read-only | 24-bit constant | the launch |
 
@@ -197,6 +209,8 @@ def _words(b: Bits) -> str:
     spans: dict[Any, str] = {
         algebra.by_access: "1, 2 for `.64`, 4 for `.128`",
         algebra.by_width: "1, 2 for `.64`",
+        systolic.tile: "m · n / 32 rounded up",
+        systolic.by_count: "count",
     }
     count = (
         str(b.words) if isinstance(b.words, int) else spans.get(b.words, "1, 2 for a 64-bit type")

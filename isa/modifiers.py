@@ -179,6 +179,35 @@ class Trans(Modifier):
     T = 1
 
 
+class Mode(Modifier):
+    """A mode of the SM; in lower case it is one of `core.MODES`."""
+
+    SIMD = 0
+    SYSTOLIC = 1
+
+
+class Element(Typed):
+    """The type of A and B of a systolic command."""
+
+    F16 = 0
+    BF16 = 1
+    F32 = 2
+
+
+class Start(Modifier):
+    """LSMA: add to C as it is, or set C: begin the chain at +0."""
+
+    ADD = 0
+    SET = 1
+
+
+class Space(Modifier):
+    """LSMA: where C lies, in registers of the warp or in accumulator memory of the SM."""
+
+    REG = 0
+    ACC = 1
+
+
 class SR(Modifier):
     """A special register: where a thread is."""
 

@@ -3,7 +3,7 @@
 A fragment is a matrix in registers, row-major over (register, lane, half): a register is 128 bytes, that is two rows of
 a 16-column fp32 matrix or four rows of a 16-column fp16 one.
 
-    A, B: 16×16 fp16, 4 registers                     C, D: 16×16 fp32, 8 registers
+    A, B: 16×16 fp16, 4 registers                     C, D: 16×16 fp32, 8 registers (or fp16, 4, as A and B)
     register r, lane l, half h                        register r, lane l
     = row 4r + l // 8, column 2 (l % 8) + h           = row 2r + l // 16, column l % 16
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .base.algebra import nth
 from .core import READ, WRITE, Instr, Reg, Signed, Unsigned, UReg, bits
-from .lanes import U16, U32, LaneType, Value, convert, shl, shr
+from .lanes import F16, U16, U32, LaneType, Value, convert, shl, shr
 from .modifiers import Half, Trans
 
 SIZE = 16
@@ -79,6 +79,30 @@ class HMMA(Instr, opcode=0x101, name="HMMA.161616.F32", unit="tensor", extension
         d = chain(a, b, c).view(np.uint32).reshape(ACCUMULATOR, -1)
         for r in range(ACCUMULATOR):
             m.write(nth(self.d, r), d[r])
+
+    def macs(self, lanes: int) -> int:
+        return lanes * SIZE * SIZE * SIZE // 32
+
+
+class HMMA_F16(Instr, opcode=0x102, name="HMMA.161616.F16", unit="tensor_f16", extension="tensor"):
+    """d = a @ b + c, all of them 16×16 in fp16; 4,096 multiply-accumulates.
+
+    Each element of d: acc = c; for k = 0 … 15: acc = fma(a[i, k], b[k, j], acc), rounded to fp32 at each step; then one rounding to fp16. Of
+    a longer chain every sixteenth step is thus rounded to fp16 (assumed; V100 silicon adds in another order).
+    """
+
+    d: Reg = bits(33, 26, use=WRITE, words=OPERAND)
+    a: Reg = bits(41, 34, use=READ, words=OPERAND)
+    b: Reg = bits(57, 50, use=READ, words=OPERAND)
+    c: Reg = bits(49, 42, use=READ, words=OPERAND)
+
+    def execute(self, m: Any) -> None:
+        a, b, c = (operand(m, r, F16) for r in (self.a, self.b, self.c))
+        with np.errstate(over="ignore"):
+            d = chain(a, b, c.astype(np.float32)).astype(np.float16)
+        words = d.view(np.uint32).reshape(OPERAND, -1)
+        for r in range(OPERAND):
+            m.write(nth(self.d, r), words[r])
 
     def macs(self, lanes: int) -> int:
         return lanes * SIZE * SIZE * SIZE // 32

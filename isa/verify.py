@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 
-from .core import Instr, Label, Reg
+from .core import MODES as MODES
+from .core import SIMD, Instr, Label, Reg
 from .errors import IsaError, KnapperError, raise_all
-from .instructions import BRA, EXIT
+from .instructions import BRA, EXIT, MODE
 from .machine import Machine
 from .program import BASE, Kernel, Launch, Object, Port, Program
+from .systolic import Array
 
-MODES = ("simd",)
 THREADS = 1024
 """A block's threads, at most."""
 GRID = (2**31 - 1, 65535, 65535)
@@ -60,8 +61,11 @@ def _program(p: Program, machine: Machine) -> Iterator[str]:
     for name, kernel in p.kernels.items():
         yield from (f"kernel {name}: {text}" for text in _kernel(name, kernel, machine))
     nodes = {name: 1 + max(k.roles, default=0) for name, k in p.kernels.items()}
+    mode = SIMD
     for i, launch in enumerate(p.launches):
-        yield from (f"launch {i} of {launch.kernel}: {text}" for text in _launch(p, launch, nodes))
+        found = [*_launch(p, launch, nodes), *_modes_of_launch(p, launch, machine, mode)]
+        yield from (f"launch {i} of {launch.kernel}: {text}" for text in found)
+        mode = p.kernels[launch.kernel].mode_exit if launch.kernel in p.kernels else mode
     for o in p.objects:
         yield from _object(p, o)
     yield from _twice("object", (o.name for o in p.objects))
@@ -92,8 +96,22 @@ def _kernel(name: str, k: Kernel, machine: Machine) -> Iterator[str]:
     ):
         if not 0 <= n <= most:
             yield f"{n} {what}, expected 0 to {most}"
-    if not {k.mode_entry, k.mode_exit} <= {*MODES}:
-        yield f"modes {k.mode_entry!r} and {k.mode_exit!r}, expected {', '.join(MODES)}"
+    modes = MODES if "systolic" in machine.extensions else (SIMD,)
+    if not {k.mode_entry, k.mode_exit} <= {*modes}:
+        yield f"modes {k.mode_entry!r} and {k.mode_exit!r}, expected {', '.join(modes)}"
+
+
+def _modes_of_launch(p: Program, launch: Launch, machine: Machine, mode: str) -> Iterator[str]:
+    """The SMs are in `mode` before. A block finds the mode that the one before it on its SM left."""
+    if (kernel := p.kernels.get(launch.kernel)) is None:
+        return
+    if kernel.mode_entry != mode:
+        yield f"it starts in mode {kernel.mode_entry}, but finds {mode}"
+    if kernel.mode_exit != kernel.mode_entry and prod(launch.grid) > machine.sms:
+        yield (
+            f"{prod(launch.grid)} blocks on {machine.sms} SMs: a block starts in the mode in which another ends, "
+            f"but the kernel starts in {kernel.mode_entry} and ends in {kernel.mode_exit}"
+        )
 
 
 def _launch(p: Program, launch: Launch, nodes: Mapping[str, int]) -> Iterator[str]:
@@ -154,11 +172,13 @@ def code_problems(kernel: Kernel, machine: Machine, where: str = "") -> Iterator
     except IsaError as e:
         yield IsaError(e.code, e.message, where=f"{where}: {e.where}" if where else e.where)
         return
+    told = list(mode_problems(kernel))
     for i, instr in enumerate(code):
-        for text in instruction_problems(instr, kernel, machine, len(code)):
-            yield IsaError(
-                "E522", f"kernel {kernel.name}: instruction {i}: {instr}: {text}", where=where
-            )
+        told += ((i, text) for text in instruction_problems(instr, kernel, machine, len(code)))
+    for i, text in sorted(told):
+        yield IsaError(
+            "E522", f"kernel {kernel.name}: instruction {i}: {code[i]}: {text}", where=where
+        )
     if not isinstance(code[-1], (EXIT, BRA)) or code[-1].guard != 7:
         yield IsaError(
             "E522", f"kernel {kernel.name}: it runs past its end: {code[-1]}", where=where
@@ -169,11 +189,53 @@ def instruction_problems(i: Instr, kernel: Kernel, machine: Machine, length: int
     """What is wrong with one instruction of a kernel of `length` instructions."""
     if i.extension not in machine.extensions:
         yield f"{machine.name} has no extension {i.extension!r}"
-    if kernel.mode_entry not in i.modes:
-        yield f"not legal in mode {kernel.mode_entry}"
+    elif i.extension == "systolic" and (reason := Array.of(machine.to_dict()).refusal(i)):
+        yield reason
     for a in i.accesses():
         if isinstance(a.first, Reg) and a.first + a.words > kernel.registers:
             yield f"{a.field} reaches R{a.first + a.words - 1}, but the kernel has {kernel.registers} registers"
     for name, (kind, _) in i.layout.items():
         if kind is Label and getattr(i, name) >= length:
             yield f"{name} {getattr(i, name)} is outside the kernel's {length} instructions"
+
+
+# --- modes: which one an instruction runs in, whatever path leads to it ------------------------------------------------------
+
+
+def modes(kernel: Kernel) -> list[frozenset[str]]:
+    """The modes in which each instruction can be reached; none if it cannot be."""
+    code, reached = kernel.code, [frozenset[str]() for _ in kernel.code]
+    todo = [(0, kernel.mode_entry)]
+    while todo:
+        pc, mode = todo.pop()
+        if pc < len(code) and mode not in reached[pc]:
+            reached[pc] |= {mode}
+            instr = code[pc]
+            after = instr.mode.name.lower() if isinstance(instr, MODE) else mode
+            todo += ((successor, after) for successor in _successors(instr, pc))
+    return reached
+
+
+def _successors(i: Instr, pc: int) -> Iterator[int]:
+    """Where lanes can go on. Behind a BSYNC only lanes go on that came to it, so it needs no rule of its own."""
+    if isinstance(i, BRA):
+        yield int(i.target)
+    if not isinstance(i, (BRA, EXIT)) or i.guard != 7:
+        yield pc + 1
+
+
+def mode_problems(kernel: Kernel) -> Iterator[tuple[int, str]]:
+    """What is wrong with a kernel's modes: (instruction, why)."""
+    for pc, (instr, reached) in enumerate(zip(kernel.code, modes(kernel), strict=True)):
+        if len(reached) > 1:
+            yield (
+                pc,
+                "it is reached in both modes: all paths to an instruction have one MODE in force",
+            )
+        elif bad := reached - instr.modes:
+            yield pc, f"{instr.mnemonic} is illegal in mode {min(bad)!r}"
+        elif isinstance(instr, EXIT) and reached - {kernel.mode_exit}:
+            yield (
+                pc,
+                f"it ends in mode {min(reached)!r}, but the kernel is to end in {kernel.mode_exit!r}",
+            )

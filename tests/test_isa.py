@@ -45,6 +45,8 @@ from knapper.isa.modifiers import (
     Rounding,
     Scalar,
     Shuffle,
+    Space,
+    Start,
     Trans,
     Vote,
     Width,
@@ -343,6 +345,16 @@ class Bare:
             self.preds[p] = np.where(self.mask, value, self.preds[p])
 
     set_uniform_predicate = set_predicate
+
+    def send(self, command, address=0, c=0):
+        """What an LSMA will do to registers once its group is executed."""
+        if isinstance(command, I.LSMA) and command.space is Space.REG:
+            reads = [self.read_set] if command.start is Start.ADD else []
+            words = -(-command.macs(32) // (8 * 32))
+            for to in [self.write_set, *reads]:
+                self.note(to, "R", c, words, None if c != 255 else c)
+
+    commit = wait = switch = lambda self, *operand: None
 
     def load(self, space, address, type, words=1, where=None):
         lanes = self.mask if where is None else self.mask & where
