@@ -320,6 +320,20 @@ def test_casts_stand_at_the_boundaries_of_launches_and_move_none(g: Graph) -> No
             assert {f16.types()[v].dtype for v in n.inputs[:2]} == {"f16"}
 
 
+def test_what_a_launch_reads_twice_leaves_no_wide_copy() -> None:
+    """The Cast before a BatchNormalization is part of it: each reader of %c widens for itself."""
+    g = text.parse("""graph @g(%x: f32[1,2,4,4], %s: f32[2]) {
+        const %w: f32[2,2,1,1] = [1.0,2.0,3.0,4.0]
+        %c: f32[1,2,4,4] = Conv %x, %w
+        %n: f32[1,2,4,4] = BatchNormalization %c, %s, %s, %s, %s
+        %r: f32[1,2,4,4] = Add %n, %c
+        %y: f32[1,2,4,4] = Conv %r, %w
+        return %y }""")
+    h = run(g, "layout,precision,fuse")
+    (norm,) = (ns for ns in groups(h).values() if "BatchNormalization" in {n.op for n in ns})
+    assert [n.op for n in norm] == ["Cast", "BatchNormalization", "Cast", "Add", "Cast"]
+
+
 @given(graphs(SMOOTH))
 def test_fp16_stays_within_its_rounding(g: Graph) -> None:
     x = inputs_of(g)

@@ -71,7 +71,7 @@ class _Precision(Writer):
         self.readers = self._readers()
         self.kept = self._kept()
         self.unrounded = self._unrounded()
-        self.casts: dict[tuple[str, str, int], str] = {}
+        self.casts: dict[tuple[str, str, str], str] = {}
         self.moving = self._moving()
 
     # --- what is stored, and as what
@@ -165,13 +165,15 @@ class _Precision(Writer):
     # --- operands
 
     def _wide(self, v: str, n: Node) -> str:
-        """An operand in a register: made here, or read and widened once a launch."""
-        here = self.launch[n.outputs[0]]
-        if self.launch.get(v) == here:
+        """An operand in a register: made here, or read and widened where it is used.
+
+        A Cast with one reader is part of it (`launches`), whatever else the launch does with the value.
+        """
+        if self.launch.get(v) == self.launch[n.outputs[0]]:
             return self.inside[v]
         if not v or v in self.old.constants:
             return v
-        return self._cast(self.stored[v], self.old_types[v].dtype, here)
+        return self._cast(self.stored[v], self.old_types[v].dtype, n.outputs[0])
 
     def _narrow(self, v: str) -> str:
         """An operand in the stored type."""
@@ -180,15 +182,15 @@ class _Precision(Writer):
     def _rounded(self, v: str) -> str:
         return self._cast(v, self.narrow) if self.type(v).dtype == "f32" else v
 
-    def _cast(self, v: str, to: str, launch: int = -1) -> str:
-        """A value as another type: one Cast for all that use it, or for all in a launch."""
+    def _cast(self, v: str, to: str, reader: str = "") -> str:
+        """A value as another type: one Cast for all that use it, or for one reader."""
         if self.type(v).dtype == to:
             return v
-        if (v, to, launch) not in self.casts:
+        if (v, to, reader) not in self.casts:
             a = self.array(v)
             made = self._cast_node(v, to) if a is None else self.constant(cast(a, to), v, to)
-            self.casts[v, to, launch] = made
-        return self.casts[v, to, launch]
+            self.casts[v, to, reader] = made
+        return self.casts[v, to, reader]
 
     def _cast_node(self, v: str, to: str) -> str:
         """A Cast called after its operand: %x.f16, and %x.f32 of that."""
