@@ -70,12 +70,12 @@ def compile_graph(
     Errors: those of the passes (E3xx), E410 for nodes that no generator serves, all at once, E4xx of the generators.
     """
     options = Options(pipeline, precision, forced or {}, meta or {}, cache, hooks)
-    fused = optimize(graph, options, dump)
-    return finish(fused, machine, options, dump, _provenance(options, graph))
+    return finish(optimize(graph, options, dump), machine, options, dump)
 
 
 def optimize(graph: Graph, options: Options = Options(), dump: Dump | None = None) -> Graph:
-    """Level 1: the passes, verified one by one."""
+    """Level 1: the passes, verified one by one. The result says where it is from, beside what `options.meta` says."""
+    graph = graph.with_(meta=_origin(graph, options))
     hooks = [*options.hooks, *([_Tell(dump)] if dump else [])]
     return pipelines.run(graph, passes(options), hooks)
 
@@ -85,24 +85,29 @@ def finish(
     machine: Machine,
     options: Options = Options(),
     dump: Dump | None = None,
-    meta: Mapping[str, str] | None = None,
 ) -> Program:
     """Levels 2 and 3, from a fused graph on."""
-    plan = schedule(graph, machine, options.forced)
+    return generate(plan(graph, machine, options, dump), options, dump)
+
+
+def plan(
+    graph: Graph, machine: Machine, options: Options = Options(), dump: Dump | None = None
+) -> Plan:
+    """Level 2, from a fused graph on."""
+    made = schedule(graph, machine, options.forced)
     if dump:
-        dump("plan", plan)
-    return generate(plan, options, dump, meta)
+        dump("plan", made)
+    return made
 
 
 def generate(
     plan: Plan,
     options: Options = Options(),
     dump: Dump | None = None,
-    meta: Mapping[str, str] | None = None,
 ) -> Program:
     """Level 3: kernels, from the cache where it has them, data and addresses."""
     cache = KernelCache(options.cache or folder(), sources())
-    known = {"knapper": __version__} | dict(meta or {}) | dict(options.meta)
+    known = {"knapper": __version__} | _origin(plan.graph, options)
     program = assemble(plan, lower(plan, cache), known)
     if dump:
         dump("program", program)
@@ -118,17 +123,15 @@ def from_ir(
     """
     graph = text.load(path)
     if options.pipeline is None and is_fused(graph):
-        return finish(graph, machine, options, dump, {"model": _graph_hash(graph)})
-    fused = optimize(graph, options, dump)
-    return finish(fused, machine, options, dump, _provenance(options, graph))
+        return finish(graph, machine, options, dump)
+    return finish(optimize(graph, options, dump), machine, options, dump)
 
 
 def from_plan(
     path: Path, machine: Machine, options: Options = Options(), dump: Dump | None = None
 ) -> Program:
     """Compile a `.plan` file; E412 and E413 for what is not legal on the machine, with its line."""
-    plan = plan_text.load(path, machine)
-    return generate(plan, options, dump, {"model": _graph_hash(plan.graph)})
+    return generate(plan_text.load(path, machine), options, dump)
 
 
 @dataclass(frozen=True)
@@ -175,11 +178,10 @@ class _Tell:
         self.dump("crash", g)
 
 
-def _provenance(options: Options, model: Graph) -> dict[str, str]:
-    """What the program's note says about where it is from."""
-    pipeline = pipelines.show_passes(passes(options))
-    hashed = options.meta.get("model") or _graph_hash(model)
-    return {"pipeline": pipeline, "precision": options.precision, "model": hashed}
+def _origin(graph: Graph, options: Options) -> dict[str, str]:
+    """Where a graph is from: what it says itself, what the caller knows, or the hash of its own text."""
+    known = {**graph.meta, **options.meta}
+    return known if "model" in known else {"model": _graph_hash(graph), **known}
 
 
 def _graph_hash(g: Graph) -> str:

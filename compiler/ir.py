@@ -176,7 +176,8 @@ class Node:
 class Graph:
     """A network: nodes in topological order. `outputs` maps the network's output names to values.
 
-    Two graphs are equal if their texts are, and their constants bit for bit.
+    Two graphs are equal if their texts are, and their constants bit for bit. `meta` is where the graph is from (the model's
+    hash, the passes it went through): it goes with the graph into files and programs, and is no part of what is computed.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Graph:
     outputs: Mapping[str, str]
     nodes: tuple[Node, ...] = ()
     constants: Mapping[str, Array] = field(default_factory=dict)
+    meta: Mapping[str, str] = field(default_factory=dict)
 
     def types(self) -> dict[str, Type]:
         """Every value's type."""
@@ -217,10 +219,9 @@ class Graph:
         raise_all(_problems(self, places))
         return self
 
-    def __str__(self) -> str:
-        from .text import show  # text imports this module
-
-        return show(self)
+    def __repr__(self) -> str:
+        size = f"{len(self.nodes)} nodes, {len(self.constants)} constants"
+        return f"Graph({self.name}: {', '.join(self.inputs)} -> {', '.join(self.outputs)}; {size})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Graph):

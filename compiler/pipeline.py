@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import time
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -23,6 +23,7 @@ from knapper.isa.errors import PassError, UsageError
 from . import ops  # noqa: F401  (declares the ops that graphs are made of)
 from .ir import Attr, Graph
 from .passes import PASSES, Pass
+from .passes.precision import Precision
 from .text import parse_passes, save, show
 
 PRESETS: dict[str, str] = {
@@ -122,11 +123,18 @@ def run(
     _tell(hooks, Step(0, "import", g, g.verify(), 0.0))
     for i, p in enumerate(passes):
         start = time.perf_counter()
-        before, g = g, _guarded(p, g, passes[i:], hooks)
+        before, g = g, _guarded(p, g, passes[i:], hooks).with_(meta=_through(p, g.meta))
         _tell(hooks, Step(i + 1, p.name, before, g, time.perf_counter() - start))
         if p.name == stop_after:
             break
     return g
+
+
+def _through(p: Pass, meta: Mapping[str, str]) -> dict[str, str]:
+    """Where a graph is from that has gone through one more pass."""
+    passes = ",".join(filter(None, [meta.get("pipeline", ""), str(p)]))
+    stored = {"precision": p.type} if isinstance(p, Precision) else {}
+    return {**meta, "pipeline": passes, **stored}
 
 
 def _guarded(p: Pass, g: Graph, rest: Sequence[Pass], hooks: Sequence[Hook]) -> Graph:

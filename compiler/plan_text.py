@@ -28,6 +28,9 @@ from .ir import Array, Graph
 from .memory import Buffer, place
 from .plan import Plan, Step, lifetimes
 
+TARGET = "target"
+"""What the file's head calls the machine."""
+
 
 def show(plan: Plan) -> str:
     """The plan as text; large constants appear by hash (`text.blobs`)."""
@@ -40,12 +43,18 @@ def show(plan: Plan) -> str:
 
 def save(plan: Plan, path: Path | str) -> None:
     """Write the plan's text to `path`, and its larger constants to the .npz of the same stem."""
-    text.save_text(show(plan), plan.graph, path)
+    meta = {**plan.graph.meta, TARGET: plan.machine.name}
+    text.save_text(text.headed(show(plan), meta), plan.graph, path)
 
 
 def load(path: Path | str, machine: Machine) -> Plan:
     """Read what `save` wrote, or an edited version of it."""
     return parse(text.read(path), machine, str(path), text.load_blobs(path))
+
+
+def target(path: Path | str) -> str:
+    """The name of the machine that a plan's file was written for; "" if it does not say so."""
+    return text.provenance(text.read(path), "plan").get(TARGET, "")
 
 
 def step_line(plan: Plan, s: Step) -> str:
@@ -60,7 +69,8 @@ def step_line(plan: Plan, s: Step) -> str:
 def _headline(plan: Plan) -> str:
     cycles = sum(map(plan.cycles, plan.steps))
     arena = f"arena {plan.arena_bytes:,} bytes (at least {plan.bound:,})"
-    return f"// plan for {plan.machine.name}: {len(plan.steps)} launches, {cycles:,.0f} cycles predicted, {arena}"
+    launches = f"{len(plan.steps)} launch{'es' * (len(plan.steps) != 1)}"
+    return f"// plan for {plan.machine.name}: {launches}, {cycles:,.0f} cycles predicted, {arena}"
 
 
 def _buffer_line(b: Buffer) -> str:
@@ -80,6 +90,9 @@ def parse(
     """
     graph_text, plan_text = _split(source)
     graph = text.parse(graph_text, where, blobs or {})
+    meta = text.provenance(source, "plan")
+    meta.pop(TARGET, None)  # the caller's machine is another matter
+    graph = graph.with_(meta=meta)
     launches, buffers = _read(plan_text, where)
     found = {g.name: g for g in groups(graph)}
     raise_all(_strangers(launches, found))

@@ -10,8 +10,14 @@ the text; larger ones stand beside it, under the hash of their content:
       return %0 as %prob
     }
 
-`save` writes net.ir and net.npz, `load` reads them; `blobs` gives what the .npz holds. The grammar
-is `ir.lark`; the parser builds nodes as it reads, without a tree between.
+`save` writes net.ir and net.npz, `load` reads them; `blobs` gives what the .npz holds. A file begins with where it is from,
+lines that the grammar takes for comments (`provenance` reads them):
+
+    //! model 52b9d9bf7edc3716
+    //! pipeline fold,dead
+    //! text 7f1c0de0fa1b2c3d          of what follows: whether somebody has edited it
+
+The grammar is `ir.lark`; the parser builds nodes as it reads, without a tree between.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
@@ -38,6 +45,7 @@ from .ir import DTYPES, NAMES, Array, Attr, Graph, Node, Type
 if TYPE_CHECKING:
     from lark import Lark, Token  # the parser is imported when something is parsed
 
+HEAD = "//! "
 INLINE = 16  # constants of so many elements are part of the text
 VALUE = re.compile(r'%(?:"(?:\\.|[^"\\])*"|[^,\s]+)|_')
 PLAIN = re.compile(r"[\w.$/-]+", re.ASCII)
@@ -58,6 +66,35 @@ def show(g: Graph) -> str:
         f"  return {outputs}".rstrip(),
         "}\n",
     ])  # fmt: skip
+
+
+def headed(text: str, meta: Mapping[str, str]) -> str:
+    """A text under the lines that say where it is from."""
+    lines = [f"{HEAD}{key} {value}\n" for key, value in meta.items()]
+    return "".join([*lines, f"{HEAD}text {_digest(text)}\n", text])
+
+
+def provenance(text: str, level: str) -> dict[str, str]:
+    """Where a text is from, as `headed` wrote it; with "edited": `level` if what follows was changed since.
+
+    >>> provenance(headed("graph …", {"model": "52b9"}), "graph")
+    {'model': '52b9'}
+    >>> provenance(headed("graph …", {"model": "52b9"}).replace("…", "@g"), "plan")
+    {'model': '52b9', 'edited': 'plan'}
+    >>> provenance("graph …", "graph")
+    {}
+    """
+    lines = text.splitlines(keepends=True)
+    head = list(takewhile(lambda line: line.startswith(HEAD), lines))
+    found = dict(line.removeprefix(HEAD).rstrip().partition(" ")[::2] for line in head)
+    digest = found.pop("text", "")
+    if digest and digest != _digest("".join(lines[len(head) :])):
+        found["edited"] = level
+    return found
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def show_node(n: Node) -> str:
@@ -164,6 +201,7 @@ def parse(text: str, where: str = "<text>", blobs: Mapping[str, Array] = {}) -> 
         source.unique(outputs),
         tuple(x[1] for x in body if isinstance(x[1], Node)),
         source.unique(constants),
+        provenance(text, "graph"),
     )
     return g.verify({_plain(x[0]): source.place(x[0]) for x in body})
 
@@ -322,9 +360,9 @@ def _plain(token: str) -> str:
 def save(g: Graph, path: Path | str, header: str = "") -> None:
     """Write a graph's text to `path`, and its larger constants to the .npz of the same stem.
 
-    `header` goes before the text; each of its lines must be a comment.
+    Above it goes where it is from, or the `header`, whose lines must be comments.
     """
-    save_text(header + show(g), g, path)
+    save_text(header + show(g) if header else headed(show(g), g.meta), g, path)
 
 
 def save_text(text: str, g: Graph, path: Path | str) -> None:

@@ -11,6 +11,8 @@ from knapper.isa import image as elf
 from knapper.isa.program import Program
 
 from . import extensions, files
+from .inputs import show
+from .tables import plural
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -24,6 +26,13 @@ class Image:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+
+    def __repr__(self) -> str:
+        p = self.program
+        inputs, outputs = (
+            ", ".join(f"{x.name}: {show(x)}" for x in ports) for ports in (p.inputs, p.outputs)
+        )
+        return f"Image({inputs} -> {outputs}; {plural(len(p.launches), 'launch')} for {p.target.get('name')})"
 
     def save(self, path: str | Path) -> None:
         """Write the ELF file."""
@@ -72,7 +81,7 @@ def compile(
         target: the name of a built-in target, or the path of a .toml file.
         precision: how float32 tensors are stored: fp16, bf16 or fp32. Inputs and outputs keep the model's types.
         pipeline: passes as text, in place of the preset of `precision`.
-        shapes: input name → shape, for symbolic dimensions or another batch size.
+        shapes: input name → shape, for symbolic dimensions, and in place of fixed ones (another batch size).
         consts: input name → value, for inputs that decide shapes.
 
     Raises KnapperError with everything that is wrong, one line each.
@@ -84,7 +93,8 @@ def compile(
 
     extensions.installed()
     machine = Machine.load(str(target))
-    return Image(compile_graph(read(model, shapes, consts), machine, pipeline, precision))
+    graph = read(model, shapes, consts, replace_fixed=True)
+    return Image(compile_graph(graph, machine, pipeline, precision))
 
 
 def load(path: str | Path) -> Image:

@@ -148,9 +148,8 @@ def _compiling(p: Any) -> None:
     p.add_argument(
         "-t",
         "--target",
-        default="volta-8tc",
         metavar="NAME|FILE.toml",
-        help="machine (default: volta-8tc)",
+        help="machine (default: volta-8tc, or what a plan was made for)",
     )
     p.add_argument(
         "--precision",
@@ -231,6 +230,7 @@ def _compile(commands: Any) -> None:
     )
     p.add_argument("--dump-dir", metavar="DIR", help="write every level there")
     p.add_argument("-o", "--output", metavar="FILE", help="default: MODEL with the level's ending")
+    _json(p)
 
 
 def _run(commands: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -13,8 +15,7 @@ def write(path: str | Path, content: bytes | str) -> None:
     """Write a file next to its place and move it there; UsageError E705 if that cannot be done."""
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with told(path):
         if path.exists() and not path.is_file():
             path.write_bytes(data)  # /dev/stdout, a pipe: nothing to move over
             return
@@ -28,8 +29,31 @@ def write(path: str | Path, content: bytes | str) -> None:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
+
+
+def check_place(path: str | Path) -> None:
+    """UsageError E705 if a file cannot be at a path for want of a folder: said before long work, not after it."""
+    with told(path):
+        os.stat(os.path.join(Path(path).parent, ""))
+
+
+def make_folder(path: str | Path) -> Path:
+    """A folder for many files, made if only it itself is missing; UsageError E705 if that cannot be done."""
+    with told(path):
+        Path(path).mkdir(exist_ok=True)
+    return Path(path)
+
+
+@contextmanager
+def told(path: str | Path) -> Iterator[None]:
+    """What the system says against writing a file, as UsageError E705."""
+    try:
+        yield
     except OSError as e:
-        raise UsageError("E705", f"cannot write: {e.strerror}", where=str(path)) from None
+        missing = isinstance(e, FileNotFoundError)
+        hint = f"make the folder {Path(path).parent} first" if missing else ""
+        problem = f"cannot write: {e.strerror}"
+        raise UsageError("E705", problem, where=str(path), hint=hint) from None
 
 
 def read(path: str | Path) -> bytes:

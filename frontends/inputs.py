@@ -14,6 +14,9 @@ from knapper.isa.program import Port
 
 from . import files
 
+MAGIC = (b"\x93NUMPY", b"PK\x03\x04")
+"""How .npy and .npz files begin."""
+
 
 def gather(ports: Sequence[Port], options: Iterable[str]) -> dict[str, Array]:
     """Arrays from `--input` options: `NAME=FILE.npy`, `FILE.npz`, `random:SEED`; later ones win."""
@@ -68,7 +71,16 @@ def _numpy(path: str) -> Array | dict[str, Array]:
         loaded = np.load(data, allow_pickle=False)
         return loaded if isinstance(loaded, np.ndarray) else {n: loaded[n] for n in loaded.files}
     except (ValueError, OSError, EOFError, KeyError, BadZipFile) as e:
-        raise UsageError("E702", f"is no .npy or .npz file: {e}", where=path) from None
+        raise UsageError("E702", _reason(data.getvalue(), str(e)), where=path) from None
+
+
+def _reason(content: bytes, told: str) -> str:
+    """Why numpy cannot read a file. It advises to unpickle whatever it does not know, which nobody should."""
+    if not content.startswith(MAGIC):
+        return "is no .npy or .npz file"
+    if "allow_pickle" in told:
+        return "holds Python objects, which are not read; save numbers"
+    return f"is damaged: {told}"
 
 
 def randoms(ports: Sequence[Port], seed: int) -> dict[str, Array]:

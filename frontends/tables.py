@@ -45,6 +45,16 @@ def _is_number(text: str) -> bool:
     return text[:1] in "-0123456789" and (text[-1:].isdigit() or text[-1:] == "%")
 
 
+def plural(count: int, word: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "launch"), plural(2, "launch"), plural(1234, "kernel")
+    ('1 launch', '2 launches', '1,234 kernels')
+    """
+    ending = "" if count == 1 else "es" if word.endswith(("ch", "s")) else "s"
+    return f"{count:,} {word}{ending}"
+
+
 def size(count: int) -> str:
     """Bytes for people.
 

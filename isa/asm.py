@@ -422,14 +422,16 @@ ENTRY = struct.Struct("<32sQ")
 BLOBS = re.compile(r"^\s*\.blobs\s+#([0-9a-f]{64})", re.MULTILINE)
 
 
-def save(program: Program, path: str | Path) -> None:
-    """Write the text to `path` and the bulk data beside it."""
+def save(program: Program, path: str | Path) -> Path:
+    """Write the text to `path` and the bulk data beside it; gives the path of the latter."""
     path = Path(path)
     text, blobs = disassemble(program)
     path.write_text(text, encoding="utf-8", newline="\n")
     entries = b"".join(ENTRY.pack(bytes.fromhex(name), len(data)) for name, data in blobs.items())
     head = MAGIC + len(blobs).to_bytes(8, "little") + entries
-    (path.parent / f"{bundle(blobs)}.blob").write_bytes(b"".join([head, *blobs.values()]))
+    beside = path.parent / f"{bundle(blobs)}.blob"
+    beside.write_bytes(b"".join([head, *blobs.values()]))
+    return beside
 
 
 def load(path: str | Path) -> Program:

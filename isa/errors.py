@@ -81,7 +81,8 @@ CODES: dict[str, str] = {
     # 7xx how knapper was called
     "E701": "There is no input of that name, or one is missing. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",
-    "E704": "An option has a value that it does not take.",
+    "E703": "An input's shape, as --shape gives it, contradicts a dimension that the model fixes. Only symbolic dimensions are open.",
+    "E704": "An option has a value that it does not take, or does not apply beside the others: nothing is ignored silently.",
     "E705": "A file cannot be read or written.",
     "E706": "A check compared nothing, or found values that differ.",
     "E707": "There is no built-in network of that name, or not at that size.",

@@ -95,7 +95,9 @@ class Session:
         def compiling(parts: int) -> None:
             if progress is not None:
                 progress(
-                    0, total, f"compiling the emulator core ({parts} parts, kept for next time)"
+                    0,
+                    total,
+                    f"compiling the emulator core ({parts} part{'s' * (parts != 1)}, kept for next time)",
                 )
 
         runner = self.engine(engine, checked, threads, limit, compiling)
@@ -219,7 +221,7 @@ def input_problems(ports: tuple[Port, ...], inputs: Mapping[str, Array]) -> Iter
                 "E722", f"input {port.name!r}: expected {spell(port)}, got {value.dtype}", hint=hint
             )
         if value.shape != port.shape:
-            got = "×".join(map(str, value.shape)) or "a scalar"
+            got = f"{port.dtype}[{','.join(map(str, value.shape))}]"
             yield UsageError("E721", f"input {port.name!r}: expected {spell(port)}, got {got}")
 
 

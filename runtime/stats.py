@@ -107,7 +107,7 @@ class LaunchStats:
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.kernel.name,
-            "nodes": list(self.launch.nodes),
+            "nodes": list(dict.fromkeys(self.launch.nodes)),
             "mode": self.kernel.mode_entry,
             "grid": list(self.launch.grid),
             "block": list(self.kernel.block),

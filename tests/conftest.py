@@ -69,7 +69,7 @@ class GoldenTest(pytest.Item):
 def _outcome(before: str, where: str) -> tuple[str, str]:
     passes = before.partition("\n")[0].removeprefix("// passes:").strip()
     try:
-        return "becomes", str(pipeline.run(text.parse(before, where), pipeline.parse(passes)))
+        return "becomes", text.show(pipeline.run(text.parse(before, where), pipeline.parse(passes)))
     except KnapperError as e:
         return "fails", "\n".join([str(e), *getattr(e, "__notes__", [])]) + "\n"
 

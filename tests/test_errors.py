@@ -174,7 +174,7 @@ def test_no_flipped_bit_goes_unnoticed_or_crashes(tmp_path: Path, image: bytes) 
         (["--input", "x=nothing.npy"], "E705: nothing.npy: cannot read: No such file or directory"),
         (["--input", "x=text.npy"], "E702: text.npy: is no .npy or .npz file"),
         (["--input", "z=wrong_shape.npy"], "there is no input 'z'"),
-        (["--input", "x=wrong_shape.npy"], "input 'x': expected f32[1,8], got 2×8"),
+        (["--input", "x=wrong_shape.npy"], "input 'x': expected f32[1,8], got f32[2,8]"),
         (
             ["--input", "x=wrong_type.npy"],
             "input 'x': expected f32[1,8], got float64 (hint: convert it: ",

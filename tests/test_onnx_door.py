@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from knapper.compiler.ir import Graph, evaluate
 from knapper.frontends.onnx import read
 from knapper.frontends.oracle import Oracle
-from knapper.isa.errors import FrontendError, KnapperError, Problems
+from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)
@@ -270,8 +270,10 @@ def test_open_dimensions_are_all_named() -> None:
 def test_a_fixed_batch_can_be_replaced() -> None:
     flat = [node("Flatten", ["x"], ["f"]), node("Gemm", ["f", "w"], ["y"])]
     proto = model(flat, {"x": (1, 2, 3)}, weights={"w": f32(6, 4)})
-    graph = read(proto, {"x": (8, 2, 3)})
+    graph = read(proto, {"x": (8, 2, 3)}, replace_fixed=True)
     assert graph.types()[graph.outputs["y"]].shape == (8, 4)
+    with pytest.raises(UsageError, match=r"E703: .*input 'x' is \[1,2,3\], --shape says \[8,2,3\]"):
+        read(proto, {"x": (8, 2, 3)})
 
 
 def test_a_shape_of_another_rank_is_refused() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from knapper.isa.errors import UsageError
 
 from .. import files
-from .options import consts, shapes
+from ..tables import plural
+from .options import TARGET, consts, shapes
 
 if TYPE_CHECKING:
     from knapper.compiler.driver import Dump, Options
@@ -32,11 +34,55 @@ def compile_model(a: argparse.Namespace) -> None:
 
     if (a.model is None) == (a.source is None):
         raise UsageError("E704", "give a MODEL, or --from FILE")
+    _refuse_idle(a)
     output = Path(a.output or Path(Path(a.model or a.source).name).with_suffix(ENDINGS[a.emit]))
+    files.check_place(output)
     started = time.perf_counter()
-    level = _level(a, Machine.load(a.target))
-    _save(level, output)
-    log.info("%s: %s, %.2f s", output, describe(level), time.perf_counter() - started)
+    with Warnings() as warnings:
+        machine = Machine.load(a.target or _planned(a) or TARGET)
+        level = _level(a, machine)
+        _save(level, output)
+    seconds = time.perf_counter() - started
+    if a.json:
+        print(json.dumps(summary(level, output) | {"seconds": seconds, "warnings": warnings.lines}))
+    else:
+        log.info("%s: %s, %.2f s", output, describe(level), seconds)
+
+
+IDLE: Mapping[str, tuple[str, ...]] = {
+    ".ir": ("shape", "const"),
+    ".plan": ("precision", "pipeline", "shape", "const"),
+    ".s": ("target", "precision", "pipeline", "shape", "const", "dump_dir"),
+}
+"""The options that have nothing to decide any more, by what `--from` starts with."""
+
+
+def _refuse_idle(a: argparse.Namespace) -> None:
+    """UsageError E704 for a file that `--from` does not take, and for options that could only be ignored."""
+    source = Path(a.source or a.model)
+    if a.source and source.suffix not in IDLE:
+        raise UsageError("E704", f"--from takes an .ir, .plan or .s file, got {source}")
+    if a.source and [*ENDINGS.values()].index(source.suffix) > [*ENDINGS].index(a.emit):
+        raise UsageError("E704", f"--emit {a.emit} comes before what --from {source} gives")
+    for option in IDLE[source.suffix] if a.source else ():
+        if getattr(a, option):
+            name = f"--{option.replace('_', '-')}"
+            raise UsageError("E704", f"{name} does not apply: {source} has it decided already")
+    refuse_both(a)
+
+
+def refuse_both(a: argparse.Namespace) -> None:
+    """UsageError E704 if both --precision and --pipeline are given."""
+    if a.precision and a.pipeline is not None:
+        hint = f'the pass says it: precision{{type="{a.precision}"}}'
+        raise UsageError("E704", "--precision does not apply: --pipeline decides it", hint=hint)
+
+
+def _planned(a: argparse.Namespace) -> str:
+    """The machine that a plan was made for; the caller's --target comes first."""
+    from knapper.compiler import plan_text
+
+    return plan_text.target(a.source) if a.source and a.source.endswith(".plan") else ""
 
 
 def _level(a: argparse.Namespace, machine: Machine) -> Graph | Plan | Program:
@@ -44,39 +90,39 @@ def _level(a: argparse.Namespace, machine: Machine) -> Graph | Plan | Program:
     from knapper.compiler import driver, plan_text
 
     options = driver.Options(a.pipeline, a.precision or "fp16", meta=_meta(a.model))
-    dump = driver.Files(Path(a.dump_dir)) if a.dump_dir else None
-    source = Path(a.source) if a.source else None
-    ending = source.suffix if source else ""
-    if source and ending not in (".ir", ".plan", ".s"):
-        raise UsageError("E704", f"--from takes an .ir, .plan or .s file, got {source}")
-    if source and list(ENDINGS.values()).index(ending) > list(ENDINGS).index(a.emit):
-        raise UsageError("E704", f"--emit {a.emit} comes before what --from {source} gives")
-    if source and ending == ".s":
+    dump = driver.Files(files.make_folder(a.dump_dir)) if a.dump_dir else None
+    ending = Path(a.source).suffix if a.source else ""
+    if ending == ".s":
         return read_assembly(a.source)
-    if source and ending == ".plan" and a.emit == "plan":
-        return plan_text.load(source, machine)
-    if source and ending == ".plan":
-        return driver.from_plan(source, machine, options, dump)
-    if a.emit in ("graph", "plan"):
-        return _early(a, machine, options, dump)
-    if source:
-        return driver.from_ir(source, machine, options, dump)
-    return driver.compile_graph(
-        read_model(a), machine, a.pipeline, options.precision, dump, meta=options.meta
-    )
+    if ending == ".plan":
+        plan = plan_text.load(a.source, machine)
+        return _planned_on(plan, a, options, dump)
+    graph = _graph(a, options, dump)
+    if a.emit == "graph":
+        return graph
+    return _planned_on(driver.plan(graph, machine, options, dump), a, options, dump)
 
 
-def _early(
-    a: argparse.Namespace, machine: Machine, options: Options, dump: Dump | None
-) -> Graph | Plan:
-    """The graph after the passes, or the plan, without what comes behind it."""
+def _graph(a: argparse.Namespace, options: Options, dump: Dump | None) -> Graph:
+    """The graph behind the passes."""
     from knapper.compiler import driver, text
-    from knapper.compiler.schedule import schedule
 
-    graph = text.load(Path(a.source)) if a.source else read_model(a)
-    if not (a.source and a.pipeline is None and driver.is_fused(graph)):
-        graph = driver.optimize(graph, options, dump)
-    return graph if a.emit == "graph" else schedule(graph, machine)
+    graph = text.load(a.source) if a.source else read_model(a)
+    if not a.source or options.pipeline is not None or not driver.is_fused(graph):
+        return driver.optimize(graph, options, dump)
+    if a.precision:
+        hint = "it is behind the passes already; --pipeline runs others on it"
+        problem = f"--precision does not apply: {a.source} has it decided already"
+        raise UsageError("E704", problem, hint=hint)
+    return graph
+
+
+def _planned_on(
+    plan: Plan, a: argparse.Namespace, options: Options, dump: Dump | None
+) -> Plan | Program:
+    from knapper.compiler import driver
+
+    return plan if a.emit == "plan" else driver.generate(plan, options, dump)
 
 
 def read_model(a: argparse.Namespace) -> Graph:
@@ -105,10 +151,9 @@ def _save(level: Graph | Plan | Program, output: Path) -> None:
     from knapper.compiler.plan import Plan
     from knapper.isa import image
 
-    if isinstance(level, Graph):
-        text.save(level, output)
-    elif isinstance(level, Plan):
-        plan_text.save(level, output)
+    if isinstance(level, Graph | Plan):
+        with files.told(output):
+            text.save(level, output) if isinstance(level, Graph) else plan_text.save(level, output)
     elif output.suffix == ".s":
         write_assembly(level, output)
     else:
@@ -121,11 +166,50 @@ def describe(level: Graph | Plan | Program) -> str:
     from knapper.compiler.plan import Plan
 
     if isinstance(level, Graph):
-        return f"{len(level.nodes)} nodes, {len(level.constants)} constants"
+        return f"{plural(len(level.nodes), 'node')}, {plural(len(level.constants), 'constant')}"
     if isinstance(level, Plan):
-        return f"{len(level.steps)} launches"
+        return plural(len(level.steps), "launch")
     instructions = sum(len(k.words) for k in level.kernels.values()) // 16
-    return f"{len(level.launches)} launches of {len(level.kernels)} kernels, {instructions:,} instructions"
+    return ", ".join([
+        f"{plural(len(level.launches), 'launch')} of {plural(len(level.kernels), 'kernel')}",
+        plural(instructions, "instruction"),
+    ])  # fmt: skip
+
+
+def summary(level: Graph | Plan | Program, path: Path) -> dict[str, Any]:
+    """What `compile --json` prints of a level and its file; None for what the level does not know yet."""
+    from knapper.compiler.ir import Graph
+    from knapper.compiler.plan import Plan
+
+    data = files.read(path)
+    facts: dict[str, Any] = {"path": str(path), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}  # fmt: skip
+    if isinstance(level, Graph):
+        rest: tuple[Any, ...] = (None, level.meta.get("precision"), None, None)
+    elif isinstance(level, Plan):
+        macs = sum(s.macs for s in level.steps)
+        rest = (level.machine.name, level.graph.meta.get("precision"), len(level.steps), macs)
+    else:
+        macs = sum(n.macs for n in level.launches)
+        rest = (level.target["name"], level.meta.get("precision"), len(level.launches), macs)
+    return facts | dict(zip(("target", "precision", "launches", "macs"), rest, strict=True))
+
+
+class Warnings(logging.Handler):
+    """Keeps what knapper warns of while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> Self:
+        log.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        log.removeHandler(self)
 
 
 # --- assembly -----------------------------------------------------------------------------------------------------------
@@ -137,7 +221,9 @@ def disassemble(a: argparse.Namespace) -> None:
 
     program = image.read(files.read(a.image), a.image)
     if a.output:
-        write_assembly(program, Path(a.output))
+        beside = write_assembly(program, Path(a.output))
+        what = "weights and machine description, by hash: `knapper asm` looks for it there"
+        log.info("%s: %s\n%s: %s", a.output, describe(program), beside, what)
     else:
         print(asm.disassemble(program)[0])
 
@@ -146,17 +232,18 @@ def assemble(a: argparse.Namespace) -> None:
     """`knapper asm`."""
     from knapper.isa import image
 
+    files.check_place(a.output)
     program = read_assembly(a.source)
     files.write(a.output, image.write(program))
     log.info("%s: %s", a.output, describe(program))
 
 
-def write_assembly(program: Program, path: Path) -> None:
-    """Write a .s file, and its bulk data beside it."""
+def write_assembly(program: Program, path: Path) -> Path:
+    """Write a .s file, and its bulk data beside it, in a file whose path this gives."""
     from knapper.isa import asm
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    asm.save(program, path)
+    with files.told(path):
+        return asm.save(program, path)
 
 
 def read_assembly(path: str) -> Program:

@@ -23,9 +23,9 @@ from ..api import Image
 from ..compare import EXACT, as_table, difference, differences, failures
 from ..inputs import gather
 from ..oracle import Oracle
-from .build import read_model
+from .build import read_model, refuse_both
 from .execute import run
-from .options import consts
+from .options import TARGET, consts
 
 
 def check_model(a: argparse.Namespace) -> None:
@@ -33,7 +33,8 @@ def check_model(a: argparse.Namespace) -> None:
     from knapper.compiler import driver
     from knapper.isa.machine import Machine
 
-    machine = Machine.load(a.target)
+    refuse_both(a)
+    machine = Machine.load(a.target or TARGET)
     graph = read_model(a)
     levels: dict[str, Any] = {}
     precision = a.precision or "fp16"

@@ -18,7 +18,7 @@ from .. import files
 from ..api import Image, load
 from ..inputs import gather, show
 from ..progress import Progress
-from ..tables import size, table
+from ..tables import plural, size, table
 
 if TYPE_CHECKING:
     from knapper.runtime.session import Result
@@ -29,6 +29,8 @@ log = logging.getLogger("knapper")
 
 def run_image(a: argparse.Namespace) -> None:
     """`knapper run`."""
+    for written in filter(None, (a.output, a.stats)):
+        files.check_place(written)
     image = load(a.image)
     if image.program.inputs and not a.input:
         wanted = ", ".join(f"{p.name} {show(p)}" for p in image.program.inputs)
@@ -102,7 +104,10 @@ def counts_table(stats: Stats, seconds: float) -> str:
         share += f"; {rest:,} macs are in kernels that do not count theirs"
     rows = [
         ("launches", f"{len(stats.launches):,}"),
-        ("instructions", f"{total:,} warp instructions of {len(stats.instructions)} kinds"),
+        (
+            "instructions",
+            f"{plural(total, 'warp instruction')} of {plural(len(stats.instructions), 'kind')}",
+        ),
         ("macs", f"{stats.macs:,}"),
         ("macs executed", f"{stats.macs_executed:,}{share}"),
         ("DRAM", f"{size(read)} read, {size(written)} written"),

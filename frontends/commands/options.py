@@ -7,6 +7,9 @@ from typing import Any
 
 from knapper.isa.errors import UsageError
 
+TARGET = "volta-8tc"
+"""The machine that is meant where none is named."""
+
 
 def shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """`--shape x=1,3,224,224`, `--shape batch=8`.

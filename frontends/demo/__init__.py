@@ -70,7 +70,7 @@ def demo(a: argparse.Namespace) -> None:
     """`knapper demo`."""
     if not 1 <= a.images <= 100:
         raise UsageError("E704", f"--images {a.images}: expected 1 to 100")
-    folder = Path(a.dir)
+    folder = files.make_folder(a.dir)
     data = np.load(HERE / "fashion.npz")
     images, labels = data["images"][: a.images], data["labels"][: a.images]
     files.write(folder / "model.onnx", (HERE / "fashion.onnx").read_bytes())

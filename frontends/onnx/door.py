@@ -74,19 +74,22 @@ def read(
     model: str | Path | ModelProto,
     shapes: Mapping[str, Sequence[int]] | None = None,
     consts: Mapping[str, Any] | None = None,
+    *,
+    replace_fixed: bool = False,
 ) -> Graph:
     """Import an ONNX model.
 
     Args:
         model: a path, or a loaded ModelProto.
-        shapes: input name → shape, for symbolic dimensions or to replace fixed ones (a batch); a symbol's name → its size.
+        shapes: input name → shape; a symbolic dimension's name → its size.
         consts: input name → the value it always has, for inputs that decide shapes.
+        replace_fixed: whether `shapes` may say another size than the model where that has one (a batch); else that is E703.
 
     Raises FrontendError, or Problems with every one that was found.
     """
     opened = open_model(model)
     try:
-        return Door(opened).graph(shapes or {}, consts or {})
+        return Door(opened, replace_fixed).graph(shapes or {}, consts or {})
     except NONSENSE as e:
         raise FrontendError("E209", f"cannot be imported: {e}", where=opened.name) from e
 
@@ -94,8 +97,8 @@ def read(
 class Door:
     """One import."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, replace_fixed: bool = False) -> None:
+        self.model, self.replace_fixed = model, replace_fixed
         self.builder = Builder()
         self.problems: list[KnapperError] = []
         self.functions = {(_domain(f.domain), f.name, f.overload): f for f in model.proto.functions}
@@ -142,6 +145,8 @@ class Door:
         consts: Mapping[str, Any],
     ) -> None:
         free = [i for i in proto.input if i.name not in scope.values]
+        if not self.replace_fixed:
+            self.problems += _contradictions(free, shapes, self.model.name)
         sizes = self._sizes(free, shapes, consts)
         for i in free:
             scope.values[i.name] = Absent()
@@ -395,6 +400,24 @@ def _tensor_dtype(i: ValueInfoProto) -> str:
         what = (kind or "value without a type").removesuffix("_type").replace("_", " ")
         raise FrontendError("E202", f"is a {what}, not a tensor")
     return dtype_of(i.type.tensor_type.elem_type)
+
+
+def _contradictions(
+    inputs: Iterable[ValueInfoProto], shapes: Mapping[str, Sequence[int]], model: str
+) -> Iterator[UsageError]:
+    """An E703 for every input whose given shape is not the one that the model fixes."""
+    for i in inputs:
+        given, dims = shapes.get(i.name, ()), _dims(i)
+        fixed = [d.dim_value if d.HasField("dim_value") else None for d in dims]
+        if len(given) == len(fixed) and any(
+            n not in (None, m) for n, m in zip(fixed, given, strict=True)
+        ):
+            shown = ",".join(d.dim_param or str(n) for d, n in zip(dims, fixed, strict=True))
+            problem = f"input {i.name!r} is [{shown}], --shape says [{','.join(map(str, given))}]"
+            hint = (
+                "only symbolic dimensions can be chosen; knapper.compile(shapes=…) replaces others"
+            )
+            yield UsageError("E703", problem, where=model, hint=hint)
 
 
 def _input_type(
