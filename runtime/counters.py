@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import aligned
+from knapper.isa.lanes import LANES
+
+from .memory import SECTOR, aligned
+from .paths import Paths
 
 COUNTER = np.dtype(
     [
@@ -22,12 +25,21 @@ COUNTER = np.dtype(
             "smem_read",
             "smem_write",
             "local",
+            "sectors",
+            "wavefronts",
         )
     ]
 )
 """One instruction's counts. `executed`: times a warp issued it; `lanes`: lanes active then, summed; `skipped`: times the
 guard left none. Then bytes. Global accesses are counted as the coalescer sees them: neighbouring lanes in one 32-byte sector
-share a request."""
+share a request.
+
+The last two are counted for timing only, and are 0 without. `sectors`: those requests, and likewise those of local memory, which
+keeps the lanes' words side by side (`local_sectors`). `wavefronts`: passes over shared memory (`wavefronts`, `row_wavefronts`)."""
+BANKS = 32
+"""Words that shared memory serves in one pass, each from a bank of its own."""
+WORD = 4
+"""Bytes of a bank's word."""
 
 
 def counters(instructions: int) -> NDArray[Any]:
@@ -47,3 +59,54 @@ class Counts:
     """`COUNTER` entries, one an instruction of the kernel."""
     dram_read: int
     dram_write: int
+    l1_unique: int = 0
+    """Distinct sectors (not bytes) that a block reads from global memory, summed over blocks: what an L1 cache of any size must
+    fetch. 0 without timing."""
+    paths: Paths | None = None
+    """Which way the warps went. None without timing."""
+
+
+def wavefronts(addresses: NDArray[np.int64], lanes: NDArray[np.intp], size: int) -> int:
+    """Passes that one shared-memory access takes: `addresses` of the active `lanes`, `size` bytes each, aligned.
+
+    Accesses of 8 and 16 bytes go in phases of 16 and 8 lanes, smaller ones in one of 32, so that a phase asks for at most a word a
+    bank. A phase takes as many passes as there are distinct words wanted from one bank; lanes that want the same word share it.
+    An access's words are neighbours and aligned, so they conflict where their first ones do. [active] each
+    """
+    width = max(size, WORD)
+    group = BANKS * WORD // width
+    places, total = addresses // width, 0
+    for phase in np.unique(lanes // group):
+        distinct = np.unique(places[lanes // group == phase])
+        total += int(np.bincount(distinct % group).max())
+    return total
+
+
+ROWS, ROW_WORDS = 16, 8
+"""Rows of a fragment that LDSM fetches, and words of a row."""
+
+
+def row_wavefronts(origin: int, pitch: int) -> int:
+    """Passes of an LDSM: its rows in four phases of four whole rows, whichever lanes are active; 4 where none conflict.
+
+    A row is the eight words from the one that holds its first byte. `.T` is counted alike: the rows pass through a transposer, as
+    GPUs' matrix loads do.
+    """
+    rows = origin + pitch * np.arange(ROWS)[:, None] + WORD * np.arange(ROW_WORDS)
+    lanes = np.arange(BANKS)
+    return sum(wavefronts(phase, lanes, WORD) for phase in rows.reshape(-1, BANKS))
+
+
+def local_sectors(addresses: NDArray[np.int64], lanes: NDArray[np.intp], size: int) -> int:
+    """Requests of one access to local memory: a word of eight neighbouring threads is a sector, and counted as in global memory.
+
+    An access of several words makes its requests for each. [active] each
+    """
+    words = SECTOR // WORD
+    sectors = addresses // WORD * (LANES // words) + lanes // words
+    return requests(sectors) * max(size // WORD, 1)
+
+
+def requests(sectors: NDArray[np.int64]) -> int:
+    """What the coalescer sends for the sectors of the active lanes, in order: one for each run. [active]"""
+    return 1 + int(np.count_nonzero(np.diff(sectors))) if len(sectors) else 0

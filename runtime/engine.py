@@ -22,8 +22,13 @@ def silent(share: float) -> None:
 class Engine(Protocol):
     """Runs launches of one program on one memory."""
 
-    def launch(self, launch: Launch, left: int = UNBOUNDED, tick: Tick = silent) -> Counts:
-        """Run all blocks; MachineFault if one stops, or if they execute more than `left` warp instructions."""
+    def launch(
+        self, launch: Launch, left: int = UNBOUNDED, tick: Tick = silent, timing: bool = False
+    ) -> Counts:
+        """Run all blocks; MachineFault if one stops, or if they execute more than `left` warp instructions.
+
+        With `timing`, the counts have what timing needs: paths, sectors, wavefronts, `l1_unique`.
+        """
 
     def close(self) -> None:
         """Let go of threads and scratch."""

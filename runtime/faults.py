@@ -40,6 +40,7 @@ class Kind(enum.IntEnum):
     REGION_EXIT = 17
     OFF_THE_END = 18
     LIMIT = 19
+    PATH = 20
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,11 @@ FAULTS: Mapping[Kind, Text] = {
         "E611",
         lambda t: f"the warp has executed {t.value} instructions",
         "an endless loop, or raise the limit",
+    ),
+    Kind.PATH: Text(
+        "E614",
+        lambda t: f"the warp's path has more than the {t.value:,} entries that timing keeps",
+        "run without timing: --no-timing, or timing=False",
     ),
 }
 

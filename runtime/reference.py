@@ -17,22 +17,25 @@ Paths on the stack are disjoint sets of lanes, so the stack never holds more tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import Guard, Instr, Src
+from knapper.isa.instructions import LDSM
 from knapper.isa.lanes import LANES, LaneType, Value, canonical
 from knapper.isa.program import BASE, Kernel, Launch, Program
 
 from . import budget
-from .counters import Counts, counters
+from .counters import Counts, counters, local_sectors, requests, row_wavefronts, wavefronts
 from .engine import UNBOUNDED, Tick, silent
 from .faults import READS, WRITES, Kind, Place, Trap, access, describe, race
 from .memory import SECTOR, Memory
+from .paths import END, Paths, Trail, Warps, share
 from .words import coordinate, immediate, words_of
 
 Mask = NDArray[np.bool_]
@@ -50,6 +53,10 @@ class Context:
     memory: Memory
     counts: NDArray[Any]
     limit: int
+    timing: bool = False
+    """Whether to record what timing needs."""
+    unique: int = 0
+    """Sectors that blocks read, counted once a block."""
     code: tuple[Instr, ...] = ()
     touched: tuple[Mask, Mask] = (NONE, NONE)
     """Which sectors of global memory were read, and written."""
@@ -81,15 +88,18 @@ class Block:
         self.written = np.zeros(kernel.shared_bytes, np.bool_)
         self.readers = np.zeros((kernel.warps, kernel.shared_bytes), np.bool_)
         self.writers = np.zeros((kernel.warps, kernel.shared_bytes), np.bool_)
+        self.sectors: set[int] = set()
+        """Of global memory, that were read."""
         self.warps = [RefWarp(self, w) for w in range(kernel.warps)]
 
-    def run(self) -> None:
-        """All warps to their end."""
+    def run(self) -> Warps:
+        """All warps to their end; gives their paths."""
         while True:
             for warp in self.warps:
                 warp.run()
             if all(w.done for w in self.warps):
-                return
+                self.context.unique += len(self.sectors)
+                return tuple(w.trail.events() for w in self.warps)
             self.meet()
 
     def meet(self) -> None:
@@ -137,6 +147,7 @@ class RefWarp:
         self.paths: list[tuple[int, Mask]] = []
         self.regions: dict[int, Region] = {}
         self.after: Callable[[], None] = self.next
+        self.trail = Trail(share(kernel.warps))
 
     # --- control flow
 
@@ -162,7 +173,8 @@ class RefWarp:
         if self.steps == self.context.limit:
             raise Trap(Kind.LIMIT, value=self.steps)
         self.steps += 1
-        instr, counts = self.context.code[self.pc], self.context.counts[self.pc]
+        pc = self.pc
+        instr, counts = self.context.code[pc], self.context.counts[pc]
         self.mask = self.path
         self.mask = self.path & self.predicate(instr.guard)
         counts["executed"] += 1
@@ -171,7 +183,18 @@ class RefWarp:
         self.after = self.next
         if self.mask.any():
             instr.execute(self)
+            if self.context.timing and isinstance(instr, LDSM):
+                counts["wavefronts"] += self.fetch(instr)
         self.after()
+        if self.context.timing:
+            self.record(pc)
+
+    def record(self, pc: int) -> None:
+        """Add to the path what came of the instruction at `pc`, if it was an event."""
+        to, skipped, stands = END if self.done else self.pc, not self.mask.any(), self.waits >= 0
+        if (skipped or to != pc + 1) and not stands and not self.trail.add(pc, to):
+            self.pc = pc
+            raise Trap(Kind.PATH, value=self.trail.most)
 
     def next(self) -> None:
         self.pc += 1
@@ -399,16 +422,30 @@ class RefWarp:
         aux = access("local", size, use)
         index = (lanes[:, None], self.inside(where, lanes, self.locals.shape[1], aux))
         self.context.counts[self.pc]["local"] += index[1].size
+        if self.context.timing:
+            self.context.counts[self.pc]["sectors"] += local_sectors(where, lanes, size)
         return self.transfer(self.locals, self.has_local, index, where, lanes, aux, values)
 
     def shared(self, where: Any, lanes: Any, size: int, use: int, values: Any) -> NDArray[np.uint8]:
         aux = access("shared", size, use)
         index = self.inside(where, lanes, len(self.block.shared), aux)
         self.context.counts[self.pc]["smem_read" if use == READS else "smem_write"] += index.size
+        if self.context.timing:
+            self.context.counts[self.pc]["wavefronts"] += self.passes(where, lanes, size)
         self.races(index, lanes, use)
         return self.transfer(
             self.block.shared, self.block.written, index, where, lanes, aux, values
         )
+
+    def passes(self, where: NDArray[np.int64], lanes: NDArray[np.intp], size: int) -> int:
+        """Wavefronts of a load or store. Those of LDSM are counted for the whole instruction."""
+        instr = self.context.code[self.pc]
+        return 0 if isinstance(instr, LDSM) else wavefronts(where, lanes, size)
+
+    def fetch(self, instr: LDSM) -> int:
+        """Wavefronts of an LDSM."""
+        origin = self.uniform_word(instr.base) + int(instr.offset)
+        return row_wavefronts(origin & 0xFFFFFFFF, int(instr.pitch))
 
     def races(self, index: NDArray[np.int64], lanes: NDArray[np.intp], use: int) -> None:
         """A write after another warp's access, or a read after another warp's write: lane by lane, byte by byte."""
@@ -436,8 +473,11 @@ class RefWarp:
             )
         sectors = index[:, 0] // SECTOR
         context.touched[use][sectors] = True
-        requests = 1 + np.count_nonzero(np.diff(sectors)) if len(sectors) else 0
-        context.counts[self.pc]["l2_read" if use == READS else "l2_write"] += requests * SECTOR
+        sent, counts = requests(sectors), context.counts[self.pc]
+        counts["l2_read" if use == READS else "l2_write"] += sent * SECTOR
+        if context.timing:
+            counts["sectors"] += sent
+            self.block.sectors.update(sectors.tolist() if use == READS else ())
         return self.transfer(memory.data, memory.written, index, where, lanes, aux, values)
 
     def transfer(
@@ -478,20 +518,25 @@ class ReferenceEngine:
     def __init__(self, program: Program, memory: Memory, limit: int) -> None:
         self.program, self.memory, self.limit = program, memory, limit
 
-    def launch(self, launch: Launch, left: int = UNBOUNDED, tick: Tick = silent) -> Counts:
-        """Run all blocks; MachineFault if one stops, or if they execute more than `left` warp instructions."""
-        kernel = self.program.kernels[launch.kernel]
-        context = Context(
-            kernel, launch, self.memory, counters(len(kernel.words) // 16), min(self.limit, left)
-        )
-        x, y, z = launch.grid
+    def launch(
+        self, launch: Launch, left: int = UNBOUNDED, tick: Tick = silent, timing: bool = False
+    ) -> Counts:
+        """As `Engine.launch`."""
+        kernel, limit = self.program.kernels[launch.kernel], min(self.limit, left)
+        counts = counters(len(kernel.words) // 16)
+        context = Context(kernel, launch, self.memory, counts, limit, timing)
         with np.errstate(all="ignore"):
-            for number in range(x * y * z):
-                Block(context, number).run()
-                budget.spend(int(context.counts["executed"].sum()), left, launch)
-                tick((number + 1) / (x * y * z))
+            paths = Paths.of(self._blocks(context, left, tick))
         read, written = (int(np.count_nonzero(t)) * SECTOR for t in context.touched)
-        return Counts(context.counts, read, written)
+        return Counts(counts, read, written, context.unique, paths if timing else None)
+
+    def _blocks(self, context: Context, left: int, tick: Tick) -> Iterator[Warps]:
+        """Run all blocks, in order; their paths."""
+        total = prod(context.launch.grid)
+        for number in range(total):
+            yield Block(context, number).run()
+            budget.spend(int(context.counts["executed"].sum()), left, context.launch)
+            tick((number + 1) / total)
 
     def close(self) -> None:
         """Nothing to let go of."""

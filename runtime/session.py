@@ -63,13 +63,14 @@ class Session:
         limit: int = LIMIT,
         progress: Progress | None = None,
         work: int | None = None,
+        timing: bool = False,
     ) -> Result:
         """Run all launches on the inputs.
 
         `checked` makes the fast engine look for races, reads of what was never written, and accesses that a launch does not
         declare; the reference engine always does. `limit` bounds the instructions of one warp in one launch, `work` the warp
-        instructions of the whole run (None: `WORK` of the engine). UsageError names everything that is wrong with the inputs;
-        MachineFault tells where the machine stopped.
+        instructions of the whole run (None: `WORK` of the engine). `timing` records what timing needs. UsageError names
+        everything that is wrong with the inputs; MachineFault tells where the machine stopped.
         """
         raise_all(input_problems(self.program.inputs, inputs))
         if engine not in get_args(EngineName):
@@ -78,7 +79,7 @@ class Session:
         work = WORK[engine] if work is None else work
         budget.check(self.program, work)
         with self._running:
-            return self._run(inputs, engine, checked, threads, limit, work, progress)
+            return self._run(inputs, engine, checked, threads, limit, work, progress, timing)
 
     def _run(
         self,
@@ -89,6 +90,7 @@ class Session:
         limit: int,
         work: int,
         progress: Progress | None,
+        timing: bool,
     ) -> Result:
         total = len(self.program.launches)
 
@@ -113,7 +115,7 @@ class Session:
 
             tick(0)
             kernel, facts = self.program.kernels[launch.kernel], self._facts[launch.kernel]
-            made = LaunchStats(launch, kernel, facts, runner.launch(launch, work, tick))
+            made = LaunchStats(launch, kernel, facts, runner.launch(launch, work, tick, timing))
             work -= made.instructions
             counts.append(made)
         outputs = {port.name: self.memory.get(port) for port in self.program.outputs}

@@ -37,6 +37,7 @@ from knapper.isa.core import (
 )
 from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, IntType, Logic, Trans, Width
 from knapper.isa.program import BASE, Kernel, Launch, Operand, Port, Program
+from knapper.runtime.paths import Paths
 from knapper.runtime.session import Result, Session
 
 EXTENSIONS = ("tensor", "conv")
@@ -378,7 +379,9 @@ SPECIAL: list[type[Instr]] = [
     i.ULDC,
 ]
 CONTROL = {i.EXIT, i.BRA, i.BSSY, i.BSYNC, i.BAR}
-BUILT_IN = [cls for op, cls in TABLE.items() if op not in CUSTOM]
+BUILT_IN = [
+    cls for op, cls in TABLE.items() if op not in CUSTOM and cls.extension in ("base", *EXTENSIONS)
+]
 FREE = [cls for cls in BUILT_IN if cls not in CONTROL and cls not in SPECIAL]
 
 
@@ -416,6 +419,13 @@ def numbers(seed: int) -> np.ndarray[Any, Any]:
     return choices[rng.integers(0, len(choices), INPUT // 4), np.arange(INPUT // 4)]
 
 
+def spelled(paths: Paths | None) -> Any:
+    """Paths as lists, to compare."""
+    if paths is None:
+        return None
+    return paths.of_block.tolist(), [[w.tolist() for w in warps] for warps in paths.warps]
+
+
 def differences(a: Result, b: Result) -> list[str]:
     """In what two runs differ."""
     found = [
@@ -431,10 +441,11 @@ def differences(a: Result, b: Result) -> list[str]:
             if (x.counts.instructions[c] != y.counts.instructions[c]).any()
         ]
         found += [
-            f"{u} dram"
-            for u in ("dram_read", "dram_write")
+            f"total {u}"
+            for u in ("dram_read", "dram_write", "l1_unique")
             if getattr(x.counts, u) != getattr(y.counts, u)
         ]
+        found += ["paths"] * (spelled(x.counts.paths) != spelled(y.counts.paths))
     return found
 
 
@@ -445,10 +456,11 @@ SEEDS = range(16)
 def test_random_programs_give_the_same_bits_and_counts(seed: int) -> None:
     program = Writer(seed).program(150)
     session, x = Session(program), {"x": numbers(seed)}
-    reference = session.run(x, engine="reference")
-    assert not differences(reference, session.run(x, engine="fast", threads=1 + seed % 2))
+    reference = session.run(x, engine="reference", timing=True)
+    fast = session.run(x, engine="fast", threads=1 + seed % 2, timing=True)
+    assert not differences(reference, fast)
     if seed % 4 == 0:
-        assert not differences(reference, session.run(x, engine="fast", checked=True))
+        assert not differences(reference, session.run(x, checked=True, timing=True))
 
 
 def test_random_programs_cover_the_instruction_table() -> None:

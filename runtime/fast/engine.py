@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,15 @@ from knapper.isa.lanes import LANES
 from knapper.isa.program import BASE, Kernel, Launch, Program
 
 from .. import budget
-from ..counters import COUNTER, Counts, counters
+from ..counters import Counts, counters
 from ..decode import RECORD, ROW, SPARE, Decoded
 from ..engine import UNBOUNDED, Tick, silent
 from ..faults import Kind, Place, Trap, describe
 from ..memory import SECTOR, Memory, aligned
 from .handlers import END, Builders
-from .layout import CONTEXT, FAULT, PREDS, STATE, UREGS
+from .layout import CONTEXT, COUNTS, FAULT, PREDS, UNKNOWN, UREGS
+from .recording import Log, Recorder
+from .scratch import Scratch
 from .units import Host, Notice, Units
 
 RUN = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32)
@@ -54,20 +57,6 @@ def process() -> Process:
     """Made on first use."""
     builders = Builders()
     return Process(builders, Units(Host.detect(), builders))
-
-
-class Scratch:
-    """One thread's buffers, grown as kernels need them."""
-
-    def __init__(self) -> None:
-        self.state = aligned(1, STATE)[0:1]
-        self.buffers: dict[str, NDArray[Any]] = {}
-
-    def buffer(self, name: str, size: int) -> int:
-        """The address of a buffer of at least `size` bytes, zeros when new."""
-        if name not in self.buffers or len(self.buffers[name]) < size:
-            self.buffers[name] = aligned(size + 1024)
-        return int(self.buffers[name].ctypes.data)
 
 
 class FastEngine:
@@ -119,15 +108,18 @@ class FastEngine:
             self.code[kernel] = records
         return RUN(found[entry])
 
-    def launch(self, launch: Launch, left: int = UNBOUNDED, tick: Tick = silent) -> Counts:
-        """Run all blocks; MachineFault if one stops, or if they execute more than `left` warp instructions."""
+    def launch(
+        self, launch: Launch, left: int = UNBOUNDED, tick: Tick = silent, timing: bool = False
+    ) -> Counts:
+        """As `Engine.launch`."""
         kernel = self.program.kernels[launch.kernel]
         self._next_epoch()
         self.stop[:] = 0
         limit = min(self.limit, left)
-        threads = [Setup(self, s, kernel, launch, limit) for s in self.scratch]
-        x, y, z = launch.grid
-        chunks = Chunks(x * y * z, len(threads))
+        blocks = prod(launch.grid)
+        log = Log(blocks) if timing else None
+        threads = [Setup(self, s, kernel, launch, limit, log) for s in self.scratch]
+        chunks = Chunks(blocks, len(threads))
 
         def look() -> None:
             budget.spend(sum(t.executed for t in threads), left, launch)
@@ -138,13 +130,11 @@ class FastEngine:
         if faults:
             raise describe(*faults[0])
         look()
-        total = counters(len(threads[0].counts) - 1)
-        for name in COUNTER.names or ():
-            total[name] = sum(t.counts[name][:-1] for t in threads)
-        return Counts(
-            total,
-            *(SECTOR * sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write")),
+        read, written, unique = (
+            sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write", "l1_unique")
         )
+        paths = None if log is None else log.paths()
+        return Counts(collect(threads), SECTOR * read, SECTOR * written, unique, paths)
 
     def _work(self, threads: list[Setup], chunks: Chunks, look: Callable[[], None]) -> None:
         """Wait for the threads; the waiting thread looks now and then, can be interrupted, and then stops them."""
@@ -208,16 +198,21 @@ class Setup:
         kernel: Kernel,
         launch: Launch,
         limit: int,
+        log: Log | None,
     ) -> None:
         self.engine, self.scratch, self.kernel, self.launch = engine, scratch, kernel, launch
         self.limit = limit
         self.records = engine.code[kernel.name]
-        self.counts = counters(len(self.records))
+        self.counts = aligned(len(self.records), COUNTS)
         self.params = np.array([*launch.params, 0], np.uint64)
         self.tids = thread_numbers(kernel)
         self.state = scratch.state[0]
         self.fault: tuple[Trap, Place] | None = None
         self.fill()
+        self.recorder: Recorder | None = None
+        if log is not None:
+            size = len(engine.memory.data)
+            self.recorder = Recorder(log, scratch, kernel, self.records, size)
 
     @property
     def executed(self) -> int:
@@ -230,7 +225,7 @@ class Setup:
         memory = engine.memory
         warps, rows = kernel.warps, kernel.registers + 2 * SPARE
         s["zeros"] = 0
-        s["dram_read"] = s["dram_write"] = 0
+        s["dram_read"] = s["dram_write"] = s["l1_unique"] = s["timing"] = 0
         s["code"] = self.records.ctypes.data
         s["counters"] = (self.counts.ctypes.data - self.records.ctypes.data) % (1 << 64)
         s["params"], s["param_bytes"] = self.params.ctypes.data, 8 * len(launch.params)
@@ -274,12 +269,21 @@ class Setup:
         """Run chunks until there are no more, or one faults."""
         address = self.scratch.state.ctypes.data
         for first, count in chunks:
-            status = self.engine.run(address, first, count)
+            status = self.run(address, first, first + count)
             if status:
                 chunks.close()
                 if status >= FAULT:
                     self.fault = self.trap(Kind(status - FAULT))
                 return
+
+    def run(self, address: int, first: int, end: int) -> int:
+        """A chunk of blocks; where a path is new, note it and go on."""
+        while first < end:
+            status: int = self.engine.run(address, first, end - first)
+            if status != UNKNOWN or self.recorder is None:
+                return status
+            first = self.recorder.learn() + 1
+        return 0
 
     def trap(self, kind: Kind) -> tuple[Trap, Place]:
         s = self.state
@@ -292,6 +296,19 @@ class Setup:
             int(s["fault_pc"]),
         )
         return trap, place
+
+
+def collect(threads: list[Setup]) -> NDArray[Any]:
+    """The counters of all threads, summed."""
+    total = counters(len(threads[0].counts) - 1)
+    for name in COUNTS.names or ():
+        total[name] = sum(t.counts[name][:-1] for t in threads)
+    recorders = [t.recorder for t in threads if t.recorder is not None]
+    if recorders:
+        total["wavefronts"] = sum(r.passes["wavefronts"][:-1] for r in recorders)
+        local = sum(r.passes["sectors"][:-1] for r in recorders)
+        total["sectors"] = (total["l2_read"] + total["l2_write"]) // SECTOR + local
+    return total
 
 
 def declared(launch: Launch, size: int) -> NDArray[np.uint8] | None:

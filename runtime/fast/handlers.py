@@ -14,6 +14,7 @@ from knapper.isa.lanes import TYPES
 
 from ..decode import Variant
 from ..faults import Kind
+from .accesses import WAVEFRONTS, Wavefronts
 from .algebra import Algebra
 from .emit import Code
 from .interpreter import RUN_BLOCKS, RUN_WARP, Blocks, Warp
@@ -61,7 +62,16 @@ class Builders:
         if head in ("load", "store"):
             space, size = rest
             return lambda module, features, require: Move(
-                Code(module, symbol(name), MOVER), head, space, int(size), name.startswith(CHECKED)
+                Code(module, symbol(name), MOVER),
+                head,
+                space,
+                int(size),
+                name.startswith(CHECKED),
+                require,
+            ).write()
+        if head == "wavefronts":
+            return lambda module, features, require: Wavefronts(
+                Code(module, name, WAVEFRONTS, inline="noinline"), int(rest[0])
             ).write()
         if head == "widen":
             return lambda module, features, require: self.widen(

@@ -12,15 +12,16 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..counters import COUNTER
 from ..decode import RECORD
 from ..faults import Kind
+from ..paths import END, EVENT, MOST
 from .emit import FULL, HANDLER, I8, I32, I64, PTR, VOID, Code, Num, Struct, vector
 from .layout import (
     BARRIER,
     BRANCH,
     CONTEXT,
     CONVERGE,
+    COUNTS,
     DONE,
     EXIT,
     FAULT,
@@ -29,6 +30,7 @@ from .layout import (
     PUSH,
     STATE,
     STOPPED,
+    UNKNOWN,
     UREGS,
     WAITING,
     WORD,
@@ -37,6 +39,8 @@ from .layout import (
 RUN_WARP = ir.FunctionType(I32, [PTR, PTR])
 RUN_BLOCKS = ir.FunctionType(I32, [PTR, I32, I32])
 REGIONS = 16
+MIX = 0x9E3779B97F4A7C15
+"""An odd number with no pattern: 2^64 over the golden ratio."""
 
 
 def stopped(code: Code, state: Struct) -> Num:
@@ -73,6 +77,7 @@ class Warp:
                 with none:
                     counts = self.counts(record)
                     counts.skipped = counts.skipped + 1
+                    self.record(self.pc.x + 1)
                     self.pc.x = self.pc.x + 1
         self.leave(0)
 
@@ -89,7 +94,7 @@ class Warp:
         self.leave(FAULT + kind)
 
     def counts(self, record: Struct) -> Struct:
-        return Struct(self.code, COUNTER, self.code.at(record.pointer, self.state.get("counters")))
+        return Struct(self.code, COUNTS, self.code.at(record.pointer, self.state.get("counters")))
 
     def fetch(self) -> tuple[Struct, Num]:
         """The next record and the lanes that execute it, counted."""
@@ -138,6 +143,21 @@ class Warp:
         with self.code.when(status >= FAULT, likely=False):
             self.leave(status)
 
+    def record(self, to: Num | int) -> None:
+        """An event of the path: from here the warp goes to `to`."""
+        code, w, pc = self.code, self.w, self.pc.x
+        with code.when(w.event != 0):
+            last = Struct(code, EVENT, code.pointer(w.event))
+            again = (last.pc == pc) & (last.get("next") == to) & (last.get("count") != MOST)
+            with code.either(again) as (same, new):
+                with same:
+                    last.count = last.get("count") + 1
+                with new:
+                    with code.when(w.event == w.last_event, likely=False):
+                        self.fault(Kind.PATH, 0, self.state.event_bytes // EVENT.itemsize - 1)
+                    w.event = w.event + EVENT.itemsize
+                    fill(Struct(code, EVENT, code.pointer(w.event)), pc, to, 1)
+
     # --- control flow, as in RefWarp
 
     def park(self, pc: Num, mask: Num) -> None:
@@ -152,7 +172,10 @@ class Warp:
         rest = self.path.x & ~mask
         with self.code.when(rest != 0):
             self.park(self.pc.x + 1, rest)
-        self.pc.x = record.get("slot", 0)
+        target = record.get("slot", 0)
+        with self.code.when(target != self.pc.x + 1, likely=True):
+            self.record(target)
+        self.pc.x = target
         self.path.x = mask
         with self.code.when(stopped(self.code, self.state), likely=False):
             self.leave(STOPPED)
@@ -203,10 +226,12 @@ class Warp:
         with code.either(w.depth != 0) as (more, none):
             with more:
                 w.depth = w.depth - 1
+                self.record(w.get("paths_pc", w.depth))
                 self.pc.x, self.path.x = w.get("paths_pc", w.depth), w.get("paths_mask", w.depth)
             with none:
                 with code.when(w.live != 0, likely=False):
                     self.stuck()
+                self.record(END)
                 self.stop(DONE)
 
     def stop(self, status: int) -> None:
@@ -244,6 +269,13 @@ class Warp:
         self.stop(WAITING)
 
 
+def fill(event: Struct, pc: Num | int, to: Num | int, count: int) -> None:
+    """Write an event."""
+    event.pc = pc
+    event.set("next", to)
+    event.set("count", count)
+
+
 class _Callee:
     """What `IRBuilder.call` needs of a function, for a pointer loaded at run time."""
 
@@ -275,7 +307,42 @@ class Blocks:
             self.state.fault_block = number
             self.begin(number)
             self.rounds()
+            with code.when(self.state.timing != 0):
+                self.classify(number)
         code.give(0)
+
+    def classify(self, number: Num) -> None:
+        """Note the hash of the block's path; return UNKNOWN if this thread meets it for the first time."""
+        code, state = self.code, self.state
+        hash = self.hash()
+        code.store(hash.value, code.at(state.pointer_to("hashes"), number.wide() * 8), 8)
+        place = code.variable(hash.low() & state.known_mask)
+
+        def known() -> Num:
+            entry = code.at(state.pointer_to("known"), place.x.wide() * 8)
+            return code.of(code.load(entry, I64, 8))
+
+        with code.loop(lambda: (known() != 0) & (known() != hash)):
+            place.x = (place.x + 1) & state.known_mask
+        with code.when(known() == 0, likely=False):
+            code.give(UNKNOWN)
+
+    def hash(self) -> Num:
+        """Of the events of all warps, one after the other; not 0. END tells where a warp's events end."""
+        code, total = self.code, self.code.variable(1, I64)
+        with code.each(self.state.warp_count) as warp:
+            end, at = self.context(warp).event, code.variable(self.trail(warp), I64)
+            with code.loop(lambda: at.x != end):
+                at.x = at.x + EVENT.itemsize
+                event = Struct(code, EVENT, code.pointer(at.x))
+                for word in (event.pc.wide() | event.get("next").wide() << 32, event.count.wide()):
+                    mixed = (total.x ^ word) * MIX
+                    total.x = mixed ^ mixed >> 32
+        return total.x | (total.x == 0).flag(I64)
+
+    def trail(self, warp: Num) -> Num:
+        """Where a warp's events begin: an entry that is none, then they."""
+        return self.state.events + warp.wide() * self.state.event_bytes
 
     def begin(self, number: Num) -> None:
         """Coordinates, empty memories, warps at the start."""
@@ -283,6 +350,8 @@ class Blocks:
         state.ctaid_x = number % state.nctaid_x
         state.ctaid_y = number // state.nctaid_x % state.nctaid_y
         state.ctaid_z = number // (state.nctaid_x * state.nctaid_y)
+        with code.when(state.timing != 0):
+            state.stamp = state.stamp + 1
         self.clear(state.pointer_to("shared"), state.shared_bytes.wide())
         if self.checked:
             self.clear(state.pointer_to("has_shared"), state.shared_bytes.wide())
@@ -353,6 +422,10 @@ class Blocks:
         w.live = code.of(code.b.select((rest >= 32).value, code.num(FULL).value, some.value))
         w.path = w.live
         w.left = state.limit
+        with code.when(state.timing != 0):
+            w.event = self.trail(warp)
+            w.last_event = w.event + state.event_bytes - EVENT.itemsize
+            fill(Struct(code, EVENT, code.pointer(w.event)), END, END, 0)
 
     def rounds(self) -> None:
         """Run all warps to a barrier, again and again, until all are done."""

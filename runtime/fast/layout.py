@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..counters import COUNTER
+from ..decode import RECORD
+
 POINTERS = (
     # of the warp that runs
     "regs", "uregs", "preds", "local", "tids",
@@ -11,21 +14,25 @@ POINTERS = (
     "shared", "params", "code", "warps",
     # global memory: host address of device address 0; device addresses; touched-sector maps, biased likewise
     "memory", "memory_end", "writable", "touched_read", "touched_write",
-    # counters minus code: a record's counters lie at its own address plus this
-    "counters",
+    # counters minus code: a record's counters lie at its own address plus this; likewise those that only timing needs
+    "counters", "passes",
     # shadows of the checked engine
     "has_reg", "has_ureg", "has_pred", "has_local", "has_shared", "has_memory", "readers", "writers", "operands",
     # where each warp's part begins, and how far apart they are
     "all_regs", "all_uregs", "all_preds", "all_local", "all_tids", "all_has_reg", "all_has_ureg", "all_has_pred", "all_has_local",
     "reg_bytes", "local_bytes_warp", "has_reg_bytes",
     "stop", "limit",
-    # sectors touched for the first time in this launch
-    "dram_read", "dram_write",
+    # sectors touched for the first time in this launch; read for the first time in a block, and the map that tells (biased)
+    "dram_read", "dram_write", "l1_unique", "fetched",
+    # events of the block's warps, how far apart the warps' parts are; a hash a block; the table of known ones
+    "events", "event_bytes", "hashes", "known",
 )  # fmt: skip
 WORDS = (
     "warp", "warp_count", "threads", "param_bytes", "shared_bytes", "local_bytes", "operand_count",
     "ntid_x", "ntid_y", "ntid_z", "nctaid_x", "nctaid_y", "nctaid_z", "ctaid_x", "ctaid_y", "ctaid_z",
     "epoch", "target", "barrier", "fault_lane", "fault_aux", "fault_warp", "fault_pc", "fault_block",
+    # whether to record for timing; what the block marks in `fetched`; slots of `known` minus one
+    "timing", "stamp", "known_mask",
 )  # fmt: skip
 STATE = np.dtype(
     [("zeros", "u1", 512), ("waste", "u1", 512)]
@@ -36,23 +43,29 @@ STATE = np.dtype(
 )
 """`zeros` and `waste` are where lanes that are not active load from and store to; first, so that they are aligned as a state is."""
 
+COUNTS = np.dtype([(n, "u8") for n in (COUNTER.names or ())[:8]])
+PASSES = np.dtype({"names": (COUNTER.names or ())[8:], "formats": ["u8"] * 2, "itemsize": 64})
+"""The two halves of a `COUNTER`, each as large as a record, so that one distance serves all; the second is for timing only."""
+assert COUNTS.itemsize == PASSES.itemsize == RECORD.itemsize
+
 UREGS, PREDS = 68, 12
 """Words of a warp's uniform and predicate files: URZ is word 63 (64 of a pair), waste 65 and 66; PT is 7, waste 8."""
 
 CONTEXT = np.dtype(
     [(n, "u4") for n in ("pc", "path", "live", "depth", "status", "waits")]
-    + [("left", "u8")]
+    + [(n, "u8") for n in ("left", "event", "last_event")]
     + [(n, "u4", 16) for n in ("lanes", "parked", "end", "start")]
     + [("paths_pc", "u4", 32), ("paths_mask", "u4", 32)],
     align=True,
 )
-"""A warp between barriers. `left`: instructions until the limit. `lanes` … `start` are its convergence barriers (0 lanes: closed)."""
+"""A warp between barriers. `left`: instructions until the limit. `event`: where its newest event is, 0 if none are recorded.
+`lanes` … `start` are its convergence barriers (0 lanes: closed)."""
 RUNNING, WAITING, DONE = 0, 1, 2
 
 # What a handler returns
 NEXT, BRANCH, PUSH, CONVERGE, BARRIER, EXIT = range(6)
-STOPPED = 8
-"""What the interpreter returns after an interrupt."""
+STOPPED, UNKNOWN = 8, 9
+"""What the interpreter returns after an interrupt, and after a block whose path is new to its thread."""
 FAULT = 16
 """Fault kinds count from here."""
 

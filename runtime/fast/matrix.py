@@ -6,6 +6,8 @@ free. A is widened out of line on purpose: inlined, LLVM would keep it in regist
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -14,8 +16,9 @@ from knapper.isa.lanes import BF16, F32, U32, LaneType
 from knapper.isa.modifiers import Trans
 
 from ..decode import ROW
+from . import accesses
 from .algebra import Algebra, Traced
-from .emit import FLOAT, FULL, HALF, I16, I32, PTR, VOID, Code, Num, constant_vector, vector
+from .emit import FLOAT, FULL, HALF, I16, I32, I64, PTR, VOID, Code, Num, constant_vector, vector
 from .moves import counter, mover
 from .trace import TraceWarp
 
@@ -121,14 +124,20 @@ def quiet(m: TraceWarp, d: Any, sums: list[Any]) -> None:
 
 def ldsm(m: TraceWarp, i: Any) -> None:
     """A fragment from shared memory, straight or transposed."""
-    code = m.code
     base = m.uniform_word(i.base)
     origin = base + m.record.get("slot", m.variant.slots["offset"])
     pitch = m.record.get("slot", m.variant.slots["pitch"])
     size = 4 if i.trans is Trans.N else 2
-    if m.checked:
-        ldsm_slowly(m, i, origin, pitch, size)
-        return
+    with whole_rows(m, origin, pitch):
+        if m.checked:
+            ldsm_slowly(m, i, origin, pitch, size)
+        else:
+            ldsm_quickly(m, i, origin, pitch, size)
+
+
+def ldsm_quickly(m: TraceWarp, i: Any, origin: Num, pitch: Num, size: int) -> None:
+    """By whole rows if that serves."""
+    code = m.code
     end = origin.wide() + pitch.wide() * (N - 1) + 2 * N
     quick = (
         (m.mask == FULL)
@@ -140,6 +149,19 @@ def ldsm(m: TraceWarp, i: Any) -> None:
             ldsm_fast(m, i, origin, pitch)
         with slow:
             ldsm_slowly(m, i, origin, pitch, size)
+
+
+@contextmanager
+def whole_rows(m: TraceWarp, origin: Num, pitch: Num) -> Iterator[None]:
+    """For timing, count the wavefronts of an LDSM's rows, and not those of the loads that it is made of."""
+    code, state, before = m.code, m.state, m.code.variable(0, I64)
+    count = accesses.counter(code, state, m.record.pointer)
+    with code.when(state.timing != 0):
+        before.x = count.wavefronts
+    yield
+    with code.when(state.timing != 0):
+        n = accesses.row_wavefronts(code, m.require, origin, pitch)
+        count.wavefronts = before.x + n.wide()
 
 
 def ldsm_fast(m: TraceWarp, i: Any, origin: Num, pitch: Num) -> None:

@@ -15,7 +15,7 @@ Checked movers (`checked.load…`) go on to look at every byte's shadow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,12 @@ from llvmlite import ir
 
 from knapper.isa.program import BASE
 
-from ..counters import COUNTER
 from ..decode import RECORD, ROW
 from ..faults import READS, WRITES, Kind, access
 from ..memory import SECTOR
+from . import accesses
 from .emit import FULL, I8, I32, I64, PTR, Code, Num, Struct, constant_vector, vector
-from .layout import BYTE, FAULT, STATE, WORD
+from .layout import BYTE, COUNTS, FAULT, STATE, WORD
 
 MOVER = ir.FunctionType(I32, [PTR, PTR, I32, PTR, PTR])
 """status mover(state, record, mask, addresses, rows): 32 64-bit addresses, rows of words."""
@@ -57,6 +57,7 @@ class Move:
     space: str
     size: int
     checked: bool
+    require: Callable[[str], None]
 
     def __post_init__(self) -> None:
         state, record, mask, self.addresses, self.rows = self.code.arguments
@@ -72,10 +73,25 @@ class Move:
             coalesce(self)
         elif self.space != "param":
             count(self)
+        if self.space != "param":
+            with self.code.when(self.state.timing != 0):
+                self.time()
         if self.checked:
             self.shadows()
         self.transfer()
         self.code.give(0)
+
+    def time(self) -> None:
+        """Count what timing needs. Sectors of global memory are counted anyway, as bytes."""
+        code, state, record = self.code, self.state, self.record.pointer
+        if self.space == "shared":
+            n = accesses.wavefronts(code, self.require, self.size, self.addresses, self.mask)
+            accesses.add(code, state, record, "wavefronts", n)
+        elif self.space == "local":
+            n = accesses.local_sectors(code, self.mask, self.at, self.size)
+            accesses.add(code, state, record, "sectors", n)
+        elif self.use == READS:
+            accesses.fetch_lanes(code, state, self.mask & runs(self), self.at)
 
     # --- checks
 
@@ -241,7 +257,7 @@ class _Bytes:
 
 def counter(code: Code, state: Struct, record: Any) -> Struct:
     """The counters of the instruction that runs."""
-    return Struct(code, COUNTER, code.at(record, state.get("counters")))
+    return Struct(code, COUNTS, code.at(record, state.get("counters")))
 
 
 def count(move: Move) -> None:
@@ -256,14 +272,11 @@ def count(move: Move) -> None:
 
 def coalesce(move: Move) -> None:
     """Count a request for every run of lanes in one sector; mark the sectors as touched."""
-    code, b = move.code, move.code.b
-    shift = SECTOR.bit_length() - 1
+    code, shift = move.code, SECTOR.bit_length() - 1
     requests = code.variable(0)
     with code.either(move.mask == FULL) as (full, partial):
         with full:
-            sector = b.lshr(move.address, move.all(shift))
-            before = code.shuffle(sector, sector, [0, *range(31)])
-            starts = code.bits(b.icmp_unsigned("!=", sector, before)) | 1
+            starts = runs(move)
             requests.x = starts.popcount()
             with code.either(starts & 0xAAAAAAAA == 0) as (pairs, single):
                 with pairs:
@@ -278,6 +291,14 @@ def coalesce(move: Move) -> None:
                 last.x = this
                 touch(code, move.state, move.use, this)
     add_requests(code, move.state, move.record.pointer, move.use, requests.x)
+
+
+def runs(move: Move) -> Num:
+    """Lanes that want another sector than the lane before, or whose lane before is idle: where requests begin."""
+    code, b, shift = move.code, move.code.b, SECTOR.bit_length() - 1
+    sector = b.lshr(move.address, move.all(shift))
+    before = code.shuffle(sector, sector, [0, *range(31)])
+    return code.bits(b.icmp_unsigned("!=", sector, before)) | ~(move.mask << 1)
 
 
 def add_requests(code: Code, state: Struct, record: Any, use: int, requests: Num) -> None:

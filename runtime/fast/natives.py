@@ -27,9 +27,11 @@ from knapper.isa.instructions import (
 from knapper.isa.lanes import S32, U32, LaneType
 from knapper.isa.program import BASE
 
+from ..counters import WORD
 from ..decode import ROW
 from ..faults import READS, WRITES
 from ..memory import SECTOR
+from . import accesses
 from .algebra import Traced
 from .emit import FULL, I1, I8, I32, I64, Num, constant_vector, vector
 from .matrix import hmma, ldsm
@@ -38,6 +40,8 @@ from .trace import TraceWarp
 
 Native = Callable[[TraceWarp, Any], None]
 IOTA, HALF = range(32), 16
+SECTORS = 32 * WORD // SECTOR
+"""Sectors that hold a word of each lane's local memory."""
 
 
 def loaded(m: TraceWarp, d: int, type: LaneType, count: int, rows: Any) -> None:
@@ -144,14 +148,12 @@ class Place:
 
     def count(self) -> None:
         """The counters of two runs."""
-        m, size = self.m, self.size
+        m = self.m
+        with m.code.when(m.state.timing != 0):
+            self.time()
         if self.space != "global":
-            column = "local" if self.space == "local" else ("smem_read", "smem_write")[self.use]
-            total = counter(m.code, m.state, m.record.pointer)
-            total.set(column, total.get(column) + 32 * size)
-            return
-        shift = SECTOR.bit_length() - 1
-        spans = [(self.at(h) >> shift, (self.at(h) + HALF * size - 1) >> shift) for h in (0, HALF)]
+            return self.count_bytes()
+        spans = self.spans()
         requests = [last - first + 1 for first, last in spans]
         joined = (spans[0][1] == spans[1][0]).flag(I64)
         add_requests(
@@ -159,11 +161,52 @@ class Place:
         )
         for first, last in spans:
             self.touch_range(first, last)
+        return None
+
+    def count_bytes(self) -> None:
+        """The bytes that all lanes move."""
+        m = self.m
+        column = "local" if self.space == "local" else ("smem_read", "smem_write")[self.use]
+        total = counter(m.code, m.state, m.record.pointer)
+        total.set(column, total.get(column) + 32 * self.size)
+
+    def spans(self) -> list[tuple[Num, Num]]:
+        """The first and the last sector of each run."""
+        shift, last = SECTOR.bit_length() - 1, HALF * self.size - 1
+        return [(self.at(h) >> shift, (self.at(h) + last) >> shift) for h in (0, HALF)]
+
+    def time(self) -> None:
+        """What timing needs to know of two runs."""
+        m, size = self.m, self.size
+        if self.space == "local":
+            self.add("sectors", SECTORS * accesses.phases(size))
+        elif self.space == "shared":
+            a, b, bytes = self.at(0), self.at(HALF), HALF * size
+            alone = size > WORD  # a run is a phase
+            self.add("wavefronts", size // WORD if alone else accesses.of_two_runs(a, b, bytes))
+        elif self.use == READS:
+            least = max(HALF * size // SECTOR, 1)
+            for first, last in self.spans():
+                accesses.fetch_range(m.code, m.state, first, last, least)
+
+    def time_one(self) -> None:
+        """What timing needs to know of one address in all lanes."""
+        m = self.m
+        if self.space == "shared":
+            self.add("wavefronts", accesses.phases(self.size))
+        elif self.use == READS:
+            sector = self.at(0) >> SECTOR.bit_length() - 1
+            accesses.fetch_range(m.code, m.state, sector, sector, 1)
+
+    def add(self, column: str, amount: Num | int) -> None:
+        accesses.add(self.m.code, self.m.state, self.m.record.pointer, column, amount)
 
     def count_one(self) -> None:
         """The counters of one address in all lanes."""
+        with self.m.code.when(self.m.state.timing != 0):
+            self.time_one()
         if self.space != "global":
-            return self.count()
+            return self.count_bytes()
         add_requests(self.m.code, self.m.state, self.m.record.pointer, self.use, self.m.code.num(1))
         return touch(self.m.code, self.m.state, self.use, self.at(0) >> SECTOR.bit_length() - 1)
 

@@ -1,0 +1,99 @@
+"""What the fast engine records for timing, on Python's side.
+
+Compiled code leaves the events of a block's warps in a buffer, hashes them when the block ends, and looks the hash up in its
+thread's table. Python is asked only when it is not there: it copies the events, once a class and thread. So what is kept is small
+however many blocks there are. Two paths of a launch with the same 64 bits would be taken for one; with a million classes that
+has a chance of one in 30 million.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knapper.isa.program import BASE, Kernel
+
+from ..memory import SECTOR, aligned
+from ..paths import EVENT, EVENTS, Paths, Warps, share
+from .layout import CONTEXT, PASSES
+from .scratch import Scratch
+
+STAMPS = (1 << 32) - 1
+"""The highest number that the map can hold."""
+
+
+class Log:
+    """What the threads of a launch write together."""
+
+    def __init__(self, blocks: int) -> None:
+        self.hashes = np.zeros(blocks, np.uint64)
+        self.known: dict[int, Warps] = {}
+
+    def paths(self) -> Paths:
+        """When all blocks have ended."""
+        return Paths.of_hashes(self.hashes, self.known)
+
+
+class Recorder:
+    """A thread's part of it: made ready in the thread's state."""
+
+    def __init__(
+        self, log: Log, scratch: Scratch, kernel: Kernel, records: NDArray[Any], memory: int
+    ) -> None:
+        self.log, self.scratch, self.warps = log, scratch, kernel.warps
+        self.passes = aligned(len(records), PASSES)
+        self.table = np.zeros(64, np.uint64)
+        self.count = 0
+        self.stride = (share(kernel.warps) + 1) * EVENT.itemsize
+        s = scratch.state[0]
+        s["timing"] = 1
+        s["passes"] = (self.passes.ctypes.data - records.ctypes.data) % (1 << 64)
+        s["events"] = scratch.buffer("events", (EVENTS + kernel.warps) * EVENT.itemsize)
+        s["event_bytes"], s["hashes"] = self.stride, log.hashes.ctypes.data
+        self.look_in(self.table)
+        self.stamps(-(-memory // SECTOR) + 1)
+
+    def stamps(self, sectors: int) -> None:
+        """The map of which block read a sector last. Blocks are numbered through all launches, so it is seldom cleared."""
+        s = self.scratch.state[0]
+        place = self.scratch.buffer("fetched", 4 * sectors)
+        if int(s["stamp"]) + len(self.log.hashes) > STAMPS:
+            self.scratch.buffers["fetched"][:], s["stamp"] = 0, 0
+        s["fetched"] = (place - BASE // SECTOR * 4) % (1 << 64)
+
+    def look_in(self, table: NDArray[np.uint64]) -> None:
+        """Let compiled code use a table: open addressing, a power of two of slots, at most half of them taken."""
+        self.table, s = table, self.scratch.state[0]
+        s["known"], s["known_mask"] = table.ctypes.data, len(table) - 1
+
+    def learn(self) -> int:
+        """Note the path of the block that ended last; its number."""
+        block = int(self.scratch.state["fault_block"][0])
+        hash = int(self.log.hashes[block])
+        self.log.known.setdefault(hash, self.events())
+        self.count += 1
+        if 2 * self.count > len(self.table):
+            known = self.table[self.table != 0].tolist()
+            self.look_in(np.zeros(4 * len(self.table), np.uint64))
+            for h in known:
+                self.put(h)
+        self.put(hash)
+        return block
+
+    def put(self, hash: int) -> None:
+        """Into the table, as `Blocks.classify` looks for it."""
+        mask = len(self.table) - 1
+        place = hash & mask
+        while self.table[place]:
+            place = place + 1 & mask
+        self.table[place] = hash
+
+    def events(self) -> Warps:
+        """A copy of what the block's warps left."""
+        contexts = self.scratch.buffers["warps"][: self.warps * CONTEXT.itemsize].view(CONTEXT)
+        events, start = self.scratch.buffers["events"], int(self.scratch.state["events"][0])
+        begin = [w * self.stride + EVENT.itemsize for w in range(self.warps)]
+        end = [int(last) - start + EVENT.itemsize for last in contexts["event"]]
+        return tuple(events[a:b].copy().view(EVENT) for a, b in zip(begin, end, strict=True))
