@@ -13,20 +13,22 @@ asked, so results are the same on every machine and in both engines.
     EXP     1                  1           +inf, +0
     LG2     1                  -inf        +inf, NaN     x < 0: NaN
     LOG     1                  -inf        +inf, NaN     x < 0: NaN
-    SIN     1 for |x| ≤ 1e5    ±0          NaN
-    COS     1 for |x| ≤ 1e5    1           NaN
+    SIN     1                  ±0          NaN
+    COS     1                  1           NaN
     TANH    2                  ±0          ±1
     ERF     2.5                ±0          ±1
 
-The errors are bounds on what tests/test_functions.py measures. Next to a multiple of π/2, where SIN or COS is nearly zero, the
-error of the F64 function is bounded by 1e-19·|x| instead; F32 results there keep their bound.
+The errors are bounds on what tests/test_functions.py measures, for arguments of any size. Next to a multiple of π/2, where SIN or COS
+is nearly zero, the error of the F64 function is bounded by 1e-19·|x| for |x| < 2**20, by 2**-100 beyond; F32 results there keep their bound.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache, partial
 
 from .lanes import (
     F32,
@@ -38,7 +40,6 @@ from .lanes import (
     bitcast,
     constant,
     convert,
-    floor,
     fma,
     isnan,
     rint,
@@ -183,15 +184,14 @@ SIN_TERMS = taylor(9, lambda k: Fraction((-1) ** k * math.factorial(k), math.fac
     1:
 ]
 COS_TERMS = taylor(10, lambda k: Fraction((-1) ** k * math.factorial(k), math.factorial(2 * k)))[2:]
-FAR = 2.0**20
-"""Beyond, an angle is first reduced by whole turns in one F64 product, which costs it log2|x| bits."""
+FAR = 20
+"""From |x| = 2**20 on, the multiple of π/2 comes from the product with the digits of 2/π that matter."""
+SPAN = 50
+"""Powers of two that share one piece of 2/π."""
 
 
-def quadrant(x: Value) -> tuple[Value, Value, Value]:
-    """(n, r, t): x = n·π/2 + r + t with |r| ≤ π/4 and a small t; n as S64. π/2 is subtracted in three parts."""
-    turns = x * (0.5 / math.pi)
-    far = (turns - floor(turns)) * (2.0 * math.pi)
-    x = select(absolute(x) > FAR, far, x)
+def near_quadrant(x: Value) -> tuple[Value, Value, Value]:
+    """(n, r, t), n as F64, for |x| < 2**FAR: π/2 is subtracted in three parts (Cody and Waite)."""
     n = rint(x * (2.0 / math.pi))
     a = fma(-n, HALF_PI[0], x)
     r = fma(-n, HALF_PI[1], a)
@@ -199,7 +199,80 @@ def quadrant(x: Value) -> tuple[Value, Value, Value]:
     tail = fma(-n, HALF_PI[1], product)  # minus what rounding took from the product
     b = a - r
     t = (b - product) + tail
-    return convert(n, S64), r, fma(-n, HALF_PI[2], t)
+    return n, r, fma(-n, HALF_PI[2], t)
+
+
+def two_sum(a: Value, b: Value) -> tuple[Value, Value]:
+    """a + b as a rounded number and its error (Knuth)."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+@cache
+def pieces(exponent: int) -> tuple[tuple[float, ...], ...]:
+    """2**(SPAN·j)·2/π in four parts of 53 bits, for each j that reaches an |x| below 2**exponent.
+
+    It is modulo 2**(54 - FAR): times a number from 2**FAR on, whose last place is 2**(FAR - 52), what is left out is a multiple of 4.
+    2/π to as many bits as that takes, from Machin's π = 16 arctan 1/5 - 4 arctan 1/239.
+    """
+    bits = exponent + 200
+    one = 1 << bits
+
+    def arctan_of_reciprocal(n: int) -> int:
+        terms = (one // (n ** (2 * k + 1) * (2 * k + 1)) * (-1) ** k for k in range(bits))
+        return sum(itertools.takewhile(bool, terms))
+
+    pi = 16 * arctan_of_reciprocal(5) - 4 * arctan_of_reciprocal(239)
+    two_over_pi = (one * one << 1) // pi
+    shifts = range(0, exponent - FAR, SPAN)
+    return tuple(in_parts((two_over_pi << n) % (one << 54 - FAR), bits) for n in shifts)
+
+
+def in_parts(number: int, bits: int) -> tuple[float, ...]:
+    """number / 2**bits as the sum of four F64, each the rounded rest."""
+    parts = []
+    for _ in range(4):
+        parts.append(float(Fraction(number, 1 << bits)))
+        number -= int(Fraction(parts[-1]) * (1 << bits))
+    return tuple(parts)
+
+
+def modulo_4(x: Value) -> Value:
+    """x less a multiple of 4, within ±2, exactly."""
+    return x - 4.0 * rint(0.25 * x)
+
+
+def far_quadrant(x: Value, exponent: int) -> tuple[Value, Value, Value]:
+    """(n, r, t) for 2**FAR ≤ |x| < 2**exponent, n modulo 4 as F64 (Payne and Hanek).
+
+    x = y·2**(SPAN·j) with 2**FAR ≤ |y| < 2**(FAR + SPAN), so that x·2/π modulo 4 is y times piece j. The products with the first two
+    parts are exact in two numbers each; the sum of all, modulo 4, carries its rounding errors along, and 2**-104 remains.
+    """
+    first, *more = pieces(exponent)
+    y, parts = x, [constant(x, p, F64) for p in first]
+    for j, piece in enumerate(more, 1):
+        there = absolute(x) >= 2.0 ** (FAR + SPAN * j)
+        y = select(there, x * 2.0 ** (-SPAN * j), y)
+        parts = [select(there, p, old) for p, old in zip(piece, parts, strict=True)]
+    products = [y * p for p in parts]
+    errors = [fma(y, p, -product) for p, product in zip(parts[:3], products, strict=False)]
+    total, rest = modulo_4(products[0]), errors[2] + products[3]
+    for term in (modulo_4(errors[0]), modulo_4(products[1]), errors[1], products[2]):
+        total, error = two_sum(total, term)
+        rest = rest + error
+    n = rint(total)
+    f, g = two_sum(total - n, rest)
+    r = f * HALF_PI[0]
+    return n, r, fma(f, HALF_PI[0], -r) + fma(f, HALF_PI[1], g * HALF_PI[0])
+
+
+def quadrant(x: Value, exponent: int) -> tuple[Value, Value, Value]:
+    """(n, r, t): x = n·π/2 + r + t modulo 2π with |r| ≤ π/4 and a small t; n as S64; |x| < 2**exponent."""
+    far = absolute(x) >= 2.0**FAR
+    near, away = near_quadrant(select(far, 0.0, x)), far_quadrant(x, exponent)
+    n, r, t = (select(far, a, b) for a, b in zip(away, near, strict=True))
+    return convert(n, S64), r, t
 
 
 def sin_near(r: Value, t: Value) -> Value:
@@ -216,22 +289,22 @@ def cos_near(r: Value, t: Value) -> Value:
     return w + (((1.0 - w) - half) + fma(z * z, horner(z, COS_TERMS), -(r * t)))
 
 
-def circular(x: Value, shift: int) -> Value:
-    """sin(x + shift·π/2)."""
-    n, r, t = quadrant(x)
+def circular(x: Value, shift: int, exponent: int) -> Value:
+    """sin(x + shift·π/2) for |x| < 2**exponent."""
+    n, r, t = quadrant(x, exponent)
     n = n + shift
     y = select((n & 1) == 1, cos_near(r, t), sin_near(r, t))
     return select((n & 2) == 2, -y, y)
 
 
-def sin(x: Value) -> Value:
+def sin(x: Value, exponent: int = 1024) -> Value:
     """sin x: reduce to |r| ≤ π/4, then one of two Taylor polynomials by quadrant."""
-    return select(x == 0.0, x, circular(x, 0))
+    return select(x == 0.0, x, circular(x, 0, exponent))
 
 
-def cos(x: Value) -> Value:
+def cos(x: Value, exponent: int = 1024) -> Value:
     """cos x, as SIN a quarter turn on."""
-    return circular(x, 1)
+    return circular(x, 1, exponent)
 
 
 SINH_TERMS = taylor(9, lambda k: Fraction(math.factorial(k), math.factorial(2 * k + 1)))[1:]
@@ -297,10 +370,14 @@ def narrowed(f: Function) -> Function:
 ALGORITHMS: dict[str, Function] = {
     "RCP": rcp, "RSQ": rsq, "SQRT": sqrt, "EX2": ex2, "LG2": lg2, "EXP": exp, "LOG": log, "SIN": sin, "COS": cos, "TANH": tanh, "ERF": erf,
 }  # fmt: skip
-OWN = {"RCP", "SQRT"}
+OWN = {"RCP": rcp, "SQRT": sqrt}
 """One IEEE operation in the type itself."""
+ENDING = {"SIN": partial(sin, exponent=128), "COS": partial(cos, exponent=128)}
+"""What F32 needs of a function that takes more, and gives the same, for F64's exponents."""
 
-MUFU: dict[tuple[str, LaneType], Function] = {(n, F64): f for n, f in ALGORITHMS.items()} | {
-    (n, F32): f if n in OWN else narrowed(f) for n, f in ALGORITHMS.items()
-}
+MUFU: dict[tuple[str, LaneType], Function] = (
+    {(n, F64): f for n, f in ALGORITHMS.items()}
+    | {(n, F32): narrowed(f) for n, f in (ALGORITHMS | ENDING).items()}
+    | {(n, F32): f for n, f in OWN.items()}
+)
 """The function of a name and a type."""

@@ -183,3 +183,100 @@ def test_max_pool_says_where(shape: tuple[int, ...], attrs: dict[str, Any], orde
     x = np.round(np.random.default_rng(1).normal(size=shape) * 2)  # many are equal
     assert_agrees("MaxPool", x.astype(np.float32), results=2, storage_order=order, **attrs)
     assert_agrees("MaxPool", (x + 99).astype(np.uint8), results=2, storage_order=order, **attrs)
+
+
+# --- element by element
+
+
+def f32(*values: float) -> Array:
+    return np.array(values, np.float32)
+
+
+EDGES = f32(
+    0,
+    -0.0,
+    1,
+    -1,
+    0.5,
+    2,
+    -2,
+    INF,
+    -INF,
+    NAN,
+    1e-45,
+    1e20,
+    -1e20,
+    3e38,
+    1e-10,
+    0.99999994,
+    1.0000001,
+    88.8,
+    -104,
+)
+UNARY = "Abs Neg Sign Floor Ceil Round Exp Log Sqrt Reciprocal Tan Erf Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Sin Cos Tanh Sigmoid Softplus Relu"
+
+
+@pytest.mark.parametrize("op", UNARY.split())
+def test_functions_at_their_edges(op: str) -> None:
+    """The poles, the ends of the domain and what lies outside, numbers that overflow or vanish, angles of any size."""
+    assert_agrees(op, EDGES)
+
+
+@pytest.mark.parametrize("op", ["Sin", "Cos", "Tan"])
+def test_large_angles_are_reduced_by_all_of_pi(op: str) -> None:
+    x = f32(1e6, 12345678.9, 2.0**24, 1e10, 1e15, -1e20, 1e30, 3e38)
+    truth, wide = getattr(np, op.lower()), x.astype(np.float64) * 1e200
+    np.testing.assert_allclose(run(op, x), truth(x.astype(np.float64)), 3e-7)
+    np.testing.assert_allclose(run(op, wide), truth(wide), 1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_the_sign_of_nan_is_nan(dtype: Any) -> None:
+    np.testing.assert_array_equal(run("Sign", np.array([NAN, -INF, 0, 3], dtype)), [NAN, -1, 0, 1])
+
+
+POWERS = (0, -0.0, 1, -1, 2, -2, 0.5, -0.5, 3, -3, INF, -INF, NAN)
+
+
+def test_special_powers_are_those_of_c() -> None:
+    x, y = np.meshgrid(f32(*POWERS), f32(*POWERS, 1e20, 2.0**24 + 2))
+    with np.errstate(all="ignore"):
+        want = np.power(x.astype(np.float64), y).astype(np.float32)
+    got = run("Pow", x, y)
+    np.testing.assert_allclose(got, want, 2e-7)
+    np.testing.assert_array_equal(
+        np.signbit(got)[~np.isnan(want)], np.signbit(want)[~np.isnan(want)]
+    )
+
+
+@pytest.mark.parametrize("y", [0.0, -1.0, 0.5, 2.0, 3.0, INF, -INF, NAN])
+def test_special_powers_by_a_constant(y: float) -> None:
+    assert_agrees("Pow", f32(*POWERS), f32(y), consts=[1])
+
+
+DIVIDENDS = (1e38, 5.3, -5.3, 0, -0.0, 1, 3e38, 1e-40, 1e30, -7, INF, NAN, 1)
+DIVISORS = (1.5, 2, -2, 0.1, 1e-45, 7, 3e38, INF, 0, NAN)
+
+
+@pytest.mark.parametrize("size", [np.float32(1), np.float64(1e200)])
+def test_fmod_is_exact_whatever_the_quotient(size: Any) -> None:
+    x, y = np.meshgrid(np.array(DIVIDENDS) * size, np.array(DIVISORS) / size)
+    x, y = x.astype(size.dtype), y.astype(size.dtype)
+    with np.errstate(all="ignore"):
+        want = np.fmod(x, y)
+    got = run("Mod", x, y, fmod=1)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(
+        np.signbit(got)[~np.isnan(want)], np.signbit(want)[~np.isnan(want)]
+    )
+
+
+@pytest.mark.parametrize("op", ["Add", "Mul", "Max", "Min"])
+@pytest.mark.parametrize("value", [INF, -INF])
+def test_an_infinite_constant_is_a_constant(op: str, value: float) -> None:
+    assert_agrees(op, EDGES[EDGES == EDGES], f32(value), consts=[1])
+
+
+def test_a_mask_of_minus_infinity() -> None:
+    x = rows(8)[5:]
+    assert_agrees("Where", x > 0, x, f32(-INF).reshape(1, 1), consts=[2])

@@ -47,14 +47,15 @@ unary(Neg, np.negative, lambda R, x: R.op.negative(x), dtypes="f32 f16 f64 i32 i
 
 @op
 def Sign(x: Type) -> Type:
-    """-1, 0 or 1."""
+    """-1, 0 or 1; NaN of NaN."""
     of_kind("Sign", NUMBERS, x)
     return x
 
 
 def _sign(R: Any, x: Any) -> Any:
     zero, one = const(R, 0, x), const(R, 1, x)
-    below = R.op.where(R.op.less(x, zero), const(R, -1, x), zero)
+    neither = R.op.where(R.op.isnan(x), x, zero) if is_float(x) else zero
+    below = R.op.where(R.op.less(x, zero), const(R, -1, x), neither)
     return R.op.where(R.op.greater(x, zero), one, below)
 
 

@@ -241,12 +241,12 @@ def _type(t: Type) -> Any:
 
 def _literal(builder: Any, v: Json) -> Any:
     """A constant of one element, which ends up as an immediate."""
-    scalar = relax.const(array_in({**v, "shape": ()}), TVM_DTYPES[v["dtype"]])
-    return (
-        builder.emit(relax.op.full(tuple(v["shape"]), scalar, TVM_DTYPES[v["dtype"]]))
-        if v["shape"]
-        else scalar
-    )
+    shape, d = tuple(v["shape"]), TVM_DTYPES[v["dtype"]]
+    array = array_in({**v, "shape": ()})
+    if not shape:
+        return relax.const(array, d)
+    # relax.op.full stumbles over infinities
+    return builder.emit_te(lambda: tvm.topi.full(shape, d, tirx.const(array.item(), d)))
 
 
 def _emit(builder: Any, env: dict[str, Any], i: int, node: Json) -> None:

@@ -251,25 +251,51 @@ def _(e: Emitter, x: Value, y: Value, z: Value) -> Value:
     return fma(e, x, y, z)
 
 
-@intrinsic("fmod", "truncmod")
-@in_f64
-def _(e: Emitter, x: Value, y: Value) -> Value:
-    """x − q·y with q = trunc(x/y), exact while |x/y| < 2⁵².
+SPAN = {"f32": 277, "f64": 2098}
+"""Bits between the greatest finite number and the least, so in a quotient at most."""
+STEP = 50
+"""Bits of the quotient that one step of a long division takes: fewer than f64 has."""
 
-    The quotient may be off by one next to an integer; the remainder's sign or size tells.
-    """
-    q = integral(e, Rounding.RZ, div(e, magnitude(e, x), magnitude(e, y)))
+
+@intrinsic("fmod", "truncmod")
+def _(e: Emitter, x: Value, y: Value) -> Value:
+    """x − trunc(x/y)·y, exactly, by long division in f64."""
+    if x.dtype == "f64":
+        return _remainder(e, x, y, SPAN["f64"])
+    wide = (e.convert(v, "f64") for v in (x, y))
+    return e.convert(_remainder(e, *wide, SPAN[x.dtype]), x.dtype)
+
+
+def _remainder(e: Emitter, x: Value, y: Value, span: int) -> Value:
+    """|x| less multiples of |y|·2^s, s falling; then what is no number, and the sign of x. x of an infinite y is x."""
     m, size = magnitude(e, y), magnitude(e, x)
-    r = fma(e, negative(e, q), m, size)
-    r = choose(e, test(e, Cmp.LT, r, 0.0), add(e, r, m), r)
-    r = choose(e, test(e, Cmp.GE, r, m), e.difference(r, m), r)
-    r = choose(
-        e,
-        test(e, Cmp.EQ, m, math.inf),
-        choose(e, test(e, Cmp.LT, size, math.inf), size, math.nan),
-        r,
-    )
+    r = size
+    for shift in range(span // STEP * STEP, -1, -STEP):
+        r = _less_multiples(e, r, m, shift)
+    finite = test(e, Cmp.LT, size, math.inf)
+    infinite = choose(e, finite, size, choose(e, test(e, Cmp.EQ, size, math.inf), math.nan, size))
+    r = choose(e, test(e, Cmp.EQ, m, math.inf), infinite, r)
     return choose(e, test(e, Cmp.NE, r, r), r, with_sign(e, magnitude(e, r), x))
+
+
+def _less_multiples(e: Emitter, r: Value, m: Value, shift: int) -> Value:
+    """r − trunc(r/d)·d with d = m·2^shift, for r < 2^STEP·d, exactly: it is a multiple of the last place of r or d, below 2d.
+
+    The quotient may be off by one next to an integer; the remainder's sign or size tells. A d that overflows is above r.
+    """
+    d = scaled(e, m, shift)
+    q = integral(e, Rounding.RZ, div(e, r, d))
+    left = fma(e, negative(e, q), d, r)
+    left = choose(e, test(e, Cmp.LT, left, 0.0), add(e, left, d), left)
+    left = choose(e, test(e, Cmp.GE, left, d), e.difference(left, d), left)
+    return choose(e, test(e, Cmp.EQ, d, math.inf), r, left)
+
+
+def scaled(e: Emitter, x: Value, shift: int) -> Value:
+    """x·2^shift, by factors that are numbers."""
+    while shift > 0:
+        x, shift = mul(e, x, 2.0 ** min(shift, 1000)), shift - 1000
+    return x
 
 
 @intrinsic("pow", "powf")
@@ -395,10 +421,13 @@ def _(e: Emitter, x: Value) -> Value:
 @intrinsic("acosh")
 @in_f64
 def _(e: Emitter, x: Value) -> Value:
-    """log1p(t + √(2t + t²)) with t = x − 1."""
+    """log1p(t + √(2t + t²)) with t = x − 1; below x = 1 it is NaN, by the root or, where t² outweighs 2t, by a test."""
     t = add(e, x, -1.0)
     root = special(e, Fn.SQRT, mul(e, t, add(e, t, 2.0)))
-    return INTRINSICS["log1p"](e, add(e, t, root))
+    near = INTRINSICS["log1p"](e, add(e, t, root))
+    far = add(e, special(e, Fn.LOG, x), math.log(2))
+    y = choose(e, test(e, Cmp.GT, x, 1e100), far, near)
+    return choose(e, test(e, Cmp.LT, x, 1.0), math.nan, y)
 
 
 @intrinsic("atanh")
