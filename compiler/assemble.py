@@ -5,8 +5,7 @@ BASE ─ constants, in order of first use ─┬─ the plan's buffers ─ scrat
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +25,29 @@ Made = Sequence[tuple[Job, Lowered]]
 
 
 @dataclass
+class Names:
+    """Names given out, each once."""
+
+    given: set[str] = field(default_factory=set)
+    last: dict[str, int] = field(default_factory=dict)
+    """The number that a name got behind it most recently."""
+
+    def take(self, name: str) -> str:
+        """The name, with a number if others have it.
+
+        >>> names = Names()
+        >>> [names.take(n) for n in ("w", "w_2", "w", "w")]
+        ['w', 'w_2', 'w_3', 'w_4']
+        """
+        free = name
+        while free in self.given:
+            self.last[name] = self.last.get(name, 1) + 1
+            free = f"{name}_{self.last[name]}"
+        self.given.add(free)
+        return free
+
+
+@dataclass
 class Rodata:
     """Constants laid out one after the other, each content once."""
 
@@ -34,15 +56,14 @@ class Rodata:
     at: dict[str, int] = field(default_factory=dict)
     """Content hash → address."""
     end: int = BASE
+    names: Names = field(default_factory=Names)
 
     def add(self, name: str, a: Array) -> int:
         """The address of an array's bytes; they are appended if no equal ones are there."""
         key = content_hash(a)
         if key not in self.at:
             self.at[key] = self.end
-            self.objects.append(
-                Object(_unused(name, [o.name for o in self.objects]), self.end, a.nbytes)
-            )
+            self.objects.append(Object(self.names.take(name), self.end, a.nbytes))
             self.chunks.append(a)
             self.end += max(aligned(a.nbytes), ALIGN)
         return self.at[key]
@@ -62,21 +83,16 @@ class Kernels:
 
     by_name: dict[str, Kernel] = field(default_factory=dict)
     name_of: dict[Kernel, str] = field(default_factory=dict)
+    names: Names = field(default_factory=Names)
 
     def add(self, kernel: Kernel) -> str:
         """The name under which a kernel goes: its own, or with a number if another kernel has it."""
         key = replace(kernel, name="")
         if key not in self.name_of:
-            name = _unused(kernel.name, self.by_name)
+            name = self.names.take(kernel.name)
             self.by_name[name] = replace(kernel, name=name)
             self.name_of[key] = name
         return self.name_of[key]
-
-
-def _unused(name: str, taken: Container[str]) -> str:
-    """The name, with a number if others have it."""
-    numbered = (f"{name}_{n}" for n in itertools.count(2))
-    return next(x for x in itertools.chain([name], numbered) if x not in taken)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 An entry is one text file, `<key>.json`: a checksum line, then JSON with the kernels' words. Writing goes through a temporary name
 and a rename, so readers and writers in several processes need no lock; whatever cannot be read is a miss. Nothing is executed
-or unpickled.
+or unpickled. `disk` says how large the folder may become.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import platformdirs
 from knapper.isa import core
 from knapper.isa.program import Kernel
 
+from . import disk
 from .codegen.generator import Emitted, Lowered
 from .ir import DTYPES, Array, Type
 
@@ -57,10 +58,12 @@ class KernelCache:
 
     def get(self, key: str) -> Lowered | None:
         """The entry; None if there is none that is whole."""
+        path = self._path(key)
         try:
-            checksum, _, body = self._path(key).read_text().partition("\n")
+            checksum, _, body = path.read_text().partition("\n")
         except (OSError, UnicodeDecodeError):
             return None
+        disk.used(path)
         return _read(json.loads(body)) if checksum == _checksum(body) else None
 
     def put(self, key: str, lowered: Lowered) -> None:

@@ -20,18 +20,19 @@ from knapper.isa import image
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 
+from . import disk, plan_text, text
 from . import ops as _declared  # noqa: F401  the op set
 from . import pipeline as pipelines
-from . import plan_text, text
 from .assemble import assemble
 from .cache import KernelCache, folder
 from .groups import is_view
 from .ir import Graph
-from .lower import lower
+from .lower import Report, lower
 from .passes import Pass
 from .plan import Plan
 from .plugins import sources
 from .schedule import Forced, schedule
+from .tvm import cache as tir
 
 Dump = Callable[[str, Graph | Plan | Program], None]
 """Called with the name and the value of each level on the way."""
@@ -106,9 +107,12 @@ def generate(
     dump: Dump | None = None,
 ) -> Program:
     """Level 3: kernels, from the cache where it has them, data and addresses."""
-    cache = KernelCache(options.cache or folder(), sources())
+    cache, report, most = KernelCache(options.cache or folder(), sources()), Report(), disk.limit()
     known = {"knapper": __version__} | _origin(plan.graph, options)
-    program = assemble(plan, lower(plan, cache), known)
+    program = assemble(plan, lower(plan, cache, report), known)
+    if report.lowered:
+        disk.trim(cache.folder, most)
+        disk.trim(tir.folder(), most)
     if dump:
         dump("program", program)
     return program

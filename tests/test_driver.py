@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from knapper.compiler import driver
+from knapper.compiler import disk, driver
 from knapper.compiler import ops as _ops  # noqa: F401  declares the op set
-from knapper.compiler.assemble import assemble
+from knapper.compiler.assemble import Rodata, assemble
 from knapper.compiler.cache import KernelCache, folder
 from knapper.compiler.codegen.generator import (
     Emitted,
@@ -30,7 +33,7 @@ from knapper.compiler.plan import Plan
 from knapper.compiler.schedule import schedule
 from knapper.isa import image
 from knapper.isa.core import Src, UReg
-from knapper.isa.errors import CompileError, Problems, raise_all
+from knapper.isa.errors import CompileError, Problems, UsageError, raise_all
 from knapper.isa.instructions import EXIT, UMOV
 from knapper.isa.machine import Machine
 from knapper.isa.program import ALIGN, BASE, Kernel, Program
@@ -187,6 +190,15 @@ def test_parameters_and_operands_are_the_plans_addresses(
         ("node_c",),
         ("node_y",),
     ]
+
+
+def test_ten_thousand_constants_of_one_name_are_laid_out_quickly() -> None:
+    rodata = Rodata()
+    start = time.process_time()
+    addresses = [rodata.add("w", np.array([n])) for n in range(10_000)]
+    assert time.process_time() - start < 2  # 0.1 s on a quiet machine
+    assert len(set(addresses)) == len({o.name for o in rodata.objects}) == 10_000
+    assert [o.name for o in rodata.objects[:3]] == ["w", "w_2", "w_3"]
 
 
 def test_the_program_is_a_valid_image(marked: Marked, machine: Machine, cache: KernelCache) -> None:
@@ -359,6 +371,50 @@ def test_the_folder_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None
     assert folder() == Path("/somewhere/kernels")
     monkeypatch.delenv("KNAPPER_CACHE")
     assert folder().parts[-2:] == ("knapper", "kernels")
+
+
+def entries(folder: Path, count: int) -> list[Path]:
+    """Files of 100 bytes, in order of their last use."""
+    folder.mkdir()
+    made = [folder / f"{n}.json" for n in range(count)]
+    for n, f in enumerate(made):
+        f.write_bytes(bytes(100))
+        os.utime(f, (n, n))
+    return made
+
+
+def test_what_was_used_least_recently_goes_first(tmp_path: Path) -> None:
+    made = entries(tmp_path / "cache", 10)
+    assert disk.trim(tmp_path / "cache", 1000) == 0
+    disk.used(made[0])
+    assert disk.trim(tmp_path / "cache", 999) == 3
+    assert sorted(tmp_path.rglob("*.json")) == sorted([made[0], *made[4:]])
+
+
+def test_processes_that_trim_one_folder_do_not_mind_each_other(tmp_path: Path) -> None:
+    made = entries(tmp_path / "cache", 400)
+    with ThreadPoolExecutor(4) as pool:
+        removed = sum(pool.map(lambda _: disk.trim(tmp_path / "cache", 10_000), range(8)))
+    left = [f for f in made if f.exists()]
+    assert removed == len(made) - len(left)
+    assert left == made[-75:]
+
+
+def test_a_compile_trims_what_it_filled(
+    marked: Marked, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, options = schedule(CHAIN, machine), driver.Options(cache=tmp_path / "kernels")
+    monkeypatch.setenv("KNAPPER_CACHE", str(tmp_path))
+    driver.generate(plan, options)
+    assert len(list(options.cache.rglob("*.json"))) == 3
+    monkeypatch.setenv("KNAPPER_CACHE_MB", "0")
+    driver.generate(plan, options)  # nothing is lowered, nothing trimmed
+    assert len(list(options.cache.rglob("*.json"))) == 3
+    driver.generate(schedule(CHAIN, machine, {"*": {"mark": 8}}), options)
+    assert not list(options.cache.rglob("*.json"))
+    monkeypatch.setenv("KNAPPER_CACHE_MB", "much")
+    with pytest.raises(UsageError, match=r"E704: \$KNAPPER_CACHE_MB is 'much'"):
+        driver.generate(plan, options)
 
 
 # --- the way through ----------------------------------------------------------------------------------------------------

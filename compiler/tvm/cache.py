@@ -18,6 +18,7 @@ from pathlib import Path
 
 import platformdirs
 
+from .. import disk
 from .tir import Json
 
 SOURCES = ("tvm/*.py", "ops/*.py", "ir.py")
@@ -40,6 +41,7 @@ def key(*parts: str) -> str:
 
 def get(name: str) -> Json | None:
     """The entry; None if there is none that is whole."""
+    disk.used(_path(name))
     try:
         return json.loads(zlib.decompress(_path(name).read_bytes()))
     except (OSError, zlib.error, ValueError):
