@@ -14,7 +14,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from .errors import IsaError
+from .errors import IsaError, raise_all
 
 TARGETS: list[Path] = [Path(__file__).parent / "targets"]
 """Directories of known targets, `NAME.toml` each; a plugin adds its own with `register`."""
@@ -107,20 +107,20 @@ def rows_of(flat: Flat, where: str) -> Flat:
     if table is None or not isinstance(table.value, str) or flat.keys() >= {*ENERGY_KEYS}:
         return {}
     path = find(table.value, known_tables(), "energy table", (where,) if where else ())
-    rows = {f"energy.{key}": Leaf(value, str(path)) for key, value in parse(path).items()}
-    missing = [key for key in ENERGY_KEYS if key not in rows]
-    if missing:
-        raise IsaError("E511", f"no row for {', '.join(_events(missing))}", where=str(path))
-    if unknown := [key for key in rows if key not in ENERGY_KEYS]:
-        raise IsaError("E511", f"unknown event {', '.join(_events(unknown))}", where=str(path))
-    return rows
+    parsed = parse(path)
+    lacking = {
+        "no row for": EVENTS.keys() - parsed.keys(),
+        "unknown event": parsed.keys() - EVENTS.keys(),
+    }
+    raise_all(
+        IsaError("E511", f"{what} {', '.join(sorted(events))}", where=str(path))
+        for what, events in lacking.items()
+        if events
+    )
+    return {f"energy.{event}": Leaf(value, str(path)) for event, value in parsed.items()}
 
 
 ENERGY_KEYS = tuple(f"energy.{event}" for event in EVENTS)
-
-
-def _events(keys: Iterable[str]) -> list[str]:
-    return [key.removeprefix("energy.") for key in keys]
 
 
 def parse(path: Path) -> dict[str, Any]:

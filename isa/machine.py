@@ -196,12 +196,14 @@ class Machine:
         Such a number is assumed, and its note says what it replaces. `energy="aladdin"` takes another table whole. IsaError E511
         for a key or a value that is not legal.
         """
-        flat = {k: dataclasses.replace(leaf, inherited=True) for k, leaf in self._flat().items()}
+        where = f"{self.name} with_"
+        own = self._flat()
+        flat = {key: dataclasses.replace(leaf, inherited=True) for key, leaf in own.items()}
         if "energy" in values:
             values["energy.table"] = values.pop("energy")
-            flat |= rows_of({"energy.table": Leaf(values["energy.table"], "")}, "")
-        flat |= {key: Leaf(_instead(flat.get(key), value), "") for key, value in values.items()}
-        return self._build(flat, self.name)
+            flat |= rows_of({"energy.table": Leaf(values["energy.table"], where)}, "")
+        flat |= {key: Leaf(_instead(own.get(key), value), where) for key, value in values.items()}
+        return self._build(flat, where)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data in the shape of the TOML file, without `base` and with every row of the energy table."""

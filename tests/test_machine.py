@@ -101,6 +101,87 @@ def test_a_base_may_be_a_file_beside(mine):
     assert (m.name, m.sms, m.subcores, m.l2_bytes) == ("its-child", 40, 2, VOLTA.l2_bytes)
 
 
+def test_a_number_of_an_extension_is_there_exactly_if_the_extension_is(mine):
+    sma = TARGETS["sma3"]
+    assert (sma.tensor_units, sma.systolic_units, sma.array_rows) == (0, 3, 8)
+    assert {"tensor", "tensor_f16"} & sma.units.keys() == set()
+    assert {"systolic", "mode"} <= sma.units.keys()
+    assert VOLTA.systolic_units == VOLTA.array_rows == VOLTA.host_clock_hz == 0
+    assert "systolic" not in VOLTA.units
+    assert TARGETS["systolic-host"].host_clock_hz > 0
+    with pytest.raises(KnapperError) as e:
+        mine(OWN + 'extensions = ["base", "systolic"]\ndataflow = "ws"')
+    assert "systolic_units is missing (hint: systolic units an SM)" in str(e.value)
+    assert "units.mode.latency is missing" in str(e.value)
+    number = '{ value = 1, provenance = "assumed" }'
+    with pytest.raises(
+        IsaError, match="systolic_units: belongs to systolic, which the machine lacks"
+    ):
+        mine(OWN + f"systolic_units = {number}")
+    with pytest.raises(IsaError, match="link_bytes_per_second: belongs to host, which the machine"):
+        mine(OWN + f"link_bytes_per_second = {number}")
+
+
+def test_a_dataflow_needs_something_that_flows(mine):
+    with pytest.raises(IsaError, match="dataflow: expected none, got 'ws'"):
+        mine(OWN + 'dataflow = "ws"')
+    with pytest.raises(IsaError, match="dataflow: expected sbws or ws or os, got 'none'"):
+        mine('name = "mine"\nbase = "sma2"\ndataflow = "none"')
+
+
+def test_two_units_may_share_a_port(mine):
+    assert VOLTA.units["tensor_f16"].port == VOLTA.units["tensor"].port == "tensor"
+    assert mine(OWN + 'units.imul.port = "alu"').units["imul"].port == "alu"
+    with pytest.raises(IsaError, match=r"units\.imul\.port: expected .*fma.*, got 'aluu'"):
+        mine(OWN + 'units.imul.port = "aluu"')
+
+
+# --- other numbers: what sweeps are made of ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["volta-4tc", "sma3", "systolic-host"])
+@pytest.mark.parametrize("factor", [0.7, 1.3])
+def test_every_number_can_be_swept(name, factor):
+    m = TARGETS[name]
+    flat = {key: leaf.value for key, leaf in description.flatten(m.to_dict(), "").items()}
+    for key, p in m.provenance.items():
+        value = flat[key]["value"] * factor
+        if not key.startswith("energy."):
+            bounds = machine.NUMBERS.get(key, {"least": 1, "most": machine.LARGEST})
+            value = min(max(round(value), bounds["least"]), bounds["most"])
+        swept = m.with_(**{key: value})
+        assert swept.provenance.keys() == m.provenance.keys()
+        assert swept.provenance[key].kind == "assumed"
+        assert p.note in swept.provenance[key].note
+        assert Machine.from_dict(swept.to_dict()) == swept
+        assert (value == flat[key]["value"]) or swept.to_dict() != m.to_dict()
+
+
+def test_with_changes_numbers_and_texts_by_flat_key():
+    m = VOLTA.with_(sms=40, **{"units.fma.latency": 5, "units.imul.port": "alu"})
+    assert (m.sms, m.units["fma"].latency, m.units["imul"].port) == (40, 5, "alu")
+    assert m.provenance["sms"].note == "instead of 80, published: V100; GPGPU-Sim QV100"
+    assert VOLTA.sms == 80
+    assert m.with_(sms=80).sms == 80
+    ablation = TARGETS["sma3"].with_(dataflow="ws")
+    assert ablation.to_dict() | {"name": ""} == TARGETS["sma3-ws"].to_dict() | {"name": ""}
+    plain = VOLTA.with_(extensions=["base"])
+    assert (plain.tensor_units, plain.units.keys() & {"tensor"}) == (0, set())
+
+
+def test_with_refuses_what_a_file_could_not_say():
+    with pytest.raises(KnapperError) as e:
+        VOLTA.with_(smz=1, sms=0, dataflow="ws", **{"units.fma.latency": 2.5})
+    assert sorted(str(e.value).splitlines()) == [
+        "E511: volta-8tc with_: dataflow: expected none, got 'ws'",
+        "E511: volta-8tc with_: sms: expected a whole number from 1 on, got 0",
+        "E511: volta-8tc with_: smz: unknown key (hint: did you mean sms?)",
+        "E511: volta-8tc with_: units.fma.latency: expected a whole number from 1 on, got 2.5",
+    ]
+    with pytest.raises(IsaError, match="unknown energy table 'nuclear'"):
+        VOLTA.with_(energy="nuclear")
+
+
 def test_a_unit_of_ones_own_needs_both_numbers(mine):
     m = mine(
         OWN

@@ -160,7 +160,8 @@ def _numbers(description: Mapping[str, Any], path: str = "") -> list[tuple[str, 
         if not isinstance(value, Mapping):
             continue
         if "provenance" in value:
-            rows.append((path + key, value["value"], value["provenance"], value.get("note", "")))
+            note = value.get("note", value.get("source", ""))
+            rows.append((path + key, value["value"], value["provenance"], note))
         else:
             rows += _numbers(value, f"{path}{key}.")
     return rows
