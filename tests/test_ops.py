@@ -265,7 +265,10 @@ def oracle(
     return [np.moveaxis(y, 1, -1) if nhwc else y for y in found]
 
 
-@pytest.mark.parametrize(("name", "i"), CASES)
+DETECTION = {"NonMaxSuppression", "RoiAlign"}  # bit for bit, in test_detection.py
+
+
+@pytest.mark.parametrize(("name", "i"), [c for c in CASES if c[0] not in DETECTION])
 def test_reference_agrees_with_onnxruntime(name: str, i: int) -> None:
     operands, attrs = case(name, i)
     got = reference(name, operands, attrs)
@@ -278,10 +281,11 @@ def test_reference_agrees_with_onnxruntime(name: str, i: int) -> None:
 # --- lowering to Relax
 
 FOLDED = {"NonZero", "Shape", "Size"}  # see compiler/ops/constant.py
-WITHOUT_LOWERING = FOLDED | {"ConvTranspose", "Einsum"}  # products: see compiler/passes/products.py
+PRODUCTS = {"ConvTranspose", "Einsum"}  # see compiler/passes/products.py
+WITHOUT_LOWERING = FOLDED | PRODUCTS | DETECTION
 
 
-def test_only_folded_ops_and_products_have_no_lowering() -> None:
+def test_only_folded_ops_products_and_detectors_ops_have_no_lowering() -> None:
     assert {name for name, o in OPS.items() if "relax" not in o.facets} == WITHOUT_LOWERING
 
 

@@ -9,6 +9,7 @@ Every op has a reference and examples. Every op has a lowering to TVM Relax, exc
 
     Shape, Size             always folded: shapes are static
     NonZero                 folded by the importer, which must know the size of the result
+    NonMaxSuppression, RoiAlign   kernels of our own
     MaxPool, second result  where the maxima are: TVM pools values only; asking for it is a compile error that names the node
 """
 
@@ -19,6 +20,7 @@ from . import (  # noqa: F401  importing is declaring
     binary,
     constant,
     conv,
+    detection,
     einsum,
     gather,
     linear,

@@ -70,9 +70,7 @@ def resnet50(batch: int = 1, size: int = 224) -> ModelProto:
     return _softmax(s, s.dense(x, (c, CLASSES), gain=0.5), batch, size)
 
 
-def bottleneck(
-    s: Sketch, x: str, c: int, width: int, stride: int = 1, dilation: int = 1
-) -> str:
+def bottleneck(s: Sketch, x: str, c: int, width: int, stride: int = 1, dilation: int = 1) -> str:
     """1×1, 3×3, 1×1 to 4 · width channels, beside a shortcut that is a 1×1 convolution where the shape changes.
 
     The last convolution has half the gain: the sum with the shortcut then grows slowly from block to block.

@@ -113,9 +113,7 @@ def _masks(s: Sketch, features: str, rois: str, image: str, scale: float) -> str
     return s.node("Sigmoid", s.conv(x, (half, CLASSES), 1))
 
 
-def _aligned(
-    s: Sketch, features: str, rois: str, image: str, samples: int, scale: float
-) -> str:
+def _aligned(s: Sketch, features: str, rois: str, image: str, samples: int, scale: float) -> str:
     return s.node(
         "RoiAlign",
         features,

@@ -29,7 +29,9 @@ def inception_v1(batch: int = 1, size: int = SIZE) -> ModelProto:
     if size != SIZE:
         raise UsageError("E707", f"inception_v1 takes images of {SIZE}×{SIZE}, not {size}×{size}")
     if not TOPOLOGY.is_file():
-        raise UsageError("E707", "this onnx package has no light_inception_v1.onnx in its test data")
+        raise UsageError(
+            "E707", "this onnx package has no light_inception_v1.onnx in its test data"
+        )
     model = onnx.load(TOPOLOGY)
     _draw_weights(model, np.random.default_rng(0))
     _set_batch(model, batch)
@@ -44,7 +46,11 @@ def _draw_weights(model: ModelProto, rng: np.random.Generator) -> None:
     made = [n for n in graph.node if n.op_type == "ConstantOfShape"]
     drawn = {n.output[0]: _weight(known[n.input[0]], rng) for n in made}
     drawn |= {name: _weight(a.shape, rng) for name, a in known.items() if a.dtype == np.float32}
-    kept = [t for t in graph.initializer if known[t.name].dtype != np.float32 and t.name not in _shapes(made)]
+    kept = [
+        t
+        for t in graph.initializer
+        if known[t.name].dtype != np.float32 and t.name not in _shapes(made)
+    ]
     nodes = [n for n in graph.node if n.op_type != "ConstantOfShape"]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)

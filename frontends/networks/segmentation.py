@@ -16,7 +16,7 @@ import numpy as np
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
 from .classifiers import bottleneck
-from .sketch import DOMAIN, OPSET, Array, Sketch, windows
+from .sketch import DOMAIN, OPSET, Array, Sketch
 
 LABELS = 21
 ITERATIONS = 10
@@ -35,7 +35,9 @@ def segmentation(batch: int = 1, size: int = 128) -> ModelProto:
     x, c = _backbone(s)
     logits = _pyramid(s, x, c)
     sizes = s.ints(batch, LABELS, size, size)
-    grown = s.node("Resize", logits, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+    grown = s.node(
+        "Resize", logits, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel"
+    )
     probabilities = _field(s, grown)
     labels = s.node("ArgMax", probabilities, axis=1, keepdims=0)
     return s.model(
@@ -110,7 +112,13 @@ def _iteration(i: int, result: str) -> list[NodeProto]:
     return [
         *nodes,
         node("Add", [f"narrow{i}", f"wide{i}"], [f"message{i}"], f"message{i}"),
-        node("Conv", [f"message{i}", "compatibility"], [f"penalty{i}"], f"compatibility{i}", kernel_shape=[1, 1]),
+        node(
+            "Conv",
+            [f"message{i}", "compatibility"],
+            [f"penalty{i}"],
+            f"compatibility{i}",
+            kernel_shape=[1, 1],
+        ),
         node("Sub", ["unary", f"penalty{i}"], [f"energy{i}"], f"energy{i}"),
         node("Softmax", [f"energy{i}"], [result], f"softmax{i + 1}", axis=1),
     ]

@@ -407,6 +407,23 @@ def _shared(lost: list[int], *, more_first: bool) -> tuple[int, ...]:
     return tuple(large + small if more_first else small + large)
 
 
+# --- detectors ----------------------------------------------------------------------------------------------------------
+
+
+@form("NonMaxSuppression")
+def _(b: Builder, call: Call) -> Call:
+    """The Graph's op has a second result: how many rows of the first are meant."""
+    return replace(call, outputs=(only(call), f"{only(call)}.count"))
+
+
+@form("RoiAlign")
+def _(b: Builder, call: Call) -> Call:
+    """Before opset 16 it had no attribute for the half pixel that newer ones shift by."""
+    if call.version >= 16:
+        return call
+    return call.now(coordinate_transformation_mode="output_half_pixel")
+
+
 # --- names --------------------------------------------------------------------------------------------------------------
 
 
