@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -446,4 +445,4 @@ def _value_reason(key: str, value: Any) -> str:
 
 def _is_energy(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
+    return number and 0 <= value <= LARGEST  # which neither NaN nor infinity is

@@ -98,6 +98,14 @@ def test_a_table_names_all_that_it_lacks_and_all_that_nobody_knows(tmp_path):
         load(re.sub("^(issue.*)source = .* }", '\\1source = "" }', x) for x in lines)
 
 
+@pytest.mark.parametrize("value", [-1, 10**400, float("inf"), float("nan"), True, "3", None])
+def test_picojoules_are_finite_numbers_from_0_on(value):
+    data = VOLTA.to_dict()
+    data["energy"]["dram"]["value"] = value
+    with pytest.raises(KnapperError, match=r"energy\.dram: expected picojoules from 0 on, got"):
+        Machine.from_dict(data)
+
+
 def test_an_image_needs_no_table():
     data = VOLTA.to_dict()
     data["energy"]["table"] = "gone"
