@@ -73,6 +73,8 @@ CODES: dict[str, str] = {
     "E612": "The program's memory does not fit into this computer's.",
     "E613": "A run is more work than its limit: too many blocks, which is seen before it begins, or too many instructions. --limit N sets another.",
     "E614": "A warp branches in too many ways for timing to keep track of. It runs without timing: --no-timing.",
+    "E615": "AsyncHazard: a kernel touches what a pending systolic command still uses, or does not wait for one. Seen in checked runs.",
+    "E616": "A systolic command by a part of a warp, or more of them pending than a queue holds.",
     # 7xx how knapper was called: the inputs of a run
     "E720": "An input is missing, or the network has none of that name.",
     "E721": "An input has another shape than the network expects.",

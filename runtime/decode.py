@@ -23,8 +23,11 @@ from numpy.typing import NDArray
 
 from knapper.isa.core import (
     OPCODE_BITS,
+    SIMD,
     TABLE,
+    ZEROS,
     Bits,
+    Extent,
     Guard,
     Instr,
     Label,
@@ -46,17 +49,24 @@ from knapper.isa.instructions import (
     LDL,
     LDS,
     LDSM,
+    LSMA,
+    MODE,
+    SMA_LDB,
     STG,
     STL,
     STS,
     ULDC,
 )
 from knapper.isa.program import Kernel
+from knapper.isa.systolic import ARRAY, Array
+from knapper.isa.verify import mode_problems
+
+from .faults import SWITCH
 
 ROW = 128
 """Bytes of a register: 32 lanes of 32 bits."""
-SPARE = 8
-"""Rows of zeros, and rows of waste: the widest operand (an accumulator fragment) may be RZ."""
+SPARE = ZEROS
+"""Rows of zeros, and rows of waste: as many registers as RZ stands for."""
 SLOTS = 10
 RECORD = np.dtype(
     [
@@ -86,8 +96,10 @@ OPEN: set[type[Instr]] = {
     STL,
     LDSM,
     LDG_IM2COL,
+    SMA_LDB,
+    LSMA,
 }
-"""Instructions whose immediates are slots. Of others they belong to the variant: constants of its handler."""
+"""Instructions whose immediates are slots, extents excepted. Of others they belong to the variant: constants of its handler."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ class Shape:
                 keyed |= (
                     b.mask if cls.refusal is not Instr.refusal else 0
                 )  # `refusal` may look at it
-            elif issubclass(kind, Modifier) or (immediate and cls not in OPEN):
+            elif issubclass(kind, (Modifier, Extent)) or (immediate and cls not in OPEN):
                 keyed |= b.mask
             else:
                 keyed |= 3 << b.hi - 1 if kind is Src else 0
@@ -172,8 +184,11 @@ def _halves(mask: int) -> NDArray[np.uint64]:
     return np.array([mask & (1 << 64) - 1, mask >> 64], np.uint64)
 
 
-def decode(kernels: Sequence[Kernel], extensions: Sequence[str]) -> Decoded:
-    """Records and variants of all kernels; MachineFault E601 for every instruction that may not run."""
+def decode(kernels: Sequence[Kernel], extensions: Sequence[str], array: Array = ARRAY) -> Decoded:
+    """Records and variants of all kernels; MachineFault E601 for every instruction that may not run.
+
+    `extensions` and `array` are the target's.
+    """
     lengths = [len(k.words) // 16 for k in kernels]
     words = (
         np.concatenate([words_of(k) for k in kernels]) if kernels else np.zeros((0, 2), np.uint64)
@@ -182,10 +197,11 @@ def decode(kernels: Sequence[Kernel], extensions: Sequence[str]) -> Decoded:
         np.repeat(np.array([k.registers for k in kernels], np.int64), lengths),
         np.repeat(np.array(lengths, np.int64), lengths),
     )
-    modes = np.repeat(np.array([k.mode_entry for k in kernels], object), lengths)
     starts = np.cumsum([0, *lengths])
-    out = _Decoder(words, limits, modes, tuple(extensions))
+    out = _Decoder(words, limits, tuple(extensions), array)
     out.run()
+    for kernel, start in zip(kernels, starts.tolist(), strict=False):
+        out.modes(kernel, start)
     owner = np.repeat(np.arange(len(kernels)), lengths)
     raise_all(
         _refused(kernels[owner[i]], int(i - starts[owner[i]]), why)
@@ -206,9 +222,9 @@ class _Decoder:
     """One pass over the words of all kernels, opcode by opcode."""
 
     def __init__(
-        self, words: WORDS, limits: Limits, modes: NDArray[Any], extensions: tuple[str, ...]
+        self, words: WORDS, limits: Limits, extensions: tuple[str, ...], array: Array
     ) -> None:
-        self.words, self.limits, self.modes, self.extensions = words, limits, modes, extensions
+        self.words, self.limits, self.extensions, self.array = words, limits, extensions, array
         self.records = np.zeros(len(words), RECORD)
         self.variant = np.zeros(len(words), np.intp)
         self.numbers: dict[Variant, int] = {}
@@ -225,6 +241,16 @@ class _Decoder:
             else:
                 self.opcode(cls, group)
 
+    def modes(self, kernel: Kernel, start: int) -> None:
+        """Refuse what is illegal in its mode. A kernel in SIMD mode that never leaves it needs no look at its paths."""
+        span = slice(start, start + len(kernel.words) // 16)
+        illegal = {cls.opcode for cls in TABLE.values() if SIMD not in cls.modes} | {MODE.opcode}
+        calm = not np.isin(self.records["kind"][span], [*illegal]).any()
+        if self.refused or (calm and kernel.mode_entry == kernel.mode_exit == SIMD):
+            return
+        for pc, why in mode_problems(kernel):
+            self.refused.setdefault(start + pc, why)
+
     def refuse(self, where: NDArray[np.intp], why: str) -> None:
         for i in where.tolist():
             self.refused.setdefault(i, why)
@@ -237,10 +263,6 @@ class _Decoder:
                 f"{cls.mnemonic} belongs to extension {cls.extension!r}, which the target lacks",
             )
             return
-        for mode in {*self.modes[group].tolist()} - cls.modes:
-            self.refuse(
-                group[self.modes[group] == mode], f"{cls.mnemonic} is illegal in mode {mode!r}"
-            )
         words, shape = self.words[group], shape_of(cls)
         self.refuse(
             group[(words & ~_halves(cls.used) != 0).any(axis=1)],
@@ -263,6 +285,8 @@ class _Decoder:
             except IsaError:
                 self.explain(words[member], group[member])
                 continue
+            if reason := self.array.refusal(instr) if instr.extension == "systolic" else "":
+                self.refuse(group[member], f"{instr.mnemonic}: {reason}")
             self.variant[group[member]] = self.number(variant(shape, instr))
             yield member, instr
 
@@ -281,6 +305,8 @@ class _Decoder:
         """Fill the slots of instructions of one variant."""
         records = self.records[group]
         records["kind"] = shape.cls.opcode
+        if isinstance(instr, MODE):  # a barrier, whose number a record has in its first slot
+            records["slot"][:, 0] = SWITCH + instr.mode
         for name, (kind, b) in shape.cls.layout.items():
             raw = bits_of(words, b)
             if name == "guard":
@@ -335,6 +361,8 @@ class _Decoder:
             group[~none & (raw % min(words, 4) != 0)],
             f"{name} is not a multiple of {min(words, 4)}",
         )
+        if words > SPARE:
+            self.refuse(group[none], f"{name} takes {words} registers: RZ stands for {SPARE}")
         self.refuse(
             group[~none & (raw + words > have)],
             f"{name} lies beyond the registers that the kernel declares",

@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from knapper.isa.errors import MachineFault
+from knapper.isa.modifiers import Mode
 from knapper.isa.program import Kernel, Launch
 
-SPACES = ("global", "shared", "local", "param")
+SPACES = ("global", "shared", "local", "param", "accumulator")
 READS, WRITES = 0, 1
+SWITCH = 16
+"""MODE is a block barrier: its number is this and the mode's. BAR's are below."""
 
 
 class Kind(enum.IntEnum):
@@ -41,6 +44,14 @@ class Kind(enum.IntEnum):
     OFF_THE_END = 18
     LIMIT = 19
     PATH = 20
+    COMMAND_SPLIT = 21
+    QUEUE_FULL = 22
+    UNWRITTEN_WEIGHTS = 23
+    ASYNC_REGISTER = 24
+    ASYNC_MEMORY = 25
+    ASYNC_WEIGHTS = 26
+    ASYNC_OPEN = 27
+    ASYNC_EXIT = 28
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,15 @@ def _race(t: Trap) -> str:
     return f"a race: lane {t.lane} {now} shared memory at {t.value:#x}, which warp {t.aux >> 2} {before} since the last barrier"
 
 
+def _barrier(t: Trap) -> str:
+    return f"barrier {t.value}" if t.value < SWITCH else f"MODE.{Mode(t.value - SWITCH)}"
+
+
+def _claimed(t: Trap) -> str:
+    claim = "writes" if SPACES[t.aux & 15] == "accumulator" else "reads"
+    return f"AsyncHazard: {_memory(t)}, which a pending systolic command {claim}"
+
+
 @dataclass(frozen=True)
 class Text:
     """How a kind is told."""
@@ -111,6 +131,7 @@ class Text:
     hint: str = ""
 
 
+COMPLETE = "SMA.WAIT 0 completes the warp's groups"
 WAIT = "open a region with BSSY before lanes part, and send every path to its BSYNC"
 FAULTS: Mapping[Kind, Text] = {
     Kind.MISALIGNED: Text(
@@ -132,14 +153,14 @@ FAULTS: Mapping[Kind, Text] = {
     Kind.RACE: Text("E607", _race, "a BAR between the two accesses"),
     Kind.BARRIER_DIVERGED: Text(
         "E608",
-        lambda t: f"lane {t.lane} is live but does not come to barrier {t.value} with the others",
+        lambda t: f"lane {t.lane} is live but does not come to {_barrier(t)} with the others",
     ),
     Kind.BARRIER_EXITED: Text(
-        "E608", lambda t: f"waits at barrier {t.value}, but warp {t.aux} of the block has exited"
+        "E608", lambda t: f"waits at {_barrier(t)}, but warp {t.aux} of the block has exited"
     ),
     Kind.BARRIER_OTHER: Text(
         "E608",
-        lambda t: f"waits at barrier {t.value}, but warp {t.aux} of the block waits at another",
+        lambda t: f"waits at {_barrier(t)}, but warp {t.aux} of the block waits at another",
     ),
     Kind.REGION_SPLIT: Text(
         "E609",
@@ -169,6 +190,37 @@ FAULTS: Mapping[Kind, Text] = {
         "E614",
         lambda t: f"the warp's path has more than the {t.value:,} entries that timing keeps",
         "run without timing: --no-timing, or timing=False",
+    ),
+    Kind.ASYNC_REGISTER: Text(
+        "E615",
+        lambda t: (
+            f"AsyncHazard: the warp {('reads', 'writes')[t.aux]} R{t.value}, which a pending LSMA writes"
+        ),
+        COMPLETE,
+    ),
+    Kind.ASYNC_MEMORY: Text("E615", _claimed, f"{COMPLETE}; then a barrier for the others"),
+    Kind.ASYNC_WEIGHTS: Text(
+        "E615",
+        lambda t: (
+            f"AsyncHazard: weights of an earlier group are used, but warp {t.aux} may load others"
+        ),
+        "let every group begin with its own SMA.LDB and SMA.SWAP",
+    ),
+    Kind.ASYNC_OPEN: Text(
+        "E615", lambda t: f"AsyncHazard: {t.value} commands that no SMA.COMMIT follows"
+    ),
+    Kind.ASYNC_EXIT: Text(
+        "E615", lambda t: f"AsyncHazard: the warp ends with {t.value} groups pending", COMPLETE
+    ),
+    Kind.COMMAND_SPLIT: Text(
+        "E616", lambda t: f"lane {t.lane} is not active, but a systolic command is the whole warp's"
+    ),
+    Kind.QUEUE_FULL: Text(
+        "E616", lambda t: f"{t.value} systolic commands of the warp are pending: its queue is full"
+    ),
+    Kind.UNWRITTEN_WEIGHTS: Text(
+        "E606",
+        lambda t: f"weights of unit {t.value} are used, where no SMA.LDB and SMA.SWAP put any",
     ),
 }
 

@@ -28,14 +28,17 @@ from numpy.typing import NDArray
 from knapper.isa.core import Guard, Instr, Src
 from knapper.isa.instructions import LDSM
 from knapper.isa.lanes import LANES, LaneType, Value, canonical
+from knapper.isa.modifiers import Mode
 from knapper.isa.program import BASE, Kernel, Launch, Program
+from knapper.isa.systolic import ARRAY, Array
 
 from . import budget
 from .counters import Counts, counters, local_sectors, requests, row_wavefronts, wavefronts
 from .engine import UNBOUNDED, Tick, silent
-from .faults import READS, WRITES, Kind, Place, Trap, access, describe, race
+from .faults import READS, SWITCH, WRITES, Kind, Place, Trap, access, describe, race
 from .memory import SECTOR, Memory
 from .paths import END, Paths, Trail, Warps, share
+from .systolic import Arrays, Queue
 from .words import coordinate, immediate, words_of
 
 Mask = NDArray[np.bool_]
@@ -55,6 +58,8 @@ class Context:
     limit: int
     timing: bool = False
     """Whether to record what timing needs."""
+    array: Array = ARRAY
+    """The machine's systolic units."""
     unique: int = 0
     """Sectors that blocks read, counted once a block."""
     code: tuple[Instr, ...] = ()
@@ -88,6 +93,7 @@ class Block:
         self.written = np.zeros(kernel.shared_bytes, np.bool_)
         self.readers = np.zeros((kernel.warps, kernel.shared_bytes), np.bool_)
         self.writers = np.zeros((kernel.warps, kernel.shared_bytes), np.bool_)
+        self.arrays = Arrays(context.array, kernel.shared_bytes)
         self.sectors: set[int] = set()
         """Of global memory, that were read."""
         self.warps = [RefWarp(self, w) for w in range(kernel.warps)]
@@ -111,6 +117,7 @@ class Block:
             if other.waits != waiting.waits:
                 waiting.stop(Kind.BARRIER_OTHER, value=waiting.waits, aux=other.number)
         self.readers[:], self.writers[:] = False, False
+        self.arrays.meet()
         for warp in self.warps:
             warp.pc += 1
 
@@ -148,6 +155,7 @@ class RefWarp:
         self.regions: dict[int, Region] = {}
         self.after: Callable[[], None] = self.next
         self.trail = Trail(share(kernel.warps))
+        self.queue = Queue(self)
 
     # --- control flow
 
@@ -253,6 +261,8 @@ class RefWarp:
             for barrier, region in sorted(self.regions.items()):
                 if (lost := region.lanes & self.mask).any():
                     raise Trap(Kind.REGION_EXIT, lane=lowest(lost), value=barrier)
+        else:
+            self.queue.leave()
         self.live = self.live & ~self.mask
         self.path = self.path & ~self.mask
         self.after = self.next if self.path.any() else self.resume
@@ -266,6 +276,21 @@ class RefWarp:
 
         self.after = wait
 
+    # --- systolic commands
+
+    def send(self, command: Instr, address: int = 0, c: int = 0) -> None:
+        self.queue.send(command, address, c)
+
+    def commit(self) -> None:
+        self.queue.commit()
+
+    def wait(self, groups: int) -> None:
+        self.queue.wait(groups)
+
+    def switch(self, mode: Mode) -> None:
+        self.barrier(SWITCH + mode)
+        self.queue.drain(0)
+
     # --- registers
 
     def read(self, reg: Any, type: LaneType) -> Value:
@@ -277,6 +302,7 @@ class RefWarp:
     def word(self, reg: int) -> NDArray[np.uint32]:
         if reg == 255:
             return np.zeros(LANES, np.uint32)
+        self.queue.touch(reg, READS)
         if (missing := self.mask & ~self.has_reg[reg]).any():
             raise Trap(Kind.UNWRITTEN_REGISTER, lowest(missing), int(reg))
         word: NDArray[np.uint32] = self.regs[reg].copy()
@@ -309,6 +335,7 @@ class RefWarp:
     def write(self, reg: Any, value: Value) -> None:
         for i, word in enumerate(words_of(value)):
             if reg != 255:
+                self.queue.touch(reg + i, WRITES)
                 self.regs[reg + i] = np.where(self.mask, word, self.regs[reg + i])
                 self.has_reg[reg + i] |= self.mask
 
@@ -433,6 +460,8 @@ class RefWarp:
         if self.context.timing:
             self.context.counts[self.pc]["wavefronts"] += self.passes(where, lanes, size)
         self.races(index, lanes, use)
+        if use == WRITES:
+            self.unclaimed(self.block.arrays.claims[index], lanes, where, aux)
         return self.transfer(
             self.block.shared, self.block.written, index, where, lanes, aux, values
         )
@@ -446,6 +475,18 @@ class RefWarp:
         """Wavefronts of an LDSM."""
         origin = self.uniform_word(instr.base) + int(instr.offset)
         return row_wavefronts(origin & 0xFFFFFFFF, int(instr.pitch))
+
+    def accumulator(
+        self, where: Any, lanes: Any, size: int, use: int, values: Any
+    ) -> NDArray[np.uint8]:
+        arrays, aux = self.block.arrays, access("accumulator", size, use)
+        index = self.inside(where, lanes, len(arrays.accumulators), aux)
+        self.unclaimed(arrays.sums[index], lanes, where, aux)
+        return self.transfer(arrays.accumulators, arrays.written, index, where, lanes, aux, values)
+
+    def unclaimed(self, claims: Any, lanes: Any, where: Any, aux: int) -> None:
+        """No pending command may use these bytes, [lanes, size]."""
+        self.refuse(claims.any(axis=1), lanes, Kind.ASYNC_MEMORY, where, aux)
 
     def races(self, index: NDArray[np.int64], lanes: NDArray[np.intp], use: int) -> None:
         """A write after another warp's access, or a read after another warp's write: lane by lane, byte by byte."""
@@ -524,7 +565,8 @@ class ReferenceEngine:
         """As `Engine.launch`."""
         kernel, limit = self.program.kernels[launch.kernel], min(self.limit, left)
         counts = counters(len(kernel.words) // 16)
-        context = Context(kernel, launch, self.memory, counts, limit, timing)
+        array = Array.of(self.program.target)
+        context = Context(kernel, launch, self.memory, counts, limit, timing, array)
         with np.errstate(all="ignore"):
             paths = Paths.of(self._blocks(context, left, tick))
         read, written = (int(np.count_nonzero(t)) * SECTOR for t in context.touched)

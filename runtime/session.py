@@ -18,6 +18,7 @@ import numpy as np
 from knapper.isa.errors import UsageError, raise_all
 from knapper.isa.lanes import LANES
 from knapper.isa.program import Port, Program
+from knapper.isa.systolic import Array as Units
 
 from . import budget
 from .budget import LIMIT, WORK, EngineName
@@ -126,8 +127,11 @@ class Session:
     @cached_property
     def decoded(self) -> Decoded:
         """All kernels, ready to run; MachineFault E601 for everything that the target cannot execute."""
+        target = self.program.target
         return decode(
-            list(self.program.kernels.values()), tuple(self.program.target.get("extensions", ()))
+            list(self.program.kernels.values()),
+            tuple(target.get("extensions", ())),
+            Units.of(target),
         )
 
     @cached_property

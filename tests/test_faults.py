@@ -217,6 +217,7 @@ def test_the_first_block_that_faults_is_told_whatever_the_threads_do() -> None:
 
 
 LEGAL = [i.NOP(), EXIT]
+SUM = i.FADD(FloatType.F32, Reg(4), RZ, Src.of(RZ))
 
 
 def refuse(code: list[Instr], **settings: Any) -> str:
@@ -230,7 +231,7 @@ REFUSED: dict[str, tuple[Callable[[], str], str]] = {
     "extension": (
         lambda: refuse([i.LDSM(Trans.N, Reg(4), URZ, Signed(0), Unsigned(32)), EXIT], target={"name": "plain", "extensions": ()}),
         "E601: kernel k, pc 0: LDSM belongs to extension 'tensor', which the target lacks"),
-    "mode": (lambda: refuse(LEGAL, mode_entry="systolic"), "NOP is illegal in mode 'systolic'"),
+    "mode": (lambda: refuse([i.NOP(), SUM, EXIT], mode_entry="systolic", mode_exit="systolic"), "pc 1: FADD is illegal in mode 'systolic'"),
     "registers": (
         lambda: refuse([i.MOV(Reg(16), Src.of(1)), EXIT]), "E601: kernel k, pc 0: d lies beyond the registers that the kernel declares"),
     "pair": (
