@@ -2,6 +2,7 @@
 
 session ── stats                     inputs in, launches in order, outputs and numbers out
   ├── memory · counters · faults     what both engines share: device memory, what is counted, what can go wrong
+  ├── energy                         events × picojoules, by launch, node and part of the machine
   ├── decode                         words → records, and refusals, whole kernels at a time
   ├── reference (words)              the specification: Python over numpy arrays of 32 lanes, always checking
   └── fast/                          the default: the same semantics, traced into vector machine code
