@@ -22,6 +22,7 @@ from .file import Model, open_model
 from .forms import COMPLETE, FORMS
 from .schemas import NEWEST, formals, schema
 from .tensors import Value, array_of, attribute, dtype_of
+from .unserved import INSTEAD
 
 NONSENSE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 """What shape inference and protobuf raise on attributes, sizes and names that no exporter writes."""
@@ -214,7 +215,8 @@ class Door:
         version = scope.version(domain)
         function = self.functions.get((domain, p.op_type, p.overload))
         declared = schema(p.op_type, version, domain)
-        self._refuse_unknown(p, domain, version, function is not None or inline.has_body(declared))
+        body_serves = inline.has_body(declared) and p.op_type not in INSTEAD
+        self._refuse_unknown(p, domain, version, function is not None or body_serves)
         operands = [self.operand(scope, name) if name else "" for name in p.input]
         if p.op_type == "If" and not domain:
             return self._if(p, operands, scope)
@@ -266,7 +268,7 @@ class Door:
         raise FrontendError(
             "E203",
             f"operator {p.op_type} is not supported",
-            hint=f"{OPS_HINT}{guess}",
+            hint=INSTEAD.get(p.op_type) or f"{OPS_HINT}{guess}",
         )
 
     def operand(self, scope: Scope, name: str) -> str:
@@ -332,7 +334,7 @@ class Door:
             raise FrontendError(
                 "E204",
                 "the condition of If is computed from the network's inputs; branches are chosen when compiling",
-                hint="if one of them is fixed in your use, bind it: --const NAME=VALUE",
+                hint="compute both and choose with Where; if one is fixed in your use, bind it: --const NAME=VALUE",
             )
         wanted = "then_branch" if condition.ravel()[0] else "else_branch"
         branch = next((a.g for a in p.attribute if a.name == wanted), None)

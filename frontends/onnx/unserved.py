@@ -1,0 +1,51 @@
+"""What is not served yet, family by family, and what a model's author can do instead. A family leaves when its ops arrive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """Operators that are missing for one reason."""
+
+    ops: frozenset[str]
+    instead: str
+
+
+def _family(ops: str, instead: str) -> Family:
+    return Family(frozenset(ops.split()), instead)
+
+
+FAMILIES = (
+    _family(
+        "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger",
+        "quantized models are not served yet: export the float model, --precision stores it in 16 bits",
+    ),
+    _family(
+        "LSTM GRU RNN",
+        "recurrent layers are not served yet: export them unrolled, step by step, as MatMul, Sigmoid and Tanh",
+    ),
+    _family(
+        "Loop Scan",
+        "loops are not served yet: export the model with a fixed number of steps, unrolled",
+    ),
+    _family(
+        "NonZero Unique Compress",
+        "sizes that depend on values are not served yet: keep the shape, and mask with Where",
+    ),
+    _family(
+        "SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceAt SequenceLength SequenceMap "
+        "SplitToSequence ConcatFromSequence Optional OptionalGetElement OptionalHasElement",
+        "sequences and optionals are not served: use tensors, Split and Concat",
+    ),
+    _family(
+        "StringNormalizer StringSplit StringConcat RegexFullMatch TfIdfVectorizer LabelEncoder",
+        "strings are not served: tokenize outside of the network",
+    ),
+    _family(
+        "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
+        "random numbers are not served: make them an input",
+    ),
+)
+INSTEAD = {op: family.instead for family in FAMILIES for op in family.ops}
