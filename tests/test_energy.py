@@ -262,6 +262,63 @@ def test_a_tensor_core_moves_2_5_bytes_a_mac_and_a_systolic_unit_1():
     assert register_bytes(lsma(), SMA) == 1.0
 
 
+PRODUCT = """\
+.target {target}
+.arena 256
+.input x f32[32] 0x10000000
+.output y f32[32] 0x10000080
+
+.kernel product
+.block 32 1 1
+.shared 4096
+{code}
+    EXIT
+
+.launch product 4 1 1
+.node Gemm
+"""
+SYSTOLIC = """\
+    MODE.SYSTOLIC
+    SMA.LDB.F16 2, [URZ+2048], 64
+    SMA.SWAP 2
+    LSMA.F16.ADD.REG R0, 2, 64, [URZ+0], 16
+    SMA.COMMIT
+    SMA.WAIT 0
+    MODE.SIMD"""
+
+
+def executed(target: str, code: str) -> dict[str, float]:
+    """Events of a program that the reference engine ran, registers and shared memory full of zeros."""
+    fill = "\n".join(f"    MOV R{r}, 0" for r in range(64))
+    rows = "    S2R.TID_X R64\n    SHF.L.U32 R64, R64, 4\n" + "\n".join(
+        f"    STS.128 [URZ+R64+{n}], R0" for n in range(0, 4096, 512)
+    )
+    p = asm.assemble(PRODUCT.format(target=target, code=f"{fill}\n{rows}\n    BAR 0\n{code}"))
+    m = Machine.from_dict(p.target)
+    session = Session(p)
+    done = session.run({"x": np.zeros(32, np.float32)}, engine="reference", timing=True)
+    (launch,) = done.stats.launches
+    rates = Rates.of(m, list(p.kernels.values()), session.decoded)
+    got = energy.energy(rates, launch.kernel, launch.launch.nodes, launch.counts, IDLE)
+    return dict(zip(NAMES, got.counts.sum(axis=0).tolist(), strict=True))
+
+
+def bytes_a_mac(target: str, code: str) -> tuple[float, float]:
+    """(register file, shared memory read) of some code that is executed, without what prepares it."""
+    with_, without = executed(target, code), executed(target, "")
+    more = {name: with_[name] - without[name] for name in NAMES}
+    macs = more["fma16_tensor"] + more["fma16_systolic"]
+    return 4 * (more["rf_read"] + more["rf_write"]) / macs, 4 * more["smem_read"] / macs
+
+
+def test_executed_products_move_2_5_and_1_0_bytes_of_registers_a_mac():
+    assert bytes_a_mac("volta-4tc", "    HMMA.161616.F32.F16 R16, R0, R4, R16") == (2.5, 0)
+    registers, shared = bytes_a_mac("sma2", SYSTOLIC)
+    a, b, macs = 64 * 8 * 2, 8 * 32 * 2, 64 * 8 * 32
+    assert registers == 1.0
+    assert shared == (a + b) / macs  # both units share A; one alone would take 0.125 bytes a MAC
+
+
 def test_an_lsma_by_hand():
     words, macs = 64 * 48, 64 * 48 * 8
     events = {
