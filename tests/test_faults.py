@@ -51,11 +51,16 @@ def program(
     )
 
 
-def fault(p: Program, engine: EngineName, checked: bool = True, limit: int = LIMIT) -> KnapperError:
+def fault(
+    p: Program,
+    engine: EngineName,
+    checked: bool = True,
+    limit: int = LIMIT,
+    timing: bool = False,
+) -> KnapperError:
+    x = {"x": np.zeros(ALIGN, np.uint8)}
     with pytest.raises(KnapperError) as e:
-        Session(p).run(
-            {"x": np.zeros(ALIGN, np.uint8)}, engine=engine, checked=checked, limit=limit
-        )
+        Session(p).run(x, engine=engine, checked=checked, limit=limit, timing=timing)
     return e.value
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from knapper.isa.program import BASE, Kernel
 
 from ..memory import SECTOR, aligned
-from ..paths import EVENT, EVENTS, Paths, Warps, share
+from ..paths import EVENT, Paths, Warps, share
 from .layout import CONTEXT, PASSES
 from .scratch import Scratch
 
@@ -50,7 +50,7 @@ class Recorder:
         s = scratch.state[0]
         s["timing"] = 1
         s["passes"] = (self.passes.ctypes.data - records.ctypes.data) % (1 << 64)
-        s["events"] = scratch.buffer("events", (EVENTS + kernel.warps) * EVENT.itemsize)
+        s["events"] = scratch.buffer("events", kernel.warps * self.stride)
         s["event_bytes"], s["hashes"] = self.stride, log.hashes.ctypes.data
         self.look_in(self.table)
         self.stamps(-(-memory // SECTOR) + 1)
