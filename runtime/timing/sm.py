@@ -1,0 +1,295 @@
+"""One SM, from its first block to its last: which warp issues when, and what the others wait for.
+
+In each cycle the sub-cores look, in order, for a warp that can issue: the one that issued last, else the oldest (greedy, then
+oldest; a block's warps are older than those of blocks that started after it). A warp issues in order. Its instruction needs
+
+    registers   every one that it reads or writes is ready: no result is in flight to it
+    a port      the unit comes free within this cycle; it then works from the later of issue and free on
+    a turn      no barrier, no branch, no WAIT holds the warp
+
+Nothing that happens later changes when a result is ready, so a warp's wait for registers is known when it comes to an
+instruction (`fetch`), and the simulation goes from one cycle in which something may issue to the next such.
+
+Memory: an access takes the port of its unit, and by how many sectors miss, the SM's share of L2 and of DRAM, each a queue
+that is busy until some time. Its latency begins when the slowest of the three has taken it in. Stores do the same and are forgotten.
+
+Functions take few arrays and no tuples of them: passing an array costs as much as simulating an instruction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .jit import compiled
+from .state import (
+    ALU,
+    AT_BARRIER,
+    AT_MODE,
+    BANKS,
+    BARRIER,
+    BLOCK,
+    BRANCH,
+    COMMIT,
+    DRAIN,
+    END,
+    FREE,
+    ISSUED,
+    LOOP,
+    MEMORY,
+    NEVER,
+    NO_WARP,
+    ORDINARY,
+    PLAIN,
+    QUEUE,
+    SYSTOLIC,
+    TICK,
+    UNIT,
+    WAIT,
+)
+from .steady import steady
+from .systolic import commit, gather
+
+
+@compiled
+def run(
+    ops: Any, spans: Any, events: Any, path: Any, sequence: Any, sms: Any, boards: Any, gathered: Any, dones: Any, blames: Any, jump: bool
+) -> int:  # fmt: skip
+    """Run an SM's blocks; the tick at which all is over, or -1 if warps wait for ever.
+
+    `events` are those of all classes, warp w of class c begins at `path[c, w]`; `sequence`: the classes of the SM's blocks, in the
+    order in which they start. What follows are the arrays of `State`; entries 1 and 2 hold earlier states, with which `steady`
+    tells that the first one repeats itself: as the oldest warp comes back to the start of a loop, as a block begins.
+    """
+    sm, board, done, blame = sms[0], boards[0], dones[0], blames[0]
+    for place in range(sm.places):
+        begin(ops, spans, events, path, sequence, sm, board, done, place, 0)
+    while sm.live > 0:
+        t = NEVER
+        for s in range(sm.subcores):
+            t = min(t, sm.next[s])
+        if t >= NEVER:
+            return -1
+        sm.occupied += sm.live * (t - sm.now)
+        sm.now = t
+        moment = ORDINARY
+        for s in range(sm.subcores):
+            if sm.next[s] <= t:
+                w = choose(sm, s, t)
+                if w >= 0:
+                    moment = max(moment, issue(ops, spans, events, sm, board, gathered[0], done, blame, w, s, t))
+        for i in range(sm.vacancies):
+            begin(ops, spans, events, path, sequence, sm, board, done, sm.vacant[i], t + 1)
+        sm.vacancies = 0
+        if jump and moment != ORDINARY:
+            steady(events, sequence, sms, boards, gathered, dones, blames, moment)
+    for s in range(sm.subcores):
+        sm.slots[NO_WARP] += max(0, sm.now + 1 - sm.idle[s])
+    return max((sm.now + 1) * TICK, sm.l2, sm.dram)
+
+
+@compiled
+def begin(
+    ops: Any, spans: Any, events: Any, path: Any, sequence: Any, sm: Any, board: Any, done: Any, place: int, t: int
+) -> None:  # fmt: skip
+    """Start the next block, if there is one, in a place."""
+    sm.block[place] = -1
+    if sm.started == len(sequence):
+        return
+    block, warps = sm.started, sm.block_warps
+    sm.started += 1
+    sm.block[place], sm.arrived[place], sm.living[place] = block, 0, warps
+    for i in range(warps):
+        w = place * warps + i
+        s = w % sm.subcores
+        sm.pc[w], sm.event[w] = 0, path[sequence[block], i]
+        sm.left[w] = events[sm.event[w]].count
+        board[w, :] = 0
+        done[w, :] = 0
+        sm.drained[w], sm.gathers[w] = 0, 0
+        if sm.warps[s] == 0 and t > sm.idle[s]:
+            sm.slots[NO_WARP] += t - sm.idle[s]
+            sm.idle[s] = t
+        sm.order[s, sm.warps[s]] = w
+        sm.warps[s] += 1
+        fetch(ops, spans, events, sm, board, done, w, t, NO_WARP)
+    sm.live += warps
+
+
+@compiled
+def fetch(
+    ops: Any, spans: Any, events: Any, sm: Any, board: Any, done: Any, w: int, after: int, reason: int
+) -> None:  # fmt: skip
+    """The warp has come to an instruction: from when on its registers let it issue, not before cycle `after`."""
+    pc, event, s = sm.pc[w], events[sm.event[w]], w % sm.subcores
+    op, ready = ops[pc], after * TICK
+    if event.pc == pc and event.next == pc + 1:
+        sm.port[w] = FREE
+        latest = board[w, op.guard] if op.guard >= 0 else 0
+    else:
+        sm.port[w] = op.port + s * op.spread
+        latest = 0
+        for i in range(op.first, op.last):
+            for r in range(spans[i].slot, spans[i].slot + spans[i].words):
+                latest = max(latest, board[w, r])
+        if op.kind == WAIT and done[w, op.work] > ready:
+            ready, reason = done[w, op.work], SYSTOLIC
+    if latest >> 1 > ready:
+        ready, reason = latest >> 1, MEMORY if latest & 1 else ALU
+    sm.ready[w], sm.reason[w] = (ready + TICK - 1) // TICK, reason
+    sm.next[s] = min(sm.next[s], max(after, sm.idle[s]))
+
+
+@compiled
+def opens(sm: Any, w: int) -> int:
+    """The first cycle in which the warp can issue, as far as is known now: others may take the port before."""
+    return max(sm.ready[w], sm.free[sm.port[w]] // TICK)
+
+
+@compiled
+def choose(sm: Any, s: int, t: int) -> int:
+    """The warp of a sub-core that issues now, or -1: then `next` says before which cycle none can."""
+    w = sm.greedy[s]
+    if w >= 0 and opens(sm, w) <= t:
+        return w
+    soonest = NEVER
+    for i in range(sm.warps[s]):
+        w = sm.order[s, i]
+        at = opens(sm, w)
+        if at <= t:
+            return w
+        soonest = min(soonest, at)
+    sm.next[s] = soonest
+    return -1
+
+
+@compiled
+def issue(
+    ops: Any, spans: Any, events: Any, sm: Any, board: Any, gathered: Any, done: Any, blame: Any, w: int, s: int, t: int
+) -> int:  # fmt: skip
+    """Issue the warp's instruction. LOOP if the oldest warp went back, BLOCK if a block ended, else ORDINARY."""
+    pc = sm.pc[w]
+    op, event = ops[pc], events[sm.event[w]]
+    skipped, leaves, to = False, False, pc + 1
+    if event.pc == pc:
+        to = np.int64(event.next)
+        skipped, leaves = to == pc + 1, to != pc + 1
+        sm.left[w] -= 1
+        if sm.left[w] == 0 and to != END:
+            sm.event[w] += 1
+            sm.left[w] = events[sm.event[w]].count
+    extra = 0 if skipped else op.extra
+    account(sm, blame, w, s, t, extra)
+    sm.greedy[s], sm.pc[w] = w, to
+    after, reason = t + 1 + extra, ISSUED
+    if not skipped:
+        result = execute(ops, spans, sm, board, gathered, done, w, t, pc)
+        if to == END:
+            return leave(sm, w, s)
+        if op.kind == BARRIER or op.kind == DRAIN:
+            arrive(ops, spans, events, sm, board, done, w, t, pc)
+            return ORDINARY
+        if leaves:
+            after, reason = max(after, (result + TICK - 1) // TICK), BRANCH
+    fetch(ops, spans, events, sm, board, done, w, after, reason)
+    return LOOP if leaves and to <= pc and oldest(sm, w) else ORDINARY
+
+
+@compiled
+def account(sm: Any, blame: Any, w: int, s: int, t: int, extra: int) -> None:
+    """The issue slots since the sub-core's last one: this instruction's, and those that it kept waiting."""
+    gap = t - sm.idle[s]
+    if gap > 0:
+        reason = sm.reason[w]
+        if sm.ready[w] < t:
+            reason = SYSTOLIC if sm.port[w] == QUEUE else UNIT
+        sm.slots[reason] += gap
+    sm.slots[ISSUED] += 1
+    sm.slots[BANKS] += extra
+    blame[sm.pc[w]] += gap + 1 + extra
+    sm.idle[s] = sm.next[s] = t + 1 + extra
+
+
+@compiled
+def execute(
+    ops: Any, spans: Any, sm: Any, board: Any, gathered: Any, done: Any, w: int, t: int, pc: int
+) -> int:  # fmt: skip
+    """Take the port and the queues, and say when registers will be ready; the tick of the result."""
+    op, port = ops[pc], sm.port[w]
+    start = max((t + op.extra) * TICK, sm.free[port])
+    taken = start
+    if op.occupy > 0:
+        sm.free[port] = start + op.occupy
+        sm.busy[port] += op.occupy
+    if op.l2 > 0:
+        sm.l2 = max(start, sm.l2) + op.l2
+        taken = max(taken, sm.l2)
+    if op.dram > 0:
+        sm.dram = max(start, sm.dram) + op.dram
+        taken = max(taken, sm.dram)
+    result = taken + op.latency
+    for i in range(op.first, op.last):
+        if spans[i].write:
+            for r in range(spans[i].slot, spans[i].slot + spans[i].words):
+                board[w, r] = 2 * result + op.memory
+            sm.drained[w] = max(sm.drained[w], result)
+    if op.kind == COMMIT:
+        commit(ops, sm, gathered, done, w, start + op.latency, op.work)
+    elif op.kind != PLAIN:
+        gather(sm, gathered, w, pc, op.kind)
+    return result
+
+
+@compiled
+def arrive(
+    ops: Any, spans: Any, events: Any, sm: Any, board: Any, done: Any, w: int, t: int, pc: int
+) -> None:  # fmt: skip
+    """The warp waits at a barrier; if it is the last one of its block, all go on."""
+    op, place, warps = ops[pc], w // sm.block_warps, sm.block_warps
+    sm.ready[w] = NEVER
+    sm.arrived[place] += 1
+    if sm.arrived[place] < sm.living[place]:
+        return
+    sm.arrived[place] = 0
+    at, reason = t, AT_BARRIER
+    if op.kind == DRAIN:
+        reason = AT_MODE
+        for v in range(place * warps, (place + 1) * warps):
+            at = max(at, (max(sm.drained[v], done[v, 0]) + TICK - 1) // TICK)
+    at = max(t + 1, at + op.latency // TICK)
+    for v in range(place * warps, (place + 1) * warps):
+        fetch(ops, spans, events, sm, board, done, v, at, reason)
+
+
+@compiled
+def leave(sm: Any, w: int, s: int) -> int:
+    """The warp has ended. If it was its block's last one, the next block begins in the next cycle: BLOCK, else ORDINARY."""
+    at = 0
+    while sm.order[s, at] != w:
+        at += 1
+    sm.warps[s] -= 1
+    for i in range(at, sm.warps[s]):
+        sm.order[s, i] = sm.order[s, i + 1]
+    sm.greedy[s] = -1
+    sm.live -= 1
+    place = w // sm.block_warps
+    sm.living[place] -= 1
+    if sm.living[place] > 0:
+        return ORDINARY
+    sm.vacant[sm.vacancies] = place
+    sm.vacancies += 1
+    return BLOCK
+
+
+@compiled
+def oldest(sm: Any, w: int) -> bool:
+    """Whether no live warp is older: of the oldest block, the first."""
+    mine = sm.block[w // sm.block_warps]
+    for s in range(sm.subcores):
+        if sm.warps[s] > 0:
+            v = sm.order[s, 0]
+            its = sm.block[v // sm.block_warps]
+            if its < mine or (its == mine and v < w):
+                return False
+    return True

@@ -1,0 +1,113 @@
+"""What the simulation of one SM works on: flat arrays, so that compiled code can read them and a state can be copied.
+
+Times are whole numbers of ticks, 1/256 of a core cycle, so that shares of a bandwidth are exact to half a percent; instructions
+issue at whole cycles. A time that is over is as good as any other that is over: the simulation only ever asks for the later of
+two times, or whether one has come.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TICK = 256
+"""Ticks a cycle."""
+NEVER = 1 << 60
+"""A cycle that does not come: the warp waits for another one."""
+END = 0xFFFFFFFF
+"""`next` of a warp's last event."""
+
+OP = np.dtype(
+    [
+        (name, "i8")
+        for name in ("kind", "port", "spread", "extra", "occupy", "latency", "l2", "dram", "guard", "memory", "work", "first", "last")
+    ]
+)  # fmt: skip
+"""What an instruction costs. `port`: the first port of its unit, of which sub-core s uses number port + s · spread; `extra`: cycles that
+reading registers takes beyond the issue; `occupy`: ticks that the port is taken; `latency`: ticks from the start to the result; `l2`,
+`dram`: ticks that it takes of the SM's share of their bandwidths; `guard`: the slot of its predicate, or -1; `memory`: 1 if its result comes
+from memory; `work`: cycles of a systolic command, the n of a WAIT; `first`, `last`: its entries in `spans`, last excluded."""
+SPAN = np.dtype([("slot", "i4"), ("words", "i4"), ("write", "i4")])
+"""Scoreboard slots that an instruction names: the first, how many, and whether it writes them."""
+
+PLAIN, BARRIER, DRAIN, LOAD_WEIGHTS, SWAP_WEIGHTS, STREAM, COMMIT, WAIT = range(8)
+"""Kinds of instruction: what computes or moves data; BAR; MODE; the three kinds of systolic command; COMMIT; WAIT."""
+
+REASONS = (
+    "issued", "scoreboard_alu", "scoreboard_memory", "unit_busy", "register_banks", "branch", "barrier", "mode_drain",
+    "systolic_wait", "no_warp",
+)  # fmt: skip
+"""What an issue slot (a sub-core in a cycle) did, or what the warp that issued next was waiting for."""
+(ISSUED, ALU, MEMORY, UNIT, BANKS, BRANCH, AT_BARRIER, AT_MODE, SYSTOLIC, NO_WARP) = range(len(REASONS))
+
+FREE = 0
+"""The port of instructions that need none: it is never busy."""
+QUEUE = 1
+"""The port that a COMMIT passes: free when the systolic controller's queue has room."""
+
+ORDINARY, LOOP, BLOCK = range(3)
+"""Moments: nothing special; the oldest warp went back to the start of a loop; a block began."""
+
+BY_WARP = ("pc", "event", "left", "ready", "reason", "port", "drained", "gathers")
+"""Of each warp: the instruction it comes to, the event it runs to, and how often that is still to happen; the cycle from which registers
+and barriers let it issue, and which of them decided that; the port that it needs; the tick at which all its results are ready; systolic
+commands since its last COMMIT. Warps are numbered by place: place of the block · warps a block + warp."""
+BY_SUBCORE = ("warps", "greedy", "next", "idle")
+"""Of each sub-core: how many warps live there; the one that issued last, or -1; a cycle before which nothing can issue; the cycle up to
+which issue slots are accounted for."""
+BY_PLACE = ("block", "arrived", "living")
+"""Of each place for a block: which block runs there, by its number in the SM's sequence, or -1; warps at the barrier; warps not ended."""
+BY_PORT = ("free", "busy")
+"""Of each port: the tick from which it is free; the ticks that it was busy."""
+UNTIL = ("l2", "dram", "array", "weights", "swapped")
+"""Ticks until which the SM's shares of L2 and DRAM, the array, and the path of its weights are busy; when weights last changed places."""
+COUNTS = ("now", "live", "started", "occupied")
+"""The cycle; live warps; blocks started; warps times cycles, summed."""
+SIZES = ("subcores", "places", "block_warps", "warp_places", "ports", "queue", "groups", "vacancies")
+"""How much of each array is in use: sub-cores, places, warps a block, warps in all, ports, entries of `groups`, groups that a warp's
+`done` keeps; and `vacant` ones."""
+REMEMBERED = ("moments", "due")
+"""Of a state kept for comparison: how many moments were compared since, and after how many the next one is kept."""
+
+
+def sm_type(warps: int, subcores: int, ports: int, queue: int) -> np.dtype[Any]:
+    """The state of an SM as one record, which compiled code takes as one pointer.
+
+    Compiled code is made for its sizes, so they are rounded up: all ordinary machines have one.
+    """
+    w, s, p, q = (max(1 << (n - 1).bit_length(), least) for n, least in ((warps, 64), (subcores, 4), (ports, 128), (queue, 16)))
+    return np.dtype(
+        [(name, "i8", (w,)) for name in BY_WARP]
+        + [(name, "i8", (s,)) for name in BY_SUBCORE]
+        + [(name, "i8", (w,)) for name in BY_PLACE]
+        + [(name, "i8", (p,)) for name in BY_PORT]
+        + [(name, "i8") for name in UNTIL + COUNTS + SIZES + REMEMBERED]
+        + [("order", "i8", (s, w)), ("vacant", "i8", (w,)), ("begun", "i8", (q,)), ("slots", "i8", (len(REASONS),))]
+    )  # fmt: skip
+
+
+class State(NamedTuple):
+    """An SM, and room for two earlier states of it (`steady.py`): every array has three entries."""
+
+    sm: Any
+    """`sm_type` records. `order[s]`: the live warps of sub-core s, the oldest first; `vacant`: places whose block ended in this cycle; `begun`:
+    the ticks at which the array began its last groups, the newest first; `slots`: issue slots by reason."""
+    board: Any
+    """i8[3, warps, slots]: the tick at which each register is ready, times 2, and 1 if it comes from memory."""
+    gathered: Any
+    """i8[3, warps, commands]: instructions since each warp's last COMMIT."""
+    done: Any
+    """i8[3, warps, groups]: the ticks at which each warp's last groups are done, the newest first."""
+    blame: Any
+    """i8[3, instructions]: the issue slots that each took, or that were lost before it issued."""
+
+
+def blank(*, places: int, warps: int, slots: int, subcores: int, ports: int, code: int, queue: int, groups: int, commands: int) -> State:
+    """An SM on which nothing has started. `warps`: of one block; `slots`: of one warp's scoreboard."""
+    n = places * warps
+    sm = np.zeros(3, sm_type(n, subcores, ports, queue))
+    sm["greedy"], sm["next"], sm["block"] = -1, NEVER, -1
+    for name, size in zip(SIZES, (subcores, places, warps, n, ports, queue, groups, 0), strict=True):
+        sm[name] = size
+    return State(sm, *(np.zeros((3, *shape), np.int64) for shape in ((n, slots), (n, commands), (n, groups), (code,))))

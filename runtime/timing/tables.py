@@ -1,0 +1,338 @@
+"""What each instruction costs, for whole programs at once: decoded records and a machine in, arrays in.
+
+    Structure   what instructions read, write and need: of the program, whichever machine and launch
+    Costs       what that takes on a machine: ports, latencies, register conflicts
+    operations  of one launch: with the sectors and wavefronts that its accesses took on average
+
+Instructions are taken variant by variant (some hundred in a network), never one by one.
+
+A register bank delivers `register_bank_reads` registers as an instruction issues. For each time that more are wanted of one bank the
+instruction starts a cycle later, and its sub-core issues the next one a cycle later. Operands of four registers and more
+(fragments, 128-bit data) are streams that a unit reads as it works: its interval has room for that, and they are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knapper.isa.core import SYSTOLIC, Guard, Instr, Pred, Reg, Src, UReg
+from knapper.isa.instructions import MODE
+from knapper.isa.lanes import LANES
+from knapper.isa.machine import Machine
+from knapper.isa.program import Kernel
+from knapper.isa.verify import modes
+
+from ..decode import ROW, Decoded, Variant
+from .commands import ASYNCHRONOUS, work
+from .footprint import Footprint
+from .state import COMMIT, FREE, LOAD_WEIGHTS, OP, QUEUE, SPAN, STREAM, SWAP_WEIGHTS, TICK, WAIT
+
+Ints = NDArray[np.int64]
+UNIFORMS, PREDICATES = 63, 7
+SECTORS = 4
+"""Sectors of 32 bytes that a load/store unit's port takes an interval."""
+SECTOR = 32
+PENDING = 256
+"""Commands that a warp may gather (`knapper.isa.systolic.QUEUE`)."""
+NARROW = 2
+"""Registers of the widest operand that counts in bank conflicts."""
+@dataclass(frozen=True)
+class Field:
+    """A register operand of a variant, as decoded records hold it."""
+
+    slot: int
+    """-1: the guard."""
+    bank: str
+    """R, U or P."""
+    words: int
+    write: bool
+
+    @staticmethod
+    def all_of(v: Variant) -> list[Field]:
+        """The register operands of a variant, the guard first."""
+        writes = v.instr.mnemonic not in ASYNCHRONOUS
+        return [
+            Field(v.slots.get(name, -1), bank, words_of(v.instr, b.words), writes and "w" in b.use)
+            for name, (kind, b) in v.instr.layout.items()
+            if b.use and (bank := bank_of(kind, getattr(v.instr, name)))
+        ]
+
+
+def words_of(instr: Instr, words: Any) -> int:
+    """How many registers an operand takes."""
+    return int(words if isinstance(words, int) else words(instr))
+
+
+def bank_of(kind: type[Any], value: Any) -> str:
+    """Which registers an operand is in, or "" if in none that have a scoreboard."""
+    if kind is Src:
+        kind = type(value.value)
+    banks = {Reg: "R", UReg: "U", Pred: "P", Guard: "P"}
+    return banks.get(kind, "")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the instructions of all kernels read, write and need."""
+
+    first: Ints
+    """Scoreboard slot of each register operand; what is absent (RZ, PT) has no words. [n, operands]"""
+    words: Ints
+    write: NDArray[np.bool_]
+    guard: Ints
+    """Slot of the guard, or -1. [n]"""
+    reads: Ints
+    """Distinct registers of narrow operands that are read, -1 where there are fewer. [n, reads]"""
+    units: tuple[str, ...]
+    """Names of units."""
+    unit: Ints
+    """Index into `units`. [n]"""
+    instrs: tuple[Instr, ...]
+    """A representative of each variant."""
+    variant: Ints
+    """Index into `instrs`. [n]"""
+    stores: NDArray[np.bool_]
+    """Instructions that write no register. [n]"""
+    spans: Mapping[str, slice]
+    """Where each kernel is."""
+    conflicts: dict[tuple[int, int], Ints] = field(default_factory=dict)
+
+    @staticmethod
+    def of(decoded: Decoded, kernels: Mapping[str, Kernel]) -> Structure:
+        """Of decoded kernels."""
+        return _Structures(decoded, kernels).build()
+
+    def extra(self, banks: int, reads: int) -> Ints:
+        """Cycles that reading registers takes beyond the issue. [n]"""
+        key = (banks, reads)
+        if key not in self.conflicts:
+            there = self.reads >= 0
+            most = max_over_banks(self.reads % banks, there, banks)
+            self.conflicts[key] = np.maximum(-(-most // reads) - 1, 0)
+        return self.conflicts[key]
+
+
+def max_over_banks(bank: Ints, there: NDArray[np.bool_], banks: int) -> Ints:
+    """Of the registers that are there, how many lie in the bank that has most. [n]"""
+    counts = np.zeros((len(bank), banks), np.int64)
+    for column in range(bank.shape[1]):
+        rows = np.flatnonzero(there[:, column])
+        counts[rows, bank[rows, column]] += 1
+    most: Ints = counts.max(axis=1, initial=0)
+    return most
+
+
+class _Structures:
+    """Fills a Structure, variant by variant."""
+
+    def __init__(self, decoded: Decoded, kernels: Mapping[str, Kernel]) -> None:
+        self.decoded, self.kernels = decoded, kernels
+        n = len(decoded.records)
+        self.registers = np.zeros(n, np.int64)
+        for name, span in decoded.spans.items():
+            self.registers[span] = kernels[name].registers
+        self.fields = [Field.all_of(v) for v in decoded.variants]
+        columns = max(map(len, self.fields), default=1)
+        self.first, self.words = (np.zeros((n, columns), np.int64) for _ in range(2))
+        self.write = np.zeros((n, columns), np.bool_)
+        self.reads = np.full((n, NARROW * columns), -1)
+        self.guard = np.full(n, -1)
+
+    def build(self) -> Structure:
+        order = np.argsort(self.decoded.variant, kind="stable")
+        ends = np.cumsum(np.bincount(self.decoded.variant, minlength=len(self.fields)))
+        for fields, members in zip(self.fields, np.split(order, ends[:-1]), strict=True):
+            self.variant(fields, members)
+        units = dict.fromkeys(v.instr.resource() for v in self.decoded.variants)
+        index = {name: i for i, name in enumerate(units)}
+        instrs = [v.instr for v in self.decoded.variants]
+        unit = np.array([index[i.resource()] for i in instrs], np.int64)
+        stores = np.array([not any(f.write for f in fields) for fields in self.fields], np.bool_)
+        v = self.decoded.variant
+        return Structure(
+            self.first, self.words, self.write, self.guard, self.distinct(), tuple(units), unit[v], tuple(instrs), v, stores[v],
+            self.decoded.spans,
+        )  # fmt: skip
+
+    def variant(self, fields: list[Field], members: NDArray[np.intp]) -> None:
+        """All instructions of one variant."""
+        records, registers = self.decoded.records[members], self.registers[members]
+        for column, f in enumerate(fields):
+            slot = records["guard"] if f.slot < 0 else records["slot"][:, f.slot]
+            number = slot.astype(np.int64) // (ROW if f.bank == "R" else 4)
+            limit = {"R": registers, "U": UNIFORMS, "P": PREDICATES}[f.bank]
+            base = {"R": 0, "U": registers, "P": registers + UNIFORMS}[f.bank]
+            there = number < limit
+            self.first[members, column] = base + number
+            self.words[members, column] = np.where(there, f.words, 0)
+            self.write[members, column] = f.write
+            if f.slot < 0:
+                self.guard[members] = np.where(there, base + number, -1)
+            if f.bank == "R" and not f.write and f.words <= NARROW:
+                for word in range(f.words):
+                    self.reads[members, NARROW * column + word] = np.where(there, number + word, -1)
+
+    def distinct(self) -> Ints:
+        """`reads` without repetitions, in as few columns as it takes."""
+        reads = np.sort(self.reads, axis=1)[:, ::-1]
+        reads[:, 1:][reads[:, 1:] == reads[:, :-1]] = -1
+        return reads[:, : int((reads >= 0).sum(axis=1).max(initial=0)) * 2 or 1]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A program on a machine."""
+
+    structure: Structure
+    machine: Machine
+    kernels: Mapping[str, Kernel]
+
+    @cached_property
+    def ports(self) -> dict[str, tuple[int, int]]:
+        """Of each unit: its first port, and how far apart the sub-cores' ports are (0: all share it)."""
+        out: dict[str, tuple[int, int]] = {}
+        number = 1 + max(FREE, QUEUE)
+        for name, unit in self.machine.units.items():
+            if (owner := getattr(unit, "port", "") or name) != name:
+                continue
+            spread = int(unit.per == "subcore")
+            out[owner] = (number, spread)
+            number += self.machine.subcores if spread else 1
+        return {
+            name: out[getattr(unit, "port", "") or name]
+            for name, unit in self.machine.units.items()
+        }
+
+    @cached_property
+    def port_count(self) -> int:
+        """Ports in all."""
+        return 1 + max(
+            first + spread * (self.machine.subcores - 1) for first, spread in self.ports.values()
+        )
+
+    @cached_property
+    def ops(self) -> NDArray[Any]:
+        """`OP` of every instruction, with all that no launch changes."""
+        s, machine = self.structure, self.machine
+        ops = np.zeros(len(s.unit), OP)
+        rows = [machine.units[name] for name in s.units]
+        columns = {
+            "port": [self.ports[name][0] for name in s.units],
+            "spread": [self.ports[name][1] for name in s.units],
+            "occupy": [TICK * unit.interval for unit in rows],
+            "latency": [TICK * unit.latency for unit in rows],
+            "memory": [int(name.startswith("lsu_")) for name in s.units],
+        }
+        for name, column in columns.items():
+            ops[name] = np.array(column, np.int64)[s.unit]
+        kinds = np.array([work(i, machine) for i in s.instrs], np.int64).reshape(-1, 2)
+        ops["kind"], ops["work"] = kinds[s.variant].T
+        ops["guard"] = s.guard
+        ops["port"][ops["kind"] == COMMIT], ops["occupy"][ops["kind"] == COMMIT] = QUEUE, 0
+        ops["spread"][ops["kind"] == COMMIT] = 0
+        for name in s.spans:
+            self._modes(ops, name)
+        ops["extra"] = s.extra(machine.register_banks, machine.register_bank_reads)
+        return ops
+
+    def _modes(self, ops: NDArray[Any], name: str) -> None:
+        """What the mode of the SM decides of a kernel: what MODE costs, and what the array leaves of shared memory."""
+        if not self.systolic(name):
+            return
+        machine, kernel, part = self.machine, self.kernels[name], ops[self.structure.spans[name]]
+        for pc, (instr, reached) in enumerate(zip(kernel.code, modes(kernel), strict=True)):
+            if isinstance(instr, MODE) and reached != {instr.mode.name.lower()}:
+                part["latency"][pc] += TICK * machine.mode_switch_cycles
+            elif instr.unit == "lsu_shared" and reached == {SYSTOLIC} and self._free_banks:
+                part["occupy"][pc] = part["occupy"][pc] * machine.shared_banks // self._free_banks
+
+    @property
+    def _free_banks(self) -> int:
+        """Banks of shared memory that an array leaves; 0: it needs as many as there are, and so has memory of its own."""
+        return max(0, self.machine.shared_banks - self.machine.systolic_banks)
+
+    def systolic(self, name: str) -> bool:
+        """Whether a kernel uses systolic mode."""
+        kernel = self.kernels[name]
+        if "systolic" not in self.machine.extensions:
+            return False
+        kinds = self.structure.variant[self.structure.spans[name]]
+        modal = [v for v, i in enumerate(self.structure.instrs) if i.mnemonic == "MODE"]
+        return SYSTOLIC in (kernel.mode_entry, kernel.mode_exit) or bool(np.isin(kinds, modal).any())
+
+    def queues(self, name: str) -> dict[str, int]:
+        """Sizes of what an SM keeps of a kernel's systolic commands."""
+        ops = self.ops[self.structure.spans[name]]
+        commands = np.isin(ops["kind"], (LOAD_WEIGHTS, SWAP_WEIGHTS, STREAM)).any()
+        return {
+            "queue": max(1, self.machine.lsma_queue),
+            "groups": 1 + int(ops["work"][ops["kind"] == WAIT].max(initial=0)),
+            "commands": PENDING if commands else 1,
+        }
+
+    def peak(self, name: str) -> float:
+        """Operations a second of the unit that does most of a kernel's multiply-accumulates, 0 if none does any."""
+        s, machine = self.structure, self.machine
+        macs = np.array([i.macs(LANES) for i in s.instrs], np.int64)[s.variant[s.spans[name]]]
+        if not macs.any():
+            return 0.0
+        pc = int(macs.argmax())
+        op = self.ops[s.spans[name]][pc]
+        a_cycle = macs[pc] / (op["occupy"] / TICK) * (machine.subcores if op["spread"] else 1)
+        if op["kind"] == STREAM:
+            a_cycle = machine.systolic_units * machine.array_rows * machine.array_columns
+        return float(2 * a_cycle * machine.sms * machine.clock_hz)
+
+    def on(self, unit: str) -> NDArray[np.bool_]:
+        """Which instructions a unit executes."""
+        if unit not in self.structure.units:
+            return np.zeros(len(self.structure.unit), np.bool_)
+        return self.structure.unit == self.structure.units.index(unit)
+
+    @cached_property
+    def global_loads(self) -> NDArray[np.bool_]:
+        """Which instructions read global memory."""
+        return self.on("lsu_global") & ~self.structure.stores
+
+    @cached_property
+    def global_stores(self) -> NDArray[np.bool_]:
+        """Which instructions write it."""
+        return self.on("lsu_global") & self.structure.stores
+
+    def operations(self, kernel: str, counts: NDArray[Any], foot: Footprint) -> NDArray[Any]:
+        """`OP` of a kernel's instructions in a launch that counted `counts`."""
+        span = self.structure.spans[kernel]
+        ops = self.ops[span].copy()
+        times = np.maximum(counts["executed"].astype(np.int64) - counts["skipped"].astype(np.int64), 1)
+        sectors, wavefronts = (
+            counts[name].astype(np.float64) / times for name in ("sectors", "wavefronts")
+        )
+        one = ops["occupy"]  # ticks of an access that the port takes at once
+        passes = np.where(ops["memory"] > 0, np.maximum(sectors / SECTORS, wavefronts), 1)
+        ops["occupy"] = np.maximum(one, np.rint(one * passes).astype(np.int64))
+        loads, stores = self.global_loads[span], self.global_stores[span]
+        ops["latency"] = np.where(loads, np.int64(round(TICK * foot.latency)), ops["latency"])
+        ops["latency"] += ops["occupy"] - one
+        misses = np.where(loads, foot.l1_misses, np.where(stores, 1.0, 0.0))
+        to_dram = np.where(loads, foot.l2_misses, np.where(stores, foot.written_back, 0.0))
+        ops["l2"] = np.rint(sectors * misses * foot.l2_ticks).astype(np.int64)
+        ops["dram"] = np.rint(sectors * misses * to_dram * foot.dram_ticks).astype(np.int64)
+        return ops
+
+    def spans(self, kernel: str) -> tuple[NDArray[Any], Ints, Ints]:
+        """`SPAN`s of a kernel, and where those of each instruction begin and end."""
+        s, span = self.structure, self.structure.spans[kernel]
+        words = s.words[span]
+        there = words > 0
+        flat = np.zeros(int(there.sum()), SPAN)
+        flat["slot"], flat["words"], flat["write"] = (
+            column[there] for column in (s.first[span], words, s.write[span])
+        )
+        last = np.cumsum(there.sum(axis=1))
+        return flat, last - there.sum(axis=1), last
