@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from knapper.isa.lanes import LANES
 from knapper.isa.program import BASE, Kernel, Launch, Program
+from knapper.isa.systolic import Array
 
 from .. import budget
 from ..counters import Counts, counters
@@ -30,6 +31,7 @@ from ..decode import RECORD, ROW, SPARE, Decoded
 from ..engine import UNBOUNDED, Tick, silent
 from ..faults import Kind, Place, Trap, describe
 from ..memory import SECTOR, Memory, aligned
+from . import systolic
 from .handlers import END, Builders
 from .layout import CONTEXT, COUNTS, FAULT, PREDS, UNKNOWN, UREGS
 from .recording import Log, Recorder
@@ -248,6 +250,11 @@ class Setup:
             s[f"nctaid_{axis}"], s[f"ntid_{axis}"] = n, size
         if engine.checked:
             self.shadows(warps, rows)
+        for name in systolic.POINTERS:
+            s[name] = 0
+        if systolic.concerns(self.records):
+            array = Array.of(engine.program.target)
+            systolic.prepare(s, kernel, array, buffer, engine.checked)
 
     def shadows(self, warps: int, rows: int) -> None:
         """The checked engine's bookkeeping."""

@@ -14,6 +14,7 @@ from knapper.isa.lanes import TYPES
 
 from ..decode import Variant
 from ..faults import Kind
+from . import systolic
 from .accesses import WAVEFRONTS, Wavefronts
 from .algebra import Algebra
 from .emit import Code
@@ -73,6 +74,11 @@ class Builders:
             return lambda module, features, require: Wavefronts(
                 Code(module, name, WAVEFRONTS, inline="noinline"), int(rest[0])
             ).write()
+        if head == "systolic":
+            unit = name.removeprefix(CHECKED).removeprefix("systolic.")
+            return lambda module, features, require: systolic.build(
+                unit, module, features, require, name.startswith(CHECKED)
+            )
         if head == "widen":
             return lambda module, features, require: self.widen(
                 rest[0], name, module, features, require

@@ -17,6 +17,7 @@ from ..faults import Kind
 from ..paths import END, EVENT, MOST
 from .emit import FULL, HANDLER, I8, I32, I64, PTR, VOID, Code, Num, Struct, vector
 from .layout import (
+    ARRAYS,
     BARRIER,
     BRANCH,
     CONTEXT,
@@ -353,6 +354,7 @@ class Blocks:
         with code.when(state.timing != 0):
             state.stamp = state.stamp + 1
         self.clear(state.pointer_to("shared"), state.shared_bytes.wide())
+        self.clear(state.pointer_to("systolic"), state.systolic_bytes)
         if self.checked:
             self.clear(state.pointer_to("has_shared"), state.shared_bytes.wide())
             self.forget()
@@ -376,6 +378,9 @@ class Blocks:
         """A barrier: who touched shared memory before it no longer matters."""
         for shadow in ("readers", "writers"):
             self.clear(self.state.pointer_to(shadow), self.state.shared_bytes.wide() * 4)
+        with self.code.when(self.state.systolic_bytes != 0):
+            arrays = Struct(self.code, ARRAYS, self.state.pointer_to("systolic"))
+            arrays.loaders = arrays.users = 0
 
     def unwritten(self) -> None:
         """Nothing is written but what stands for RZ, URZ and PT."""

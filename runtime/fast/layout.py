@@ -26,6 +26,10 @@ POINTERS = (
     "dram_read", "dram_write", "l1_unique", "fetched",
     # events of the block's warps, how far apart the warps' parts are; a hash a block; the table of known ones
     "events", "event_bytes", "hashes", "known",
+    # systolic commands: what is cleared for a block (0 bytes: the kernel has none), and what lies in it
+    "systolic", "systolic_bytes", "queues", "weights", "accumulators", "claimed_reg", "claimed_shared", "claimed_sum", "has_sum",
+    # likewise, not cleared: rings of commands, rows of A as fp32
+    "commands", "stream",
 )  # fmt: skip
 WORDS = (
     "warp", "warp_count", "threads", "param_bytes", "shared_bytes", "local_bytes", "operand_count",
@@ -33,6 +37,7 @@ WORDS = (
     "epoch", "target", "barrier", "fault_lane", "fault_aux", "fault_warp", "fault_pc", "fault_block",
     # whether to record for timing; what the block marks in `fetched`; slots of `known` minus one
     "timing", "stamp", "known_mask",
+    "array_rows", "array_columns", "accumulator_bytes",
 )  # fmt: skip
 STATE = np.dtype(
     [("zeros", "u1", 512), ("waste", "u1", 512)]
@@ -61,6 +66,23 @@ CONTEXT = np.dtype(
 """A warp between barriers. `left`: instructions until the limit. `event`: where its newest event is, 0 if none are recorded.
 `lanes` … `start` are its convergence barriers (0 lanes: closed)."""
 RUNNING, WAITING, DONE = 0, 1, 2
+
+ARRAYS = np.dtype(
+    {
+        "names": ["flipped", "loaded", "owner", "loaders", "users"],
+        "formats": ["u4"] * 5,
+        "itemsize": 64,
+    }
+)
+"""An SM's systolic units. Bit u of `flipped`: which of its two sets of weights unit u computes with; of `loaded`, bit UNITS · set + u: the set
+holds something. Then a bit a warp: who changed weights last, who did and who relied on old ones since the last barrier."""
+RING = np.dtype([(n, "u4") for n in ("head", "tail", "groups", "open")])
+"""A warp's queue: commands since it began that were executed, and that were sent; groups pending; commands that no COMMIT follows."""
+COMMAND = np.dtype(
+    [(n, "u4") for n in ("kind", "type", "units", "m", "fresh", "space", "c", "first", "pitch")]
+)
+"""A systolic command. `first`: its first row in shared memory; `fresh`: the chain begins at +0;
+`c`: bytes into the warp's registers, or words into accumulator memory."""
 
 # What a handler returns
 NEXT, BRANCH, PUSH, CONVERGE, BARRIER, EXIT = range(6)

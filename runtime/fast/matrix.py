@@ -12,7 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from knapper.isa.lanes import BF16, F32, U32, LaneType
+from knapper.isa.base.algebra import join
+from knapper.isa.lanes import BF16, F16, F32, U32, LaneType
 from knapper.isa.modifiers import Trans
 
 from ..decode import ROW
@@ -104,6 +105,33 @@ def hmma(m: TraceWarp, i: Any) -> None:
     if m.checked:
         for n in range(8):
             m.mark(i.d + n)
+
+
+def hmma_f16(m: TraceWarp, i: Any) -> None:
+    """d = a @ b + c, rounded to fp16."""
+    code = m.code
+    for first in (i.a, i.b, i.c):
+        for r in range(4 if m.checked else 0):
+            m.word(first + r)
+    a, b = widen(m, m.row(i.a), F16), m.row(i.b)
+    sums = [
+        single(m.algebra, code.load(code.at(m.row(i.c), 2 * N * r), vector(I16, N), 32), F16)
+        for r in range(N)
+    ]
+    for k in range(N):
+        right = single(m.algebra, code.load(code.at(b, 2 * N * k), vector(I16, N), 32), F16)
+        for r in range(N):
+            left = code.load(code.at(a, 4 * (N * r + k)), FLOAT, 4)
+            sums[r] = multiply_add(m, F16, code.splat(left, N), right, sums[r])
+    for n in range(4):
+        rows = sums[4 * n : 4 * n + 4]
+        low, high = (code.shuffle(rows[h], rows[h + 1], range(32)) for h in (0, 2))
+        pairs = [
+            m.algebra.convert(Traced(m.algebra, code.shuffle(low, high, range(h, 64, 2)), F32), F16)
+            for h in (0, 1)
+        ]
+        m.write(i.d + n, join(*pairs))
+    m.flush()
 
 
 def quiet(m: TraceWarp, d: Any, sums: list[Any]) -> None:

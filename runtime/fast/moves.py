@@ -30,6 +30,12 @@ from . import accesses
 from .emit import FULL, I8, I32, I64, PTR, Code, Num, Struct, constant_vector, vector
 from .layout import BYTE, COUNTS, FAULT, STATE, WORD
 
+SHADOWS = {
+    "global": "has_memory",
+    "shared": "has_shared",
+    "local": "has_local",
+    "accumulator": "has_sum",
+}
 MOVER = ir.FunctionType(I32, [PTR, PTR, I32, PTR, PTR])
 """status mover(state, record, mask, addresses, rows): 32 64-bit addresses, rows of words."""
 TOUCH = ir.FunctionType(ir.VoidType(), [PTR, PTR, I64])
@@ -39,8 +45,17 @@ LIMITS = {
     "shared": "shared_bytes",
     "local": "local_bytes",
     "param": "param_bytes",
+    "accumulator": "accumulator_bytes",
 }
-BASES = {"global": "memory", "shared": "shared", "local": "local", "param": "params"}
+BASES = {
+    "global": "memory",
+    "shared": "shared",
+    "local": "local",
+    "param": "params",
+    "accumulator": "accumulators",
+}
+UNCOUNTED = ("param", "accumulator")
+"""Spaces whose traffic no counter tells: it follows from the instructions."""
 
 
 def mover(op: str, space: str, size: int, checked: bool = False) -> str:
@@ -71,9 +86,9 @@ class Move:
         self.check()
         if self.space == "global":
             coalesce(self)
-        elif self.space != "param":
+        elif self.space not in UNCOUNTED:
             count(self)
-        if self.space != "param":
+        if self.space not in UNCOUNTED:
             with self.code.when(self.state.timing != 0):
                 self.time()
         if self.checked:
@@ -158,11 +173,13 @@ class Move:
     def shadows(self) -> None:
         if self.space == "shared":
             self.races()
+        if self.space == "accumulator" or (self.space == "shared" and self.use == WRITES):
+            self.unclaimed()
         if self.space == "param":
             return
         with self.code.lanes(self.mask) as lane, self.each_byte(lane) as byte:
             shadow = self.byte(
-                {"global": "has_memory", "shared": "has_shared", "local": "has_local"}[self.space],
+                SHADOWS[self.space],
                 self.shadowed(byte, lane),
             )
             if self.use == WRITES:
@@ -173,6 +190,18 @@ class Move:
 
     def shadowed(self, byte: Num, lane: Num) -> Num:
         return byte * 32 + lane.wide() if self.space == "local" else byte
+
+    def unclaimed(self) -> None:
+        """No pending systolic command reads, or sums up, what lies here."""
+        claims = {"shared": "claimed_shared", "accumulator": "claimed_sum"}[self.space]
+        with (
+            self.code.when(self.state.get(claims) != 0),
+            self.code.lanes(self.mask) as lane,
+            self.each_byte(lane) as byte,
+        ):
+            place = self.code.at(self.state.pointer_to(claims), byte * 4)
+            with self.code.when(Struct(self.code, WORD, place).get("x") != 0, likely=False):
+                self.fault(Kind.ASYNC_MEMORY, lane)
 
     def races(self) -> None:
         """As `RefWarp.races`: a bit a warp, for readers and for writers of every byte."""

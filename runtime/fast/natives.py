@@ -13,12 +13,20 @@ from llvmlite import ir
 
 from knapper.isa.core import Instr
 from knapper.isa.instructions import (
+    EXIT,
     HMMA,
+    HMMA_F16,
     LDG,
     LDG_IM2COL,
     LDL,
     LDS,
     LDSM,
+    LSMA,
+    MODE,
+    SMA_COMMIT,
+    SMA_LDB,
+    SMA_SWAP,
+    SMA_WAIT,
     STG,
     STL,
     STS,
@@ -31,10 +39,10 @@ from ..counters import WORD
 from ..decode import ROW
 from ..faults import READS, WRITES
 from ..memory import SECTOR
-from . import accesses
+from . import accesses, systolic
 from .algebra import Traced
 from .emit import FULL, I1, I8, I32, I64, Num, constant_vector, vector
-from .matrix import hmma, ldsm
+from .matrix import hmma, hmma_f16, ldsm
 from .moves import BASES, LIMITS, add_requests, counter, gather_blocks, mover, scatter_blocks, touch
 from .trace import TraceWarp
 
@@ -413,4 +421,12 @@ NATIVE: dict[type[Instr], Native] = {
     ULDC: uldc,
     LDSM: ldsm,
     HMMA: hmma,
+    HMMA_F16: hmma_f16,
+    EXIT: systolic.leave,
+    MODE: systolic.switch,
+    SMA_LDB: systolic.ldb,
+    SMA_SWAP: systolic.swap,
+    LSMA: systolic.lsma,
+    SMA_COMMIT: systolic.commit,
+    SMA_WAIT: systolic.wait,
 }

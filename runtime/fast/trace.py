@@ -17,7 +17,7 @@ from knapper.isa.core import Guard, Instr, Pred, Reg, Src, UReg
 from knapper.isa.lanes import B1, F64, U32, U64, LaneType, Value
 
 from ..decode import RECORD, ROW, Variant
-from ..faults import Kind
+from ..faults import READS, WRITES, Kind
 from .algebra import Algebra, Traced, element_type
 from .emit import FULL, I32, I64, Code, Num, Struct, constant_vector, vector
 from .layout import BARRIER, BRANCH, CONVERGE, EXIT, FAULT, NEXT, PUSH, STATE, WORD
@@ -97,8 +97,19 @@ class TraceWarp:
         slot, word = self.slot(number)
         return self.code.at(self.state.pointer_to("regs"), slot + word * ROW)
 
+    def unclaimed(self, index: Num, use: int) -> None:
+        """In the checked engine: fault if a pending systolic command writes the register."""
+        claimed, warp = self.state.claimed_reg, self.state.get("warp").wide()
+        with self.code.when(claimed != 0):
+            mine = self.code.pointer(claimed + warp * self.state.has_reg_bytes)
+            cell = self.code.of(self.code.load(self.code.at(mine, index.wide() * 4), I32, 4))
+            with self.code.when(cell != 0, likely=False):
+                self.fault(Kind.ASYNC_REGISTER, 0, index, use)
+
     def word(self, number: int) -> Any:
         slot, word = self.slot(number)
+        if self.checked:
+            self.unclaimed((slot + word * ROW) // ROW, READS)
         self.written("has_reg", (slot + word * ROW) // ROW, Kind.UNWRITTEN_REGISTER)
         return self.code.load(self.row(number), vector(I32), 64)
 
@@ -142,6 +153,7 @@ class TraceWarp:
         """In the checked engine: the active lanes of a register hold something now."""
         if self.checked:
             slot, word = self.slot(number)
+            self.unclaimed((slot + word * ROW) // ROW, WRITES)
             have = self.shadow("has_reg", (slot + word * ROW) // ROW)
             have.x = have.get("x") | self.mask
 
@@ -184,6 +196,10 @@ class TraceWarp:
         return self.code.of(
             self.code.load(self.code.at(self.state.pointer_to("uregs"), slot + word * 4), I32, 4)
         )
+
+    def uniform_scalar(self, src: Src) -> Num:
+        """A uniform register or an immediate, as one number."""
+        return self.slot(src.payload)[0] if src.kind == Src.IMM else self.uniform_word(src.payload)
 
     def immediate(self, payload: Num, type: LaneType) -> Traced:
         if type.bits < 64:

@@ -55,7 +55,16 @@ class Host:
         )
 
 
-ISA = ("core.py", "lanes.py", "modifiers.py", "functions.py", "program.py", "tensor.py", "conv.py")
+ISA = (
+    "core.py",
+    "lanes.py",
+    "modifiers.py",
+    "functions.py",
+    "program.py",
+    "tensor.py",
+    "systolic.py",
+    "conv.py",
+)
 RUNTIME = ("decode.py", "counters.py", "faults.py", "memory.py", "paths.py")
 """What decides, beside isa/base and this folder, which code a built-in instruction becomes."""
 
