@@ -24,7 +24,7 @@ def group_macs(group: Group) -> int:
 def _conv(node: Node, x: Type, w: Type) -> int:
     """N·OH·OW·O outputs, each over a filter's taps and channels; filters are OIHW, or HWIO in layout NHWC."""
     filters = w.shape[-1 if node.attrs.get("layout") == "NHWC" else 0]
-    return node.types[0].count * (w.count // filters)
+    return node.types[0].count * (w.count // max(filters, 1))
 
 
 def _conv_transpose(node: Node, x: Type, w: Type) -> int:

@@ -16,6 +16,7 @@ import pytest
 from onnx import helper
 
 import knapper
+from knapper.isa.errors import KnapperError
 
 Array = np.ndarray[Any, Any]
 INF, NAN = math.inf, math.nan
@@ -280,3 +281,104 @@ def test_an_infinite_constant_is_a_constant(op: str, value: float) -> None:
 def test_a_mask_of_minus_infinity() -> None:
     x = rows(8)[5:]
     assert_agrees("Where", x > 0, x, f32(-INF).reshape(1, 1), consts=[2])
+
+
+# --- nothing
+
+
+def empty(*shape: int) -> Array:
+    return np.zeros(shape, np.float32)
+
+
+def ones(*shape: int) -> Array:
+    return np.ones(shape, np.float32)
+
+
+def ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+def case(
+    op: str, *operands: Array, consts: Iterable[int] = (), results: int = 1, **attrs: Any
+) -> Any:
+    """Arguments of `assert_agrees`, under a name that shows the shapes."""
+    shapes = ",".join("x".join(map(str, a.shape)) for a in operands)
+    return pytest.param(
+        op, operands, {"consts": consts, "results": results, **attrs}, id=f"{op}-{shapes}"
+    )
+
+
+SUMS_OF_NOTHING = [
+    case("MatMul", empty(3, 0), empty(0, 4)),
+    case("MatMul", empty(2, 3, 0), empty(2, 0, 4), consts=[1]),
+    case("Gemm", empty(0, 3), empty(4, 0), ones(4), consts=[1, 2], transA=1, transB=1, beta=3.0),
+    case("Gemm", empty(3, 0), empty(0, 4)),
+    case("Conv", empty(1, 0, 5, 5), empty(4, 0, 3, 3), ones(4), consts=[1, 2]),
+    case("Conv", empty(1, 0, 5, 5), empty(4, 0, 3, 3), consts=[1]),
+    case("Einsum", empty(3, 0), empty(0, 4), equation="ij,jk->ik"),
+    *(case(op, empty(3, 0), ints(1), consts=[1]) for op in ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2"]),
+    case("ReduceSum", empty(3, 0)),
+    case("ReduceLogSumExp", empty(3, 0), ints(1), consts=[1]),
+]  # fmt: skip
+
+EMPTY_TENSORS = [
+    case("Relu", empty(0, 3)),
+    case("Add", empty(0, 3), ones(3)),
+    case("Slice", ones(4, 3), ints(2), ints(2), ints(0), consts=[1, 2, 3]),
+    case("Split", ones(7, 2), ints(7, 0), consts=[1], results=2),
+    case("Split", ones(7, 2), ints(0, 7), consts=[1], results=2),
+    case("Conv", empty(0, 3, 5, 5), ones(4, 3, 3, 3), ones(4), consts=[1, 2]),
+    case("Conv", ones(1, 3, 5, 5), empty(0, 3, 3, 3), consts=[1]),
+    case("MaxPool", empty(0, 3, 6, 6), kernel_shape=[2, 2], results=2),
+    case("Tile", ones(2, 3), ints(0, 2), consts=[1]),
+    case("Reshape", empty(0, 3), ints(3, 0), consts=[1], allowzero=1),
+    case("Concat", empty(0, 3), ones(2, 3), axis=0),
+    case("Concat", ones(1, 3), empty(0, 3), ones(2, 3), axis=0),
+    case("MatMul", empty(0, 4), ones(4, 5)),
+    case("MatMul", ones(3, 4), empty(4, 0)),
+    case("Softmax", empty(3, 0)),
+    case("Gather", ones(4, 3), ints(), axis=1),
+    case("Pad", empty(0, 3), ints(1, 0, 1, 0), consts=[1]),
+    case("ArgMax", empty(0, 3), axis=1),
+    case("TopK", ones(2, 3), ints(0), consts=[1], results=2),
+    case("ScatterElements", ones(4, 3), np.zeros((0, 3), np.int64), empty(0, 3)),
+    case("ScatterND", ones(4, 3), np.zeros((0, 1), np.int64), empty(0, 3)),
+]
+
+
+@pytest.mark.parametrize(("op", "operands", "rest"), SUMS_OF_NOTHING)
+def test_a_sum_of_nothing(op: str, operands: tuple[Array, ...], rest: dict[str, Any]) -> None:
+    """Zeros, or the bias: what a reduction starts with."""
+    assert_agrees(op, *operands, **rest)
+
+
+@pytest.mark.parametrize(("op", "operands", "rest"), EMPTY_TENSORS)
+def test_empty_tensors(op: str, operands: tuple[Array, ...], rest: dict[str, Any]) -> None:
+    assert_agrees(op, *operands, **rest)
+
+
+def test_an_integer_product_of_nothing_is_zero() -> None:
+    y = run("MatMul", np.zeros((3, 0), np.int32), np.zeros((0, 4), np.int32))
+    np.testing.assert_array_equal(y, np.zeros((3, 4), np.int32))
+
+
+def test_the_place_of_nothing_is_refused() -> None:
+    with pytest.raises(KnapperError, match=r"net/ArgMax.*axis 0 of f32\[0,3\] is empty"):
+        run("ArgMax", empty(0, 3), axis=0)
+
+
+def test_an_empty_value_inside_a_launch() -> None:
+    """Concat of a Relu of nothing, fused."""
+    nodes = [
+        helper.make_node("Relu", ["x0"], ["a"]),
+        helper.make_node("Neg", ["x1"], ["b"]),
+        helper.make_node("Concat", ["a", "b"], ["y0"], axis=0),
+    ]
+    feeds = {"x0": empty(0, 3), "x1": ones(2, 3)}
+    inputs = [
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, a.shape) for n, a in feeds.items()
+    ]
+    graph = helper.make_graph(nodes, "net", inputs, [helper.make_empty_tensor_value_info("y0")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    (y,) = ours(onnx.shape_inference.infer_shapes(proto), feeds)
+    np.testing.assert_array_equal(y, -ones(2, 3))

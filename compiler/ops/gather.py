@@ -186,6 +186,8 @@ def _(x: Array, indices: Array, updates: Array, axis: int = 0, reduction: str = 
 
 @ScatterElements.relax
 def _(R: Any, x: Any, indices: Any, updates: Any, axis: int = 0, reduction: str = "none") -> Any:
+    if 0 in shape_of(indices):
+        return x
     axis %= rank_of(x)
     found = _from_start(R, indices, shape_of(x)[axis])
     return R.op.scatter_elements(x, found, updates, axis, RELAX_REDUCTIONS[reduction])
@@ -228,6 +230,8 @@ def _(x: Array, indices: Array, updates: Array, reduction: str = "none") -> Arra
 
 @ScatterND.relax
 def _(R: Any, x: Any, indices: Any, updates: Any, reduction: str = "none") -> Any:
+    if 0 in shape_of(updates):
+        return x
     found = _relax_tuples(R, indices, shape_of(x)[: shape_of(indices)[-1]])
     return R.op.scatter_nd(x, found, updates, RELAX_REDUCTIONS[reduction])
 

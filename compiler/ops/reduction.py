@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir import Array, Op, Type, op, require
 from .elementwise import Example, Rng, draw
-from .lowering import const, dtype_of, emit, rank_of, wide
+from .lowering import const, dtype_of, emit, rank_of, shape_of, wide
 from .numeric import FLOATS, rounded
 from .reducers import extreme, place
 from .shapes import NUMBERS, axes_of, axis_of, of_kind
@@ -79,7 +79,7 @@ def ReduceSum(
 def ReduceMean(
     x: Type, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Type:
-    """Mean over axes, all if none are named."""
+    """Mean over axes, all if none are named; 0 of no elements, as in onnxruntime."""
     of_kind("ReduceMean", FLOATS, x)
     return _reduced("ReduceMean", x, axes, keepdims, noop_with_empty_axes)
 
@@ -180,6 +180,14 @@ def _relax_log_sum_exp(R: Any, x: Any, axes: list[int], keepdims: bool) -> Any:
     return y if keepdims else R.op.squeeze(y, axes)
 
 
+def _mean(x: Array, axes: Ints, keepdims: bool) -> Array:
+    return np.asarray(x.mean(axes, keepdims=keepdims) if x.size else _sum(x, axes, keepdims))
+
+
+def _relax_mean(R: Any, x: Any, axes: list[int], keepdims: bool) -> Any:
+    return (R.op.mean if math.prod(shape_of(x)) else R.op.sum)(x, axes, keepdims)
+
+
 def _in_numpy(f: Callable[..., Any]) -> Callable[..., Array]:
     return lambda x, axes, keep: np.asarray(f(x, axis=axes, keepdims=keep))
 
@@ -198,7 +206,7 @@ def _square(R: Any, x: Any) -> Any:
 
 
 _facets(ReduceSum, _sum, _relax_sum(_itself, _itself))
-_facets(ReduceMean, _in_numpy(np.mean), lambda R, *a: R.op.mean(*a), dtypes="f32 f16 f64")
+_facets(ReduceMean, _mean, _relax_mean, dtypes="f32 f16 f64")
 _facets(ReduceMax, _in_numpy(np.max), partial(extreme, greatest=True))
 _facets(ReduceMin, _in_numpy(np.min), partial(extreme, greatest=False))
 _facets(ReduceProd, _product, lambda R, *a: R.op.prod(*a), dtypes="f32 f16 f32 i32")
@@ -230,7 +238,9 @@ _facets(
 
 def _arg_type(name: str, x: Type, axis: int, keepdims: int) -> Type:
     of_kind(name, NUMBERS, x)
-    return Type("i64", _reduced(name, x, (axis_of(name, axis, x.rank),), keepdims, 0).shape)
+    a = axis_of(name, axis, x.rank)
+    require(x.shape[a] > 0, f"{name}: axis {a} of {x} is empty")
+    return Type("i64", _reduced(name, x, (a,), keepdims, 0).shape)
 
 
 @op

@@ -6,6 +6,7 @@
                                   outputs 1 3 5 …  by tap 1             (one Concat)         (one Transpose)
 
     Conv over 3 axes  the pixels under each tap side by side as channels, then a Conv by one tap
+    k = 0             the bias, or zeros: nothing is summed
     Einsum            a MatMul over [batch, m, k] and [batch, k, n]; several operands as a chain of two; a product that
                       sums nothing is a Mul, a sum of one operand a ReduceSum
 
@@ -129,6 +130,18 @@ def _interleaved(w: Writer, made: Sequence[str], strides: Ints) -> str:
 def _spatial(n: Node) -> Ints:
     """The axes of an image, or of weights, that are no channels."""
     return tuple(range(2, n.types[0].rank))
+
+
+# --- nothing to sum -----------------------------------------------------------------------------
+
+
+def empty_sum(w: Writer, **_: object) -> str | None:
+    """The bias, or zeros, where a Conv has no channels or a MatMul's inner size is 0."""
+    n = w.root
+    if n.op == "Conv" and n.attr("layout") != "NCHW":
+        return None
+    axis = 1 if n.op == "Conv" else -2 if n.attr("trans_a") else -1
+    return None if w.type(n.inputs[0]).shape[axis] else _nothing(w, n, n.types[0].shape)
 
 
 # --- Conv over three axes -----------------------------------------------------------------------
@@ -277,6 +290,8 @@ def _operand(
 
 RULES: list[Rule] = [
     P.ConvTranspose(...) >> conv_transpose,
+    P.Conv(...) >> empty_sum,
+    P.MatMul(...) >> empty_sum,
     P.Conv(...) >> conv_3d,
     P.Einsum(...) >> einsum,
 ]

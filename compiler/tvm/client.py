@@ -218,7 +218,8 @@ def _request(group: Group) -> tuple[str, Json]:
         if a.size <= LITERAL
     }
     inputs = [_input(v, t, literal) for v, t in g.inputs.items()]
-    request = {"inputs": inputs, "nodes": [_node(n) for n in g.nodes], "outputs": list(g.outputs)}
+    outputs = [v for v, t in g.outputs.items() if t.count]  # an empty one is never written
+    request = {"inputs": inputs, "nodes": [_node(n) for n in g.nodes], "outputs": outputs}
     foreign = {op for plugin in LOADED.values() for op in plugin.adds["ops"]}
     if foreign.isdisjoint(n.op for n in g.nodes):
         return cache.key(json.dumps(request)), request

@@ -110,7 +110,7 @@ class _Rule(_Blocks):
     def apply(self) -> None:
         self._inline()
         waiting: list[Any] = []
-        for b in self.all():
+        for b in (b for b in self.all() if prod(self.extents(b, PARALLEL))):  # others make nothing
             if self.is_elementwise(b):
                 outputs = [r for r in waiting if not self.sch.get_consumers(r)]
                 self._nest([r for r in waiting if self.sch.get_consumers(r)], b)

@@ -111,7 +111,10 @@ def product_of(group: Group) -> Product | str:
     made = {v for n in group.nodes for v in n.outputs}
     if made & set(node.inputs):
         return f"{node.op} reads a value made in the same launch"
-    return _conv(node, types) if node.op == "Conv" else _matmul(node, types)
+    p = _conv(node, types) if node.op == "Conv" else _matmul(node, types)
+    if isinstance(p, Product) and 0 in (p.batch, p.m, p.n, p.k):
+        return f"{node.op} has nothing to multiply: {p.batch} times {p.m} by {p.k} by {p.n}"
+    return p
 
 
 def _conv(node: Node, types: dict[str, Type]) -> Product | str:

@@ -37,6 +37,8 @@ class Simd:
     kind: str = "simd"
 
     def serves(self, group: Group, machine: Machine) -> str | None:
+        if _is_empty(group):
+            return None  # nothing to write, whatever the ops
         if matrix := sorted({n.op for n in group.nodes} & MATRIX):
             return f"{', '.join(matrix)} must add in the order of k, which TVM does not promise"
         missing = sorted({n.op for n in group.nodes if "relax" not in OPS[n.op].facets})
@@ -65,15 +67,15 @@ class Simd:
     def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
         from ...tvm import client
 
-        client.prefetch(groups)
+        client.prefetch(g for g in groups if not _is_empty(g))
 
     def lower(self, group: Group, options: Options, machine: Machine) -> Lowered:
         """One launch for each kernel that TVM made of the group; CompileError E440 to E443."""
         from ...tvm import client
         from ...tvm.tir import array_in
 
-        if not any(t.count for t in group.outputs.values()):
-            return Lowered(())  # nothing to write
+        if _is_empty(group):
+            return Lowered(())
         canonical = Canonical.of(group)
         made = client.fetch(group)
         kernels = [
@@ -100,6 +102,11 @@ class Simd:
     def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
         inputs = {v: np.asarray(env[v]) for v in group.inputs if v not in group.constants}
         return evaluate(group.graph(), inputs)
+
+
+def _is_empty(group: Group) -> bool:
+    """Whether there is nothing to write."""
+    return not any(t.count for t in group.outputs.values())
 
 
 def _launch(t: Translated, kernel: Json, names: dict[str, str], nodes: tuple[str, ...]) -> Emitted:

@@ -262,8 +262,8 @@ def _(e: Emitter, x: Value, y: Value) -> Value:
     """x − trunc(x/y)·y, exactly, by long division in f64."""
     if x.dtype == "f64":
         return _remainder(e, x, y, SPAN["f64"])
-    wide = (e.convert(v, "f64") for v in (x, y))
-    return e.convert(_remainder(e, *wide, SPAN[x.dtype]), x.dtype)
+    wide = _remainder(e, e.convert(x, "f64"), e.convert(y, "f64"), SPAN[x.dtype])
+    return e.convert(wide, x.dtype)
 
 
 def _remainder(e: Emitter, x: Value, y: Value, span: int) -> Value:
