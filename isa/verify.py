@@ -14,7 +14,7 @@ from .core import SIMD, Instr, Label, Reg
 from .errors import IsaError, KnapperError, raise_all
 from .instructions import BRA, EXIT, MODE
 from .machine import Machine
-from .program import BASE, Kernel, Launch, Object, Port, Program
+from .program import BASE, ROWS, Kernel, Launch, Object, Port, Program
 from .systolic import Array
 
 THREADS = 1024
@@ -74,6 +74,7 @@ def _program(p: Program, machine: Machine) -> Iterator[str]:
             f"{kind} {port.name}: {text}" for port in ports for text in _port(p, port, start)
         )
         yield from _twice(kind, (port.name for port in ports))
+    yield from _companions({port.name: port for port in p.outputs})
 
 
 def _kernel(name: str, k: Kernel, machine: Machine) -> Iterator[str]:
@@ -137,6 +138,14 @@ def _launch(p: Program, launch: Launch, nodes: Mapping[str, int]) -> Iterator[st
 def _object(p: Program, o: Object) -> Iterator[str]:
     if o.bytes < 0 or not BASE <= o.address <= o.address + o.bytes <= BASE + len(p.rodata):
         yield f"object {o.name}: {o.bytes} bytes at {o.address:#x} are not inside the {len(p.rodata)} bytes of rodata"
+
+
+def _companions(outputs: Mapping[str, Port]) -> Iterator[str]:
+    """What says how many rows of an output are meant must be one number."""
+    for name, port in outputs.items():
+        rows = outputs.get(name + ROWS)
+        if rows is not None and (not port.shape or (rows.dtype, rows.shape) != ("i64", ())):
+            yield f"output {rows.name}: is {rows.dtype}{list(rows.shape)}, expected one i64 that counts rows"
 
 
 def _port(p: Program, port: Port, start: int) -> Iterator[str]:

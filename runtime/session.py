@@ -17,7 +17,7 @@ import numpy as np
 
 from knapper.isa.errors import UsageError, raise_all
 from knapper.isa.lanes import LANES
-from knapper.isa.program import Port, Program
+from knapper.isa.program import Port, Program, trimmed
 from knapper.isa.systolic import Array as Units
 
 from . import budget
@@ -119,7 +119,7 @@ class Session:
             made = LaunchStats(launch, kernel, facts, runner.launch(launch, work, tick, timing))
             work -= made.instructions
             counts.append(made)
-        outputs = {port.name: self.memory.get(port) for port in self.program.outputs}
+        outputs = trimmed({port.name: self.memory.get(port) for port in self.program.outputs})
         return Result(
             outputs, Stats(self.target, tuple(counts), self.provenance(inputs, engine, checked))
         )

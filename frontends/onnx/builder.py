@@ -80,6 +80,8 @@ class Builder:
     known: dict[str, Array] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     locs: set[str] = field(default_factory=set)
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Node name → the boxes that a NonMaxSuppression keeps, in place of what the model says."""
 
     def fresh(self, hint: str) -> str:
         """A value name that is not taken yet: the hint, as a plain word of graph text, numbered if it must be."""

@@ -20,6 +20,7 @@ from . import inline
 from .builder import OPS_HINT, Builder, Call, bind
 from .file import Model, open_model
 from .forms import COMPLETE, FORMS
+from .rows import with_rows
 from .schemas import NEWEST, formals, schema
 from .tensors import Value, array_of, attribute, dtype_of
 from .unserved import INSTEAD
@@ -89,8 +90,12 @@ def read(
     Raises FrontendError, or Problems with every one that was found.
     """
     opened = open_model(model)
+
+    def imported(limits: Mapping[str, int]) -> Graph:
+        return Door(opened, replace_fixed, limits).graph(shapes or {}, consts or {})
+
     try:
-        return Door(opened, replace_fixed).graph(shapes or {}, consts or {})
+        return with_rows(imported({}), imported)
     except NONSENSE as e:
         raise FrontendError("E209", f"cannot be imported: {e}", where=opened.name) from e
 
@@ -98,9 +103,12 @@ def read(
 class Door:
     """One import."""
 
-    def __init__(self, model: Model, replace_fixed: bool = False) -> None:
+    def __init__(
+        self, model: Model, replace_fixed: bool = False, limits: Mapping[str, int] | None = None
+    ) -> None:
+        """`limits`: NonMaxSuppression nodes that keep another number of boxes than the model says, for `rows`."""
         self.model, self.replace_fixed = model, replace_fixed
-        self.builder = Builder()
+        self.builder = Builder(limits=limits or {})
         self.problems: list[KnapperError] = []
         self.functions = {(_domain(f.domain), f.name, f.overload): f for f in model.proto.functions}
 

@@ -17,7 +17,7 @@ import numpy as np
 from knapper.compiler.ir import DTYPES
 from knapper.isa.errors import FrontendError
 
-from .builder import Builder, Call
+from .builder import Builder, Call, bind
 from .tensors import dtype_of
 
 Form = Callable[[Builder, Call], Call | list[str]]
@@ -411,9 +411,14 @@ def _shared(lost: list[int], *, more_first: bool) -> tuple[int, ...]:
 
 
 @form("NonMaxSuppression")
-def _(b: Builder, call: Call) -> Call:
-    """The Graph's op has a second result: how many rows of the first are meant."""
-    return replace(call, outputs=(only(call), f"{only(call)}.count"))
+def _(b: Builder, call: Call) -> list[str]:
+    """The Graph's op has a second result: how many rows of the first are meant. Rows that are known now are cut here."""
+    if call.loc in b.limits:
+        call = call.now(max_output_boxes_per_class=b.limits[call.loc])
+    rows, number = bind(b, replace(call, outputs=(only(call), f"{only(call)}.rows")))
+    if rows not in b.known:
+        return [rows]
+    return [b.constant(b.known[rows][: int(b.known[number])], only(call))]
 
 
 @form("RoiAlign")
