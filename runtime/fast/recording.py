@@ -15,19 +15,22 @@ from numpy.typing import NDArray
 
 from knapper.isa.program import BASE, Kernel
 
-from ..memory import SECTOR, aligned
+from ..memory import SECTOR, aligned, require
 from ..paths import EVENT, Paths, Warps, share
 from .layout import CONTEXT, PASSES
 from .scratch import Scratch
 
 STAMPS = (1 << 32) - 1
 """The highest number that the map can hold."""
+PER_BLOCK = 32
+"""Bytes that numbering a block's class takes, about, for a while."""
 
 
 class Log:
     """What the threads of a launch write together."""
 
     def __init__(self, blocks: int) -> None:
+        require(PER_BLOCK * blocks, f"recording the paths of {blocks:,} blocks")
         self.hashes = np.zeros(blocks, np.uint64)
         self.known: dict[int, Warps] = {}
 
@@ -72,7 +75,8 @@ class Recorder:
         """Note the path of the block that ended last; its number."""
         block = int(self.scratch.state["fault_block"][0])
         hash = int(self.log.hashes[block])
-        self.log.known.setdefault(hash, self.events())
+        if hash not in self.log.known:  # another thread may have met it before
+            self.log.known[hash] = self.events()
         self.count += 1
         if 2 * self.count > len(self.table):
             known = self.table[self.table != 0].tolist()
