@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -84,7 +83,7 @@ def packs(group: Group, p: Product) -> bool:
 class Block:
     """The block's place in the grid, and the operands' accesses. Parameters: A, B, the gather table if any, then the epilogue's.
 
-    `element` is the bytes of an operand's element in memory, `stored` the numpy type of packed weights.
+    `element` is the bytes of an operand's element in memory, `stored` the dtype of packed weights.
     """
 
     def __init__(
@@ -94,15 +93,14 @@ class Block:
         tile: tuple[int, int, int],
         element: int,
         way: str,
-        stored: Any = None,
-        layout: str = "",
+        stored: str = "",
     ) -> None:
         self.group, self.p, self.element, self.way = group, p, element, way
         self.bm, self.bn, self.bk = bm, bn, bk = tile
-        self.stored = np.dtype(stored or DTYPES[p.dtype])
+        self.stored = np.dtype(DTYPES[stored or p.dtype])
         self.steps = -(-p.k // bk)
         self.packed = packs(group, p)
-        self.packed_name = f"{p.b}.{layout or f'{bn}x{bk}'}"
+        self.packed_name = f"{p.b}.{bn}x{bk}"
         self.table_name = f"{p.b}.taps{bk}"
         self.grid = (-(-p.m // bm), -(-p.n // bn), p.batch)
         names = [p.a, self.packed_name if self.packed else p.b]

@@ -9,7 +9,8 @@ Loads go through the conv unit, which gives zeros outside the image. Operands of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +23,9 @@ from knapper.isa.modifiers import SR, Bits32, Cmp, FloatType, Scalar
 from ...ir import Array
 from ...ops.numeric import accumulate, finish
 from ..builder import RZ, KernelBuilder, VReg
-from ..generator import Emitted, Group, Lowered, Options, register
+from ..generator import Emitted, Group, Options, register
 from ..scalar import convert
-from . import blocks, cost, evaluate
+from . import blocks, evaluate
 from .access import FAR, WIDTHS, Image, Sums, pixel_of
 from .code import (
     S32,
@@ -40,65 +41,14 @@ from .code import (
     umov,
     umul,
 )
-from .epilogue import TYPES, Epilogue, Frame, Spot, operands, refusal
-from .product import Product, product_of
+from .cost import ADDRESSES, WEIGHT
+from .engine import Emitter, Engine
+from .epilogue import TYPES, Epilogue, Frame, Spot, operands
+from .product import Product
 
 THREADS = 128
 UNROLLED = 200
 """Multiply-adds a thread up to which the rows of taps are written out."""
-
-
-class Direct:
-    """The generator."""
-
-    kind = "direct"
-
-    def serves(self, group: Group, machine: Machine) -> str | None:
-        if "conv" not in machine.extensions:
-            return f"{machine.name} has no extension conv"
-        p = product_of(group)
-        if isinstance(p, str):
-            return p
-        if p.window is None or p.channels != 1:
-            return "is no depthwise convolution"
-        if p.dtype not in TYPES:
-            return f"operands are {p.dtype}"
-        return refusal(group, p)
-
-    def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
-        w = blocks.product(group).window
-        assert w is not None
-        for pixels in (8, 4, 2, 1):
-            if pixels < 2 * w.ow:
-                yield {"pixels": pixels}
-
-    def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        p = whole(blocks.product(group))
-        return cost.direct(p, pixels_of(options), machine, len(group.nodes))
-
-    def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
-        """Nothing is slow enough to start early."""
-
-    def pack(self, group: Group, options: Options, machine: Machine) -> dict[str, Array]:
-        """Weights are read as they are: [taps, channels]."""
-        return {}
-
-    def lower(self, group: Group, options: Options, machine: Machine) -> Lowered:
-        return Lowered((_Kernel(group, pixels_of(options), machine).emit(),))
-
-    def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
-        p = blocks.product(group)
-        values: dict[str, Any] = {"": None, **group.constants, **env}
-        bias = values[p.bias] if p.bias else None
-        acc = chain(p, values[p.a], values[p.b], pixels_of(options))
-        out = str(p.node.attrs.get("out", ""))
-        values[p.node.outputs[0]] = finish(
-            acc.reshape(p.out_type.shape), bias, out, values[p.a].dtype
-        )
-        return evaluate.rest(group, p, values)
-
-
-DIRECT_GENERATOR = register(Direct())
 
 
 def pixels_of(options: Options) -> int:
@@ -130,7 +80,7 @@ def chain(p: Product, x: Array, w: Array, pixels: int) -> Array:
     return out
 
 
-class _Kernel:
+class Pixels(Emitter):
     """One launch being emitted."""
 
     def __init__(self, group: Group, pixels: int, machine: Machine) -> None:
@@ -251,3 +201,52 @@ class _Kernel:
 
     def _wide(self, x: VReg) -> VReg:
         return x if self.dtype is Scalar.F32 else convert(self.b, x, Scalar.F32, self.dtype)
+
+
+class Direct(Engine):
+    """The generator."""
+
+    kind = "direct"
+
+    def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
+        if p.window is None or p.channels != 1:
+            return "is no depthwise convolution"
+        return f"operands are {p.dtype}" if p.dtype not in TYPES else None
+
+    def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
+        w = blocks.product(group).window
+        assert w is not None
+        for pixels in (8, 4, 2, 1):
+            if pixels < 2 * w.ow:
+                yield {"pixels": pixels}
+
+    def cost(self, group: Group, options: Options, machine: Machine) -> float:
+        """Loads, conversions and multiplies share the issue slots."""
+        p, pixels = whole(blocks.product(group)), pixels_of(options)
+        w = p.window
+        assert w is not None
+        warps = -(-w.images * w.oh * -(-w.ow // pixels) * p.n // 32)
+        inputs = w.kh * ((pixels - 1) * w.sx + (w.kw - 1) * w.dx + 1)
+        converted = 0 if p.dtype == "f32" else inputs + w.taps + pixels
+        issued = inputs + w.taps * (1 + pixels) + converted
+        issued += pixels * (2 + len(group.nodes)) + ADDRESSES // 2
+        share = math.ceil(warps / (machine.sms * machine.subcores))
+        busy = share * max(2 * issued, converted * machine.units["cvt"].interval)
+        return machine.launch_cycles + 2 * machine.l2_latency + busy + WEIGHT * warps * issued
+
+    def emitter(self, group: Group, options: Options, machine: Machine) -> Pixels:
+        return Pixels(group, pixels_of(options), machine)
+
+    def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
+        p = blocks.product(group)
+        values: dict[str, Any] = {"": None, **group.constants, **env}
+        bias = values[p.bias] if p.bias else None
+        acc = chain(p, values[p.a], values[p.b], pixels_of(options))
+        out = str(p.node.attrs.get("out", ""))
+        values[p.node.outputs[0]] = finish(
+            acc.reshape(p.out_type.shape), bias, out, values[p.a].dtype
+        )
+        return evaluate.rest(group, p, values)
+
+
+DIRECT_GENERATOR = register(Direct())

@@ -10,33 +10,32 @@ are widened on their way into shared memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from knapper.isa.instructions import BRA, EXIT, FFMA, IMAD, LDS, MOV, UIADD, UMOV
+from knapper.isa.instructions import BRA, FFMA, IMAD, LDS, UIADD, UMOV
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Bits32, Cmp, FloatType, IntType, Scalar, Width
 
 from ...ir import Array
-from ..builder import RZ, KernelBuilder, VReg, VUReg
-from ..generator import Emitted, Group, Lowered, Options, register
+from ..builder import KernelBuilder, VReg, VUReg
+from ..generator import Group, register
 from ..scalar import convert
-from . import blocks, cost, evaluate
+from . import cost
 from .access import WIDTHS, Packed
-from .blocks import Block
-from .code import add, divmod_, mul, thread_id, ucompare
-from .epilogue import Epilogue, Frame, Spot, refusal
+from .code import divmod_, mul, thread_id, ucompare
+from .engine import TiledEngine, TiledKernel, Tiling
+from .epilogue import Frame, Spot
 from .geometry import grid
-from .pipeline import Buffers, Tile, run
-from .product import Product, product_of
+from .pipeline import Buffers, Tile
+from .product import Product
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How operands of a type are multiplied: bytes in memory, words in registers, the instruction, the type of packed weights."""
+    """How operands of a type are multiplied: words in registers, the instruction, the type of packed weights."""
 
-    element: int
     words: int
     multiply: Any
     type: Any
@@ -46,101 +45,39 @@ class Kind:
 
 
 KINDS = {
-    "f32": Kind(4, 1, FFMA, FloatType.F32, "f4"),
-    "f16": Kind(2, 1, FFMA, FloatType.F32, "f4", widen=Scalar.F16),
-    "bf16": Kind(2, 1, FFMA, FloatType.F32, "f4", widen=Scalar.BF16),
-    "f64": Kind(8, 2, FFMA, FloatType.F64, "f8"),
-    "i32": Kind(4, 1, IMAD, IntType.U32, "i4"),
-    "u32": Kind(4, 1, IMAD, IntType.U32, "u4"),
-    "i64": Kind(8, 2, IMAD, IntType.S64, "i8"),
-    "u64": Kind(8, 2, IMAD, IntType.U64, "u8"),
-    "i8": Kind(1, 1, IMAD, IntType.U32, "i4", signed=True),
-    "u8": Kind(1, 1, IMAD, IntType.U32, "i4"),
-    "i16": Kind(2, 1, IMAD, IntType.U32, "i4", signed=True),
-    "u16": Kind(2, 1, IMAD, IntType.U32, "i4"),
+    "f32": Kind(1, FFMA, FloatType.F32, "f32"),
+    "f16": Kind(1, FFMA, FloatType.F32, "f32", widen=Scalar.F16),
+    "bf16": Kind(1, FFMA, FloatType.F32, "f32", widen=Scalar.BF16),
+    "f64": Kind(2, FFMA, FloatType.F64, "f64"),
+    "i32": Kind(1, IMAD, IntType.U32, "i32"),
+    "u32": Kind(1, IMAD, IntType.U32, "u32"),
+    "i64": Kind(2, IMAD, IntType.S64, "i64"),
+    "u64": Kind(2, IMAD, IntType.U64, "u64"),
+    "i8": Kind(1, IMAD, IntType.U32, "i32", signed=True),
+    "u8": Kind(1, IMAD, IntType.U32, "i32"),
+    "i16": Kind(1, IMAD, IntType.U32, "i32", signed=True),
+    "u16": Kind(1, IMAD, IntType.U32, "i32"),
 }
 """The low half of a product is the same signed and unsigned; IMAD.S32 makes addresses and is not counted as a product."""
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """The options, read: block tile and a thread's tile."""
+class Threads(Tiling):
+    """A block tile cut into threads of tm × tn."""
 
-    bm: int
-    bn: int
-    bk: int
-    tm: int
-    tn: int
+    thread: tuple[int, int]
 
-    @staticmethod
-    def of(options: Options) -> Tiling:
-        tile: Any = options["tile"]
-        thread: Any = options["thread"]
-        return Tiling(*tile, *thread)
+    @property
+    def tm(self) -> int:
+        return self.thread[0]
+
+    @property
+    def tn(self) -> int:
+        return self.thread[1]
 
     @property
     def threads(self) -> int:
         return self.bm // self.tm * (self.bn // self.tn)
-
-
-class Ffma:
-    """The generator."""
-
-    kind = "ffma"
-
-    def serves(self, group: Group, machine: Machine) -> str | None:
-        if "conv" not in machine.extensions:
-            return f"{machine.name} has no extension conv"
-        p = product_of(group)
-        if isinstance(p, str):
-            return p
-        if p.dtype not in KINDS or p.a_type.dtype != p.b_type.dtype:
-            return f"operands are {p.a_type.dtype} and {p.b_type.dtype}"
-        floating = p.dtype in ("f32", "f16", "bf16")
-        if not floating and (len(group.nodes) > 1 or p.bias):
-            return f"a product of {p.dtype} takes no epilogue"
-        element = KINDS[p.dtype].element
-        why = refusal(group, p) if floating else None
-        return why or blocks.unaddressable(
-            p, element, "packed" if p.b in group.constants else "dense"
-        )
-
-    def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
-        p = blocks.product(group)
-        for t in tilings(p):
-            yield {
-                "tile": (t.bm, t.bn, t.bk),
-                "thread": (t.tm, t.tn),
-                "access": blocks.access(p, t.bk),
-            }
-
-    def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        p = blocks.product(group)
-        return cost.ffma(
-            p,
-            Tiling.of(options),
-            KINDS[p.dtype].words,
-            str(options["access"]),
-            machine,
-            len(group.nodes),
-        )
-
-    def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
-        """Nothing is slow enough to start early."""
-
-    def pack(self, group: Group, options: Options, machine: Machine) -> dict[str, Array]:
-        """Weights as [z, n tile, k step, k, n], and the gather table."""
-        return _Kernel(group, options, machine).constants()
-
-    def lower(self, group: Group, options: Options, machine: Machine) -> Lowered:
-        k = _Kernel(group, options, machine)
-        return Lowered((k.emit(),), k.constants())
-
-    def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
-        return evaluate.tiled(group, blocks.product(group), Tiling.of(options), env)
-
-
-FFMA_GENERATOR = register(Ffma())
 
 
 SHAPES = (
@@ -151,13 +88,17 @@ WIDE_SHAPES = ((64, 64, 4, 4), (32, 32, 4, 4), (16, 32, 2, 4))
 """(bm, bn, rows and columns a thread): of 32-bit and of 64-bit types."""
 
 
-def tilings(p: Product) -> Iterable[Tiling]:
-    """Block tiles that may pay for this product."""
-    wide = KINDS[p.dtype].words == 2
-    shapes = WIDE_SHAPES if wide else SHAPES
-    fits = [s for s in shapes if (s[0] < 2 * p.m or s[0] <= 16) and (s[1] < 2 * p.n or s[1] <= 32)]
-    for bm, bn, tm, tn in fits or shapes[-1:]:
-        yield Tiling(bm, bn, 8 if wide else 16, tm, tn)
+def step(p: Product, t: Threads, way: str) -> cost.Step:
+    """What a block does in a k step."""
+    words, warps = KINDS[p.dtype].words, -(-t.threads // 32)
+    tiles = (t.bm + t.bn) * t.bk * 4 * words // 128
+    reads = warps * t.bk * (t.tm + t.tn) * words // 4 * 4
+    gathers = t.bm * t.bk * words // 32 if way == "gather" else 0
+    return cost.Step(
+        "fp64" if words == 2 else "fma", t.tm * t.tn * t.bk, t.bk,
+        shared=tiles + reads + gathers, loads=tiles + gathers, others=8 * t.bk // 4, results=t.tm * t.tn,
+        registers=min((t.tm * t.tn + 4 * (t.tm + t.tn)) * words + 40, 255), shared_bytes=2 * (t.bm + t.bn) * t.bk * 4 * words,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,62 +114,63 @@ class _Operand:
     apart: int
 
 
-class _Kernel:
+class Lanes(TiledKernel[Threads]):
     """One launch being emitted."""
 
-    def __init__(self, group: Group, options: Options, machine: Machine) -> None:
-        self.group, self.machine, self.t = group, machine, Tiling.of(options)
-        self.p = blocks.product(group)
-        self.how = KINDS[self.p.dtype]
-        self.size = 4 * self.how.words
-        self.run = 4 // self.how.words
-        tile = (self.t.bm, self.t.bn, self.t.bk)
-        self.block = Block(
-            group, self.p, tile, self.how.element, str(options["access"]), self.how.stored
-        )
-
-    def constants(self) -> dict[str, Array]:
-        found = self.block.tables(self.most * self.how.element)
-        if self.block.packed:
-            t, padded = self.t, self.block.padded_weights(self.group.constants[self.p.b])
-            z, k, n = padded.shape
-            parts = padded.reshape(z, k // t.bk, t.bk, n // t.bn, t.bn)
-            found[self.block.packed_name] = parts.transpose(0, 3, 1, 2, 4).copy()
-        return found
+    @property
+    def how(self) -> Kind:
+        """How this launch multiplies."""
+        return KINDS[self.p.dtype]
 
     @property
-    def most(self) -> int:
-        """The longest vector of operand elements: narrow ones come alone, since each needs a register of its own."""
-        return 16 // self.how.element if self.how.element >= 4 else 1
+    def stored(self) -> str:
+        return self.how.stored
 
-    def emit(self) -> Emitted:
-        t, p = self.t, self.p
-        b = self.b = KernelBuilder(self.group.name, (t.threads, 1, 1), self.machine, matrix=True)
-        b.role(self.group.nodes.index(p.node))
-        self.block.begin(b)
+    @property
+    def size(self) -> int:
+        """Bytes of an element in shared memory."""
+        return 4 * self.how.words
+
+    @property
+    def run(self) -> int:
+        """Elements of a 16-byte read."""
+        return 4 // self.how.words
+
+    @property
+    def vector(self) -> int:
+        """Narrow elements come alone, since each needs a register of its own."""
+        return 16 // self.element if self.element >= 4 else 1
+
+    def packed_weights(self, padded: Array) -> Array:
+        """[z, n tile, k step, k, n]"""
+        t, (z, k, n) = self.t, padded.shape
+        parts = padded.reshape(z, k // t.bk, t.bk, n // t.bn, t.bn)
+        return parts.transpose(0, 3, 1, 2, 4).copy()
+
+    def begin(self) -> None:
+        t = self.t
         self.tx_count, self.ty_count = t.bn // t.tn, t.bm // t.tm
-        self.ty, self.tx = divmod_(b, thread_id(b), self.tx_count)
-        a, start = self._tile(
-            p.trans_a, t.bm, 0, self.block.vector_a(self.most), self.block.a_access
+        self.ty, self.tx = divmod_(self.b, thread_id(self.b), self.tx_count)
+
+    def connect(self, buffers: Buffers, tiles: list[Tile]) -> None:
+        t, p, (a, b) = self.t, self.p, tiles
+        self.left = self._operand(buffers, a, p.trans_a, t.bm, t.tm, self.ty, self.ty_count)
+        self.right = self._operand(
+            buffers, b, self.block.packed or not p.trans_b, t.bn, t.tn, self.tx, self.tx_count
         )
-        if self.block.packed:
-            bt, end = self._packed(start)
-        else:
-            bt, end = self._tile(
-                not p.trans_b, t.bn, start, self.block.vector_b(self.most), self.block.b_access
-            )
-        buffers = Buffers(b, end, self.block.steps)
-        self.a = self._operand(buffers, a, p.trans_a, t.bm, t.tm, self.ty, self.ty_count)
-        self.bb = self._operand(
-            buffers, bt, self.block.packed or not p.trans_b, t.bn, t.tn, self.tx, self.tx_count
-        )
-        self.acc = [[b.reg(self.how.words) for _ in range(t.tn)] for _ in range(t.tm)]
-        run(b, [a, bt], buffers, self.block.steps, self)
-        self._epilogue()
-        b.emit(EXIT)
-        return self.block.launch(b.finish())
+        self.acc = [[self.b.reg(self.how.words) for _ in range(t.tn)] for _ in range(t.tm)]
 
     # --- operands
+
+    def tile_a(self, start: int) -> tuple[Tile, int]:
+        v = self.block.vector_a(self.vector)
+        return self._tile(self.p.trans_a, self.t.bm, start, v, self.block.a_access)
+
+    def tile_b(self, start: int) -> tuple[Tile, int]:
+        if self.block.packed:
+            return self._packed(start)
+        v = self.block.vector_b(self.vector)
+        return self._tile(not self.p.trans_b, self.t.bn, start, v, self.block.b_access)
 
     def _pitch(self, across: bool, extent: int) -> int:
         """Bytes from row to row of a tile; rows of [x][k] are set off by 16 bytes, which spreads them over the banks."""
@@ -238,25 +180,20 @@ class _Kernel:
         rows, cols = (self.t.bk, extent) if across else (extent, self.t.bk)
         pitch = self._pitch(across, extent)
         g = grid(self.b, rows, cols, v, self.t.threads, pitch, self.size)
-        return Tile(
-            reach(self.b, g, self.how.signed), g, start, self.size, self._widened()
-        ), start + rows * pitch
+        access, end = reach(self.b, g, self.how.signed), start + rows * pitch
+        return Tile(access, g, start, self.size, self._widened()), end
 
-    def _widened(self) -> Any:
-        return (
-            (lambda b, x: convert(b, x, Scalar.F32, self.how.widen))
-            if self.how.widen is not None
-            else None
-        )
+    def _widened(self) -> Callable[[KernelBuilder, VReg], VReg] | None:
+        narrow = self.how.widen
+        return None if narrow is None else lambda b, x: convert(b, x, Scalar.F32, narrow)
 
     def _packed(self, start: int) -> tuple[Tile, int]:
         t, v = self.t, self.run
         g = grid(self.b, t.bk, t.bn, v, t.threads, t.bn * self.size, self.size)
         nbytes = t.bk * t.bn * self.size
         base = self.block.packed_base(self.b)
-        return Tile(
-            Packed(base, g, nbytes, self.block.steps, Width._128), g, start, self.size
-        ), start + nbytes
+        access = Packed(base, g, nbytes, self.block.steps, Width._128)
+        return Tile(access, g, start, self.size), start + nbytes
 
     def _operand(
         self,
@@ -282,31 +219,29 @@ class _Kernel:
             size * count * step,
         )
 
-    peel = False
-    beside: Sequence[Any] = ()
+    # --- the product
 
-    def clear(self) -> None:
-        for acc in (c for row in self.acc for c in row):
-            for w in range(self.how.words):
-                self.b.emit(MOV, acc[w], RZ)
+    def accumulators(self) -> Iterable[VReg]:
+        return (acc for row in self.acc for acc in row)
 
     def compute(self, first: bool, last: bool) -> None:
         """A loop over the k tile, as many k a turn as one read of [x][k] brings."""
         b = self.b
         turns, counter, loop = self.t.bk // self.run, b.ureg(), b.label()
         pointers = [b.ureg(), b.ureg()]
-        for pointer, o in zip(pointers, (self.a, self.bb), strict=True):
+        for pointer, o in zip(pointers, (self.left, self.right), strict=True):
             b.emit(UMOV, pointer, o.pointer)
         b.emit(UMOV, counter, turns)
         b.place(loop)
         xs, ys = (
-            self._read(o, pointer) for o, pointer in zip((self.a, self.bb), pointers, strict=True)
+            self._read(o, pointer)
+            for o, pointer in zip((self.left, self.right), pointers, strict=True)
         )
         for k in range(self.run):
             for x, row in zip(xs, self.acc, strict=True):
                 for y, acc in zip(ys, row, strict=True):
                     b.emit(self.how.multiply, self.how.type, acc, x[k], y[k], acc)
-        for pointer, o in zip(pointers, (self.a, self.bb), strict=True):
+        for pointer, o in zip(pointers, (self.left, self.right), strict=True):
             b.emit(
                 UIADD, Bits32._32, pointer, pointer, self.run * (o.pitch if o.across else self.size)
             )
@@ -335,21 +270,10 @@ class _Kernel:
             found += [d[i * w : (i + 1) * w] for i in range(count)]
         return found
 
-    def _epilogue(self) -> None:
-        b, t, p = self.b, self.t, self.p
-        gm, gn = self.a.size, self.bb.size
+    def results(self) -> Iterable[tuple[Frame, list[Spot]]]:
+        b, t = self.b, self.t
+        gm, gn = self.left.size, self.right.size
         row, col = mul(b, self.ty, gm), mul(b, self.tx, gn)
-        bound = add(b, row, self.block.m0) if p.m % t.bm else None
-        frame = Frame(
-            self.block.m0,
-            self.block.n0,
-            row,
-            col,
-            bound,
-            p.m,
-            p.n if p.n % t.bn else 0,
-            self.block.axes,
-        )
         spots = [
             Spot(
                 self.acc[i][j],
@@ -359,4 +283,35 @@ class _Kernel:
             for i in range(t.tm)
             for j in range(t.tn)
         ]
-        Epilogue(b, self.group, p, frame, self.block.parameters).emit(spots)
+        yield self.frame(self.block.m0, self.block.n0, row, col), spots
+
+
+class Ffma(TiledEngine[Threads]):
+    """The generator."""
+
+    kind = "ffma"
+    tiling = Threads
+    kernel = Lanes
+
+    def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
+        if p.dtype not in KINDS or p.a_type.dtype != p.b_type.dtype:
+            return f"operands are {p.a_type.dtype} and {p.b_type.dtype}"
+        floating = p.dtype in ("f32", "f16", "bf16")
+        if not floating and (len(group.nodes) > 1 or p.bias):
+            return f"a product of {p.dtype} takes no epilogue"
+        return None
+
+    def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Threads]:
+        wide = KINDS[p.dtype].words == 2
+        shapes = WIDE_SHAPES if wide else SHAPES
+        fits = [
+            s for s in shapes if (s[0] < 2 * p.m or s[0] <= 16) and (s[1] < 2 * p.n or s[1] <= 32)
+        ]
+        for bm, bn, tm, tn in fits or shapes[-1:]:
+            yield Threads(bm, bn, 8 if wide else 16, (tm, tn))
+
+    def cycles(self, group: Group, p: Product, t: Threads, way: str, machine: Machine) -> float:
+        return cost.tiled(step(p, t, way), p, t, len(group.nodes), machine)
+
+
+FFMA_GENERATOR = register(Ffma())

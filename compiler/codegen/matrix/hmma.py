@@ -18,21 +18,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from knapper.isa.instructions import EXIT, HMMA, LDG, LDSM, MOV
+from knapper.isa.instructions import HMMA, LDG, LDSM
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Cmp, Half, Trans, Width
 
 from ...ir import Array
 from ..builder import PT, RZ, KernelBuilder, VPred, VReg, VUReg
-from ..generator import Emitted, Group, Lowered, Options, register
-from . import blocks, cost, evaluate
+from ..generator import Group, register
+from . import blocks, cost
 from .access import Dim
-from .blocks import Block
-from .code import add, divmod_, lane_id, mul, special, uadd, ucompare, udivmod, umul
-from .epilogue import Epilogue, Frame, Spot, refusal
+from .code import divmod_, lane_id, mul, special, uadd, ucompare, udivmod, umul
+from .engine import TiledEngine, TiledKernel, Tiling
+from .epilogue import Frame, Spot
 from .geometry import FRAGMENT, fragments, spread
-from .pipeline import Buffers, Tile, run
-from .product import Product, product_of
+from .pipeline import Buffers, Tile
+from .product import Product
 
 ELEMENT = 2
 PREDICATES = 4
@@ -40,24 +40,27 @@ PREDICATES = 4
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """The options, read: block tile, warps along m and n, fragments a warp."""
+class Fragments(Tiling):
+    """A block tile cut into warps along m and n; each computes fm × fn fragments, kk deep."""
 
-    bm: int
-    bn: int
-    bk: int
-    wm: int
-    wn: int
-
-    @staticmethod
-    def of(options: Options) -> Tiling:
-        tile: Any = options["tile"]
-        warps: Any = options["warps"]
-        return Tiling(*tile, *warps)
+    warps: tuple[int, int]
 
     @property
-    def warps(self) -> int:
+    def wm(self) -> int:
+        return self.warps[0]
+
+    @property
+    def wn(self) -> int:
+        return self.warps[1]
+
+    @property
+    def count(self) -> int:
+        """Warps of a block."""
         return self.wm * self.wn
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.count
 
     @property
     def fm(self) -> int:
@@ -72,62 +75,7 @@ class Tiling:
         return self.bk // 16
 
 
-class Hmma:
-    """The generator."""
-
-    kind = "hmma"
-
-    def serves(self, group: Group, machine: Machine) -> str | None:
-        if missing := {"tensor", "conv"} - set(machine.extensions):
-            return f"{machine.name} has no extension {', '.join(sorted(missing))}"
-        p = product_of(group)
-        if isinstance(p, str):
-            return p
-        if p.dtype not in ("f16", "bf16"):
-            return f"operands are {p.dtype}, the Tensor Core takes f16 and bf16"
-        return refusal(group, p) or blocks.unaddressable(
-            p, ELEMENT, "packed" if p.b in group.constants else "dense"
-        )
-
-    def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
-        p = blocks.product(group)
-        for t in tilings(p, _packed(group)):
-            if 2 * (t.bm + t.bn) * t.bk * ELEMENT <= machine.shared_bytes_per_block:
-                yield {
-                    "tile": (t.bm, t.bn, t.bk),
-                    "warps": (t.wm, t.wn),
-                    "access": blocks.access(p, t.bk),
-                }
-
-    def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        p, t, packed = blocks.product(group), Tiling.of(options), _packed(group)
-        way, count = str(options["access"]), len(group.nodes)
-        return cost.hmma(p, t, packed, way, machine, count, registers(p, t, packed))
-
-    def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
-        """Nothing is slow enough to start early."""
-
-    def pack(self, group: Group, options: Options, machine: Machine) -> dict[str, Array]:
-        """Weights as fragments [z, n tile, k step, k, n, 16, 16], and the gather table."""
-        return _Kernel(group, options, machine).constants()
-
-    def lower(self, group: Group, options: Options, machine: Machine) -> Lowered:
-        k = _Kernel(group, options, machine)
-        return Lowered((k.emit(),), k.constants())
-
-    def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
-        return evaluate.tiled(group, blocks.product(group), Tiling.of(options), env)
-
-
-HMMA_GENERATOR = register(Hmma())
-
-
-def _packed(group: Group) -> bool:
-    """Whether B is weights, packed at compile time."""
-    return blocks.packs(group, blocks.product(group))
-
-
-def tilings(p: Product, packed: bool) -> Iterable[Tiling]:
+def tilings(p: Product, packed: bool) -> Iterable[Fragments]:
     """Block tiles that may pay for this product."""
     rows, cols = -(-p.m // 16), -(-p.n // 16)
     widths = dict.fromkeys(_even(cols, most) for most in (16, 8, 4, 2, 1))
@@ -137,7 +85,7 @@ def tilings(p: Product, packed: bool) -> Iterable[Tiling]:
                 continue
             for width in widths:
                 for wn in (8, 4, 2, 1):
-                    t = Tiling(bm, 16 * width, bk, wm, wn)
+                    t = Fragments(bm, 16 * width, bk, (wm, wn))
                     if width % wn == 0 and _fits(p, t, packed):
                         yield t
 
@@ -149,22 +97,22 @@ def _depths(p: Product) -> list[int]:
     return deep[:2] if dense and deep else [32]
 
 
-def _fits(p: Product, t: Tiling, packed: bool) -> bool:
+def _fits(p: Product, t: Fragments, packed: bool) -> bool:
     """Whether warps can share the tiles, and registers suffice."""
     a = (t.kk, t.bm // 16) if p.trans_a else (t.bm // 16, t.kk)
     b = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
-    shared = spread(*a, t.warps) and (packed or spread(*b, t.warps))
-    return shared and t.warps <= 8 and registers(p, t, packed) <= 232
+    shared = spread(*a, t.count) and (packed or spread(*b, t.count))
+    return shared and t.count <= 8 and registers(p, t, packed) <= 232
 
 
-def registers(p: Product, t: Tiling, packed: bool) -> int:
+def registers(p: Product, t: Fragments, packed: bool) -> int:
     """Roughly what a thread needs: accumulators, fragments, tiles in flight, and where those come from."""
     dense = blocks.access(p, t.bk) == "dense"
     rows = (
-        None if dense else -(-t.bm // (16 * t.warps))
+        None if dense else -(-t.bm // (16 * t.count))
     )  # of an image: an address and a pixel serve a whole row
-    flight = _in_flight(t.bm * t.bk, blocks.vector_a(p, 8), t.warps, rows)
-    flight += 0 if packed else _in_flight(t.bn * t.bk, blocks.vector_b(p, 8), t.warps, None)
+    flight = _in_flight(t.bm * t.bk, blocks.vector_a(p, 8), t.count, rows)
+    flight += 0 if packed else _in_flight(t.bn * t.bk, blocks.vector_b(p, 8), t.count, None)
     fragments = 4 * t.fm + 4 * t.fn * (t.kk if packed else 1)
     return t.fm * t.fn * 8 + fragments + flight + 16
 
@@ -178,6 +126,19 @@ def _in_flight(elements: int, v: int, warps: int, rows: int | None) -> int:
 def _even(cols: int, most: int) -> int:
     """The tile width, up to `most` fragments, that cuts `cols` fragments into equal parts."""
     return -(-cols // -(-cols // most))
+
+
+def step(p: Product, t: Fragments, packed: bool, way: str) -> cost.Step:
+    """What a block does in a k step."""
+    tile_a, tile_b = t.bm * t.bk * ELEMENT // 128, t.bn * t.bk * ELEMENT // 128
+    gathers = 4 * tile_a if way == "gather" else 0
+    direct = t.wm * tile_b if packed else 0  # every row of warps loads the weights for itself
+    staged = tile_a + gathers + (0 if packed else tile_b)
+    read = t.count * (t.fm + (0 if packed else t.fn)) * t.kk * 4
+    return cost.Step(
+        "tensor", t.fm * t.fn * t.kk, t.kk, shared=staged + read, loads=staged + direct, others=12, results=t.fm * t.fn * 8,
+        registers=min(registers(p, t, packed), 255), shared_bytes=2 * (t.bm + (0 if packed else t.bn)) * t.bk * ELEMENT,
+    )  # fmt: skip
 
 
 class Weights:
@@ -213,7 +174,7 @@ class Shared:
 
     accesses: Sequence[Any] = ()
 
-    def __init__(self, kernel: _Kernel, pointer: VUReg) -> None:
+    def __init__(self, kernel: Fragmented, pointer: VUReg) -> None:
         self.kernel, self.pointer = kernel, pointer
 
     def fragments(self, kk: int) -> list[VReg]:
@@ -224,41 +185,27 @@ class Shared:
         """The tile's loads do it."""
 
 
-class _Kernel:
+class Fragmented(TiledKernel[Fragments]):
     """One launch being emitted."""
 
-    def __init__(self, group: Group, options: Options, machine: Machine) -> None:
-        self.group, self.machine, self.t = group, machine, Tiling.of(options)
-        self.p = blocks.product(group)
-        self.block = Block(
-            group, self.p, (self.t.bm, self.t.bn, self.t.bk), ELEMENT, str(options["access"])
-        )
+    peel = True
+    vector = 8
 
-    def constants(self) -> dict[str, Array]:
-        found = self.block.tables(16)
-        if self.block.packed:
-            found[self.block.packed_name] = self._fragments()
-        return found
-
-    def _fragments(self) -> Array:
+    def packed_weights(self, padded: Array) -> Array:
         """[z, k, n, lane, 8]: a lane's 16 bytes are the four words of its registers, word r from row 4r + lane // 8."""
-        padded = self.block.padded_weights(self.group.constants[self.p.b])
         z, k, n = padded.shape
         parts = padded.reshape(
             z, k // 16, 4, 4, n // 16, 8, 2
         )  # z, k, register, row of it, n, column, half
         return parts.transpose(0, 1, 4, 3, 5, 2, 6).reshape(z, k // 16, n // 16, 32, 8).copy()
 
-    def emit(self) -> Emitted:
-        t, p = self.t, self.p
-        b = self.b = KernelBuilder(self.group.name, (32 * t.warps, 1, 1), self.machine, matrix=True)
-        b.role(self.group.nodes.index(p.node))
-        self.block.begin(b)
-        self.warp = special(b, SR.WARPID) if t.warps > 1 else 0
+    def begin(self) -> None:
+        b, t = self.b, self.t
+        self.warp = special(b, SR.WARPID) if t.count > 1 else 0
         self.wn, self.wm = udivmod(b, self.warp, t.wm) if not isinstance(self.warp, int) else (0, 0)
-        tiles = [self._a()] if self.block.packed else [self._a(), self._b()]
-        nbytes = (t.bm + (0 if self.block.packed else t.bn)) * t.bk * ELEMENT
-        buffers = Buffers(b, nbytes, self.block.steps)
+
+    def connect(self, buffers: Buffers, tiles: list[Tile]) -> None:
+        b, t = self.b, self.t
         self.read_a = buffers.pointer(umul(b, self.wm, t.fm * self.stride_a * FRAGMENT))
         if self.block.packed:
             self.right: Weights | Shared = self._weights()
@@ -269,28 +216,28 @@ class _Kernel:
         self.acc = [[b.reg(8) for _ in range(t.fn)] for _ in range(t.fm)]
         self.guards = self._row_guards()
         self.rows = [f for f, guard in enumerate(self.guards) if guard is not None]
-        run(b, tiles, buffers, self.block.steps, self)
-        self._epilogue()
-        b.emit(EXIT)
-        return self.block.launch(b.finish())
 
     # --- operands
 
-    def _a(self) -> Tile:
-        """A as fragments: (m, k) of them, or (k, m) if A lies transposed in memory."""
+    def tile_a(self, start: int) -> tuple[Tile, int]:
+        """(m, k) fragments, or (k, m) if A lies transposed in memory."""
         t, p = self.t, self.p
         rows, cols = (t.kk, t.bm // 16) if p.trans_a else (t.bm // 16, t.kk)
         self.stride_a = rows if p.trans_a else 1
-        g = fragments(self.b, rows, cols, self.block.vector_a(8), t.warps, self.warp)
-        return Tile(self.block.a_access(self.b, g), g, 0, ELEMENT)
+        g = fragments(self.b, rows, cols, self.block.vector_a(self.vector), t.count, self.warp)
+        end = start + t.bm * t.bk * ELEMENT
+        return Tile(self.block.a_access(self.b, g), g, start, ELEMENT), end
 
-    def _b(self) -> Tile:
-        """B as fragments: (k, n) of them, or (n, k) if B lies transposed in memory."""
+    def tile_b(self, start: int) -> tuple[Tile, int] | None:
+        """(k, n) fragments, or (n, k) if B lies transposed in memory; packed weights go straight into registers."""
+        if self.block.packed:
+            return None
         t, p = self.t, self.p
         rows, cols = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
         self.stride_b = 1 if p.trans_b else rows
-        g = fragments(self.b, rows, cols, self.block.vector_b(8), t.warps, self.warp)
-        return Tile(self.block.b_access(self.b, g), g, t.bm * t.bk * ELEMENT, ELEMENT)
+        g = fragments(self.b, rows, cols, self.block.vector_b(self.vector), t.count, self.warp)
+        end = start + t.bn * t.bk * ELEMENT
+        return Tile(self.block.b_access(self.b, g), g, start, ELEMENT), end
 
     def _weights(self) -> Weights:
         """B from packed weights, which each warp loads for itself."""
@@ -318,12 +265,8 @@ class _Kernel:
             PT if surely or f >= PREDICATES else ucompare(self.b, Cmp.LT, row0, self.p.m - 16 * f)
         )
 
-    peel = True
-
-    def clear(self) -> None:
-        for acc in (c for f in self.rows for c in self.acc[f]):
-            for r in range(8):
-                self.b.emit(MOV, acc[r], RZ)
+    def accumulators(self) -> Iterable[VReg]:
+        return (acc for f in self.rows for acc in self.acc[f])
 
     def compute(self, first: bool, last: bool) -> None:
         for kk in range(self.t.kk):
@@ -357,17 +300,40 @@ class _Kernel:
         )
         return d
 
-    def _epilogue(self) -> None:
-        b, t, p = self.b, self.t, self.p
+    def results(self) -> Iterable[tuple[Frame, list[Spot]]]:
+        b, t = self.b, self.t
         row, col = divmod_(b, lane_id(b), 16)
         row0 = uadd(b, self.block.m0, umul(b, self.wm, 16 * t.fm))
         col0 = uadd(b, self.block.n0, umul(b, self.wn, 16 * t.fn))
-        bound = add(b, row, row0) if p.m % t.bm else None
-        frame = Frame(row0, col0, row, col, bound, p.m, p.n if p.n % t.bn else 0, self.block.axes)
         spots = [
             Spot(acc[r], 16 * f + 2 * r, 16 * j)
             for f in self.rows
             for j, acc in enumerate(self.acc[f])
             for r in range(8)
         ]
-        Epilogue(b, self.group, p, frame, self.block.parameters).emit(spots)
+        yield self.frame(row0, col0, row, col), spots
+
+
+class Hmma(TiledEngine[Fragments]):
+    """The generator."""
+
+    kind = "hmma"
+    extensions = frozenset({"tensor", "conv"})
+    tiling = Fragments
+    kernel = Fragmented
+
+    def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
+        if p.dtype in ("f16", "bf16"):
+            return None
+        return f"operands are {p.dtype}, the Tensor Core takes f16 and bf16"
+
+    def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Fragments]:
+        for t in tilings(p, blocks.packs(group, p)):
+            if 2 * (t.bm + t.bn) * t.bk * ELEMENT <= machine.shared_bytes_per_block:
+                yield t
+
+    def cycles(self, group: Group, p: Product, t: Fragments, way: str, machine: Machine) -> float:
+        return cost.tiled(step(p, t, blocks.packs(group, p), way), p, t, len(group.nodes), machine)
+
+
+HMMA_GENERATOR = register(Hmma())
