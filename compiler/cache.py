@@ -13,10 +13,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from knapper.isa.program import Kernel
 from . import disk
 from .codegen.generator import Emitted, Lowered
 from .ir import DTYPES, Array, Type
+from .sources import digest, versions
 
 SOURCES = ("*.py", "*.toml")
 PACKAGES = ("apache-tvm",)
@@ -52,7 +51,7 @@ class KernelCache:
     def key(self, *parts: str) -> str:
         """The name of an entry: a hash of the parts and of every source that had a say."""
         h = hashlib.blake2b(_sources().encode(), digest_size=20)
-        for part in (*parts, *(_digest([f]) for f in self.extra)):
+        for part in (*parts, digest(self.extra)):
             h.update(f"{len(part)}:{part}".encode())
         return h.hexdigest()
 
@@ -88,24 +87,10 @@ def _checksum(body: str) -> str:
 
 @cache
 def _sources() -> str:
-    """Digest of the compiler's and the ISA's sources and of the packages that they stand on."""
+    """The compiler's and the ISA's sources, and the packages that they stand on."""
     tops = (Path(__file__).parent, Path(core.__file__).parent)
-    files = sorted(f for top in tops for pattern in SOURCES for f in top.rglob(pattern))
-    return _digest(files) + "".join(f"{p}={_version(p)}" for p in PACKAGES)
-
-
-def _digest(files: Iterable[Path]) -> str:
-    h = hashlib.blake2b(digest_size=20)
-    for f in files:
-        h.update(f.name.encode() + b"\0" + f.read_bytes())
-    return h.hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    found = (digest(f for pattern in SOURCES for f in top.rglob(pattern)) for top in tops)
+    return ",".join((*found, versions(PACKAGES)))
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from knapper.compiler import ops  # noqa: F401  declares them
 from knapper.compiler.codegen.generator import Group
 from knapper.compiler.ir import Array, Attr, Node, Type, infer
+from knapper.compiler.sources import digest
 from knapper.compiler.tvm import cache, client
 from knapper.isa.errors import CompileError
 
@@ -212,6 +214,40 @@ def test_the_ops_of_a_plugin_are_lowered_too(folder: Path, tmp_path: Path) -> No
     assert float(3).hex() in python(script)
     file.write_text(PLUGIN.replace("3,", "4,"))
     assert float(4).hex() in python(script)
+
+
+def test_threads_may_ask_for_the_same_group_and_for_others(folder: Path) -> None:
+    names = ["Abs", "Neg", "Floor", "Abs", "Ceil", "Abs", "Neg", "Sqrt"]
+    with ThreadPoolExecutor(len(names)) as pool:
+        made = dict(zip(names, pool.map(lambda n: client.fetch(group(n)), names), strict=True))
+    assert len(entries(folder)) == len(made) == 5
+    assert all(client.fetch(group(n)) == found for n, found in made.items())
+
+
+def test_a_silent_worker_is_one_clear_error_that_names_the_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client.stop()
+    with monkeypatch.context() as m:
+        m.setattr(client, "COMMAND", (sys.executable, "-c", "input(); input(); input()"))
+        m.setattr(client, "TIMEOUT", 0.2)
+        with pytest.raises(
+            CompileError, match=r"E442: group g: Exp net/Exp: .* no answer in 0.2 s"
+        ):
+            client.fetch(group("Exp"))
+    assert not client.is_running()
+    assert client.fetch(group("Exp"))["kernels"]
+
+
+def test_a_file_counts_by_its_place_and_its_content(tmp_path: Path) -> None:
+    for place in ("a/x.py", "b/x.py", "a/sub/y.py", "b/sub/y.py"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(place[2:])
+    a, b = ([*(tmp_path / top).rglob("*.py")] for top in "ab")
+    assert digest(a) == digest(reversed(b)) != ""
+    (tmp_path / "b/sub/y.py").rename(tmp_path / "b/y.py")
+    assert digest(a) != digest([tmp_path / "b/x.py", tmp_path / "b/y.py"])
+    assert digest([]) == ""
 
 
 def test_keys_change_with_every_part() -> None:

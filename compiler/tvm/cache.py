@@ -13,15 +13,15 @@ import os
 import tempfile
 import zlib
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import platformdirs
 
 from .. import disk
+from ..sources import digest, versions
 from .tir import Json
 
-SOURCES = ("tvm/*.py", "ops/*.py", "ir.py")
+SOURCES = ("tvm/**/*.py", "ops/**/*.py", "ir.py")
 """What decides about the TIR of a group, beside TVM itself; relative to `compiler/`."""
 
 
@@ -65,12 +65,6 @@ def _path(name: str) -> Path:
 
 @cache
 def _origin() -> str:
-    """Digest of the sources, and the version of TVM, which is not imported for it."""
+    """The sources, and the version of TVM, which is not imported for it."""
     top = Path(__file__).parent.parent
-    h = hashlib.blake2b(digest_size=20)
-    for f in sorted(f for pattern in SOURCES for f in top.glob(pattern)):
-        h.update(f.name.encode() + b"\0" + f.read_bytes())
-    try:
-        return h.hexdigest() + version("apache-tvm")
-    except PackageNotFoundError:
-        return h.hexdigest()
+    return digest(f for pattern in SOURCES for f in top.glob(pattern)) + versions(["apache-tvm"])

@@ -26,6 +26,7 @@ from knapper.isa.errors import CompileError
 from ..codegen.generator import Group
 from ..ir import Node, Type
 from ..plugins import LOADED, sources
+from ..sources import digest
 from ..structure import Canonical
 from . import cache
 from .tir import Json
@@ -117,6 +118,11 @@ class Worker:
         return lines[-1][:300] if lines else "it said nothing"
 
 
+TIMEOUT = 600.0
+"""Seconds that a group may take, those before it included; the largest seen take a few."""
+
+_lock = threading.RLock()
+"""Held by whoever looks at or changes the three tables, and not while waiting."""
 _state: dict[str, Worker] = {}
 _memory: dict[str, Json] = {}
 _asked: dict[str, Future[Json]] = {}
@@ -124,15 +130,15 @@ _asked: dict[str, Future[Json]] = {}
 
 def stop() -> None:
     """End the worker, if there is one, and forget what is in memory; the disk cache stays."""
-    while _state:
-        _state.popitem()[1].stop()
+    _dismiss()
     forget()
 
 
 def forget() -> None:
     """Forget what is in memory."""
-    _memory.clear()
-    _asked.clear()
+    with _lock:
+        _memory.clear()
+        _asked.clear()
 
 
 atexit.register(stop)
@@ -151,34 +157,64 @@ def processes() -> list[int]:
 def prefetch(groups: Iterable[Group]) -> None:
     """Start work on the groups that are not cached."""
     for group in groups:
-        name, request = _request(group)
-        if name not in _memory and name not in _asked and not _cached(name):
-            _asked[name] = _worker().ask(request)
+        _ask(*_request(group))
 
 
 def fetch(group: Group) -> Json:
     """`{"kernels": …, "scratch": …, "constants": …}` of a group in canonical names (`structure.Canonical`).
 
-    CompileError E440 if TVM does not lower it, E441 if its TIR has something unknown, E442 if there is no worker.
+    CompileError E440 if TVM does not lower it, E441 if its TIR has something unknown, E442 if there is no worker, or it is silent
+    for `TIMEOUT` seconds. Any number of threads may ask, for the same group too.
     """
-    prefetch([group])
-    name, _ = _request(group)
-    if name in _asked:
-        reply = _answer(_asked.pop(name))
-        _check(group, reply)
-        _memory[name] = {k: reply[k] for k in ("kernels", "scratch", "constants")}
-        cache.put(name, _memory[name])
-    return _memory[name]
-
-
-def _answer(future: Future[Json]) -> Json:
-    """Wait for a reply. A worker that has ended makes place for another."""
+    name, request = _request(group)
+    with _lock:
+        pending = _ask(name, request)
+        if pending is None:
+            return _memory[name]
     try:
-        return future.result()
+        reply = _answer(group, pending)
+        _check(group, reply)
     except CompileError:
+        with _lock:
+            _asked.pop(name, None)
+        raise
+    made = {k: reply[k] for k in ("kernels", "scratch", "constants")}
+    with _lock:
+        _memory[name] = made
+        first = _asked.pop(name, None) is not None
+    if first:
+        cache.put(name, made)
+    return made
+
+
+def _ask(name: str, request: Json) -> Future[Json] | None:
+    """The reply that is on its way, asked for now if nobody has; None if it is in memory."""
+    with _lock:
+        if name in _memory or (name not in _asked and _cached(name)):
+            return None
+        if name not in _asked or (_asked[name].done() and _asked[name].exception()):
+            _asked[name] = _worker().ask(request)
+        return _asked[name]
+
+
+def _answer(group: Group, pending: Future[Json]) -> Json:
+    """Wait for a reply. A worker that has ended, or says nothing, makes place for another."""
+    try:
+        return pending.result(TIMEOUT)
+    except TimeoutError:
+        _dismiss()
+        why = f"the TVM worker gave no answer in {TIMEOUT:g} s"
+        raise CompileError("E442", why, where=_where(group, group.nodes)) from None
+    except CompileError:
+        _dismiss()
+        raise
+
+
+def _dismiss() -> None:
+    """End the worker; the next request starts another."""
+    with _lock:
         while _state:
             _state.popitem()[1].stop()
-        raise
 
 
 def _cached(name: str) -> bool:
@@ -197,13 +233,17 @@ def _worker() -> Worker:
 def _check(group: Group, reply: Mapping[str, Any]) -> None:
     if "error" not in reply and "unknown" not in reply:
         return
-    node = group.nodes[reply["node"]]
-    where = f"group {group.name}: {node.op} {node.loc or '%' + node.outputs[0]}"
+    where = _where(group, [group.nodes[reply["node"]]])
     if "unknown" in reply:
         raise CompileError(
             "E441", f"TVM made a kernel with something unknown: {reply['unknown']}", where=where
         )
     raise CompileError("E440", f"TVM does not lower this: {reply['error']}", where=where)
+
+
+def _where(group: Group, nodes: Iterable[Node]) -> str:
+    named = ", ".join(f"{n.op} {n.loc or '%' + n.outputs[0]}" for n in nodes)
+    return f"group {group.name}: {named}"
 
 
 # --- requests
@@ -223,7 +263,7 @@ def _request(group: Group) -> tuple[str, Json]:
     foreign = {op for plugin in LOADED.values() for op in plugin.adds["ops"]}
     if foreign.isdisjoint(n.op for n in g.nodes):
         return cache.key(json.dumps(request)), request
-    key = cache.key(json.dumps(request), *(f.read_text() for f in sources()))
+    key = cache.key(json.dumps(request), digest(sources()))
     return key, request | {"plugins": [str(file) for file in LOADED]}
 
 
