@@ -149,7 +149,8 @@ class Node:
     """An op application. `outputs` are value names; an absent optional operand or result is "".
 
     `loc` is the model's node name. `group` names the launch that computes the node: the fuse pass
-    sets it; before, and for views (which cost nothing), it is "".
+    sets it; before, and for views (which cost nothing), it is "". `place` names the kind of kernel that its launch shall be:
+    `ffma`, or `ffma?` for "if it serves it"; "" leaves it to the scheduler.
     """
 
     op: str
@@ -159,6 +160,7 @@ class Node:
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     loc: str = ""
     group: str = ""
+    place: str = ""
 
     def attr(self, name: str) -> Any:
         """An attribute's value: the node's, else the declared default."""

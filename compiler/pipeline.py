@@ -15,6 +15,7 @@ import time
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -23,6 +24,7 @@ from knapper.isa.errors import PassError, UsageError
 from . import ops  # noqa: F401  (declares the ops that graphs are made of)
 from .ir import Attr, Graph
 from .passes import PASSES, Pass
+from .passes.place import Place
 from .passes.precision import Precision
 from .text import parse_passes, save, show
 
@@ -37,12 +39,26 @@ PRESETS: dict[str, str] = {
 
 
 def parse(text: str) -> tuple[Pass, ...]:
-    """Passes from text such as `fold,squant{bits=4}`; PassError E301 or E302 names what is known.
+    """Passes from text such as `fold,squant{bits=4}`; PassError E301, E302 or E304 names what is known.
 
-    >>> show_passes(parse("fold, fuse"))
-    'fold,fuse'
+    A precision's name stands for its preset: `fp32,place{kind=ffma}`.
+
+    >>> show_passes(parse("fold, fuse, place{kind=ffma}"))
+    'fold,fuse,place{kind="ffma"}'
     """
-    return tuple(_make(name, options) for name, options in parse_passes(text))
+    found = tuple(p for name, options in parse_passes(text) for p in _step(name, options))
+    late = [
+        p for p, after in pairwise(found) if isinstance(p, Place) and not isinstance(after, Place)
+    ]
+    if late:
+        problem = f"{late[0]} is not at the end: a pass behind it may undo it"
+        raise PassError("E304", problem, hint="fuse,place{…} are the last")
+    return found
+
+
+def _step(name: str, options: dict[str, Attr]) -> tuple[Pass, ...]:
+    """The passes that one word of a pipeline means."""
+    return parse(PRESETS[name]) if name in PRESETS and not options else (_make(name, options),)
 
 
 def show_passes(passes: Iterable[Pass]) -> str:

@@ -6,7 +6,7 @@ get equal answers, so each is asked once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -43,25 +43,40 @@ class Scheduler:
 
     def step(self, group: Group) -> Step:
         """The cheapest launch; CompileError E410 if no generator serves the group, E412 if none does as forced."""
-        wanted = self._wanted(group.name)
+        wanted = self._wanted(group)
         key = f"{Canonical.of(group).text}\n{sorted(wanted.items())}"
         if key not in self._made:
             self._made[key] = self._cheapest(group, wanted)
         choice = self._made[key]
         return Step(group, choice.kind, choice.options)
 
-    def _wanted(self, name: str) -> dict[str, Attr]:
-        found: dict[str, Attr] = {}
+    def _wanted(self, group: Group) -> dict[str, Attr]:
+        """What the group must have: as its nodes are placed, and as the caller forces it, who is the last to say."""
+        found = self._placed(group)
         for pattern, wish in self.forced.items():
-            if fnmatchcase(name, pattern):
+            if fnmatchcase(group.name, pattern):
                 found |= wish
         return found
+
+    def _placed(self, group: Group) -> dict[str, Attr]:
+        places = sorted({n.place for n in group.nodes if n.place})
+        if len(places) > 1:
+            problem = f"its nodes are placed as {' and '.join(places)}"
+            raise CompileError("E412", problem, where=f"launch {group.name}")
+        if not places or (places[0].endswith("?") and not self._can(places[0][:-1], group)):
+            return {}
+        return {"kind": places[0].removesuffix("?")}
+
+    def _can(self, kind: str, group: Group) -> bool:
+        return generators()[kind].serves(group, self.machine) is None
 
     def _cheapest(self, group: Group, wanted: dict[str, Attr]) -> Choice:
         refusals = {kind: g.serves(group, self.machine) for kind, g in generators().items()}
         serving = [kind for kind, why in refusals.items() if why is None]
         if not serving:
             raise unserved(group, refusals)
+        if (kind := wanted.get("kind", serving[0])) not in serving:
+            raise misplaced(group, str(kind), refusals)
         offered = [c for kind in serving for c in self._offers(kind, group)]
         fit = [c for c in offered if wanted.items() <= {**c.options, "kind": c.kind}.items()]
         if not fit:
@@ -80,17 +95,49 @@ class Scheduler:
 
 def unserved(group: Group, refusals: Mapping[str, str | None]) -> CompileError:
     """The error for a group that no generator takes: its nodes, and each generator's reason."""
-    nodes = ", ".join(f"{n.op} {n.loc or '%' + n.outputs[0]}" for n in group.nodes)
     reasons = (
         "; ".join(f"{kind}: {why}" for kind, why in refusals.items()) or "there are no generators"
     )
     return CompileError(
-        "E410", f"no generator serves {nodes} ({reasons})", where=f"group {group.name}"
+        "E410", f"no generator serves {_nodes(group)} ({reasons})", where=f"group {group.name}"
     )
+
+
+def misplaced(group: Group, kind: str, refusals: Mapping[str, str | None]) -> CompileError:
+    """The error for a group that shall be of a kind that does not serve it: its nodes, the reason, and what would serve."""
+    problem = f"{kind} does not serve {_nodes(group)}: {refusals[kind]}"
+    others = [other for other, why in refusals.items() if why is None]
+    return CompileError(
+        "E412", problem, where=f"launch {group.name}", hint=f"{', '.join(others)} would"
+    )
+
+
+def _nodes(group: Group) -> str:
+    return ", ".join(f"{n.op} {n.loc or '%' + n.outputs[0]}" for n in group.nodes)
+
+
+def _strangers(graph: Graph, forced: Forced) -> Iterator[CompileError]:
+    """An E412 for every kind that is asked for and that there is not."""
+    kinds = [n.place.removesuffix("?") for n in graph.nodes if n.place]
+    kinds += [str(wish["kind"]) for wish in forced.values() if "kind" in wish]
+    for kind in dict.fromkeys(kinds):
+        if kind not in generators():
+            problem = f"no generator of kind {kind!r}; there are {', '.join(generators())}"
+            yield CompileError("E412", problem, where=graph.name)
+
+
+def _idle(graph: Graph, steps: Sequence[Step], machine: Machine) -> Iterator[CompileError]:
+    """An E412 for every kind that was to take all it serves, and serves nothing."""
+    asked = {n.place[:-1] for n in graph.nodes if n.place.endswith("?")}
+    for kind in sorted(asked - {s.kind for s in steps}):
+        reasons = dict.fromkeys(str(generators()[kind].serves(s.group, machine)) for s in steps)
+        shown = "; ".join([*reasons][:3])
+        yield CompileError("E412", f"{kind} serves no launch: {shown}", where=graph.name)
 
 
 def schedule(graph: Graph, machine: Machine, forced: Forced | None = None) -> Plan:
     """A plan for a fused graph; raises every group that cannot be launched at once."""
+    raise_all(_strangers(graph, forced or {}))
     scheduler = Scheduler(machine, forced or {})
     steps, problems = list[Step](), list[CompileError]()
     for group in groups(graph):
@@ -98,5 +145,5 @@ def schedule(graph: Graph, machine: Machine, forced: Forced | None = None) -> Pl
             steps.append(scheduler.step(group))
         except CompileError as e:
             problems.append(e)
-    raise_all(problems)
+    raise_all(problems or _idle(graph, steps, machine))
     return Plan.build(graph, machine, steps)

@@ -103,7 +103,8 @@ def show_node(n: Node) -> str:
     operands = "".join(f"{', ' if i else ' '}{name(v)}" for i, v in enumerate(n.inputs))
     loc = f" loc({quoted(n.loc)})" if n.loc else ""
     group = f" group({quoted(n.group)})" if n.group else ""
-    return f"{results} = {n.op}{operands}{show_attrs(n.attrs, ' ')}{loc}{group}"
+    place = f" place({quoted(n.place)})" if n.place else ""
+    return f"{results} = {n.op}{operands}{show_attrs(n.attrs, ' ')}{loc}{group}{place}"
 
 
 def show_attrs(attrs: Mapping[str, Attr], before: str = "") -> str:
@@ -298,10 +299,11 @@ class _Actions:
         return name or value, _plain(value)
 
     def node(self, read: list[Any]) -> tuple[Token, Node]:
-        results, op, operands, attrs, loc, group = read
+        results, op, operands, attrs, *marks = read
         names = tuple(_plain(v) for v, _ in results)
         types = tuple(t for _, t in results)
-        node = Node(str(op), operands or (), names, types, attrs or {}, loc or "", group or "")
+        loc, group, place = (mark or "" for mark in marks)
+        node = Node(str(op), operands or (), names, types, attrs or {}, loc, group, place)
         return results[0][0], node
 
     def attrs(self, read: list[Any]) -> dict[str, Attr]:
@@ -325,7 +327,10 @@ class _Actions:
     def LOC(self, token: Token) -> str:
         return str(json.loads(token[token.index('"') : -1]))
 
-    GROUP = LOC
+    GROUP = PLACE = LOC
+
+    def WORD(self, token: Token) -> str:
+        return str(token)
 
     def INT(self, token: Token) -> int:
         return int(token)

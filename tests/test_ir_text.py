@@ -76,8 +76,8 @@ def graphs(draw: st.DrawFn) -> Graph:
         shape = (draw(st.integers(0, 3)),)
         attrs: dict[str, Attr] = {**draw(attributes), "results": len(made), "shape": shape}
         types = (Type("f32", shape),) * len(made)
-        loc, group = draw(st.text(max_size=5)), draw(st.text(max_size=5))
-        nodes.append(Node("TextAny", tuple(operands), made, types, attrs, loc, group))
+        loc, group, place = (draw(st.text(max_size=5)) for _ in range(3))
+        nodes.append(Node("TextAny", tuple(operands), made, types, attrs, loc, group, place))
         values += made
     outputs = {o: draw(st.sampled_from(values)) for o in draw(st.lists(names, max_size=3))}
     return Graph(draw(names), inputs, outputs, tuple(nodes), constants).verify()
