@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knapper.compiler.driver import compile_graph
+from knapper.compiler.ir import Graph
 from knapper.isa import instructions as i
 from knapper.isa.core import Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Cmp, Direction, IntType, Trans, Width
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.runtime import paths
@@ -157,6 +160,18 @@ def test_random_ways_are_the_same_in_both_engines(seed: int) -> None:
     session, x = Session(Wanderer(seed).program(8)), {"x": numbers(seed)}
     reference = session.run(x, engine="reference", timing=True)
     assert not differences(reference, session.run(x, timing=True))
+
+
+def test_a_network_is_recorded_alike(read_onnx: Callable[[str], Graph]) -> None:
+    graph = read_onnx("resnet_tiny.onnx")
+    session = Session(compile_graph(graph, Machine.load("volta-8tc")))
+    rng = np.random.default_rng(0)
+    x = {p.name: rng.standard_normal(p.shape).astype("f4") for p in session.program.inputs}
+    fast = session.run(x, timing=True)
+    assert not differences(session.run(x, engine="reference", timing=True), fast)
+    for launch in fast.stats.launches:
+        counts = launch.counts.instructions
+        assert counts["wavefronts"].sum() >= counts["smem_read"].sum() // 128
 
 
 def test_without_timing_nothing_is_recorded() -> None:
