@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,13 +89,13 @@ class Evaluator(Integers):
             where=f"kernel {self.e.name}",
         )
 
+    @abstractmethod
     def load(self, x: Expr) -> Value:
         """A value from memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_together(self, lanes: tuple[Expr, ...], otherwise: list[Value] | None = None) -> None:
         """Neighbours in memory, with as few accesses as their alignment allows; they are kept."""
-        raise NotImplementedError
 
     def _cast(self, x: Expr, into: VReg | None) -> Value:
         a = x.args[0]

@@ -9,6 +9,7 @@ them in registers.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from knapper.isa.modifiers import Logic
@@ -21,7 +22,7 @@ KEPT_PREDICATES = 3
 """Predicates that are remembered for another use: there are seven, and some are needed to compute with."""
 
 
-class Scopes:
+class Scopes(ABC):
     """An emitter, expressions, and what is known of them."""
 
     def __init__(self, emitter: Emitter, frugal: bool = False) -> None:
@@ -94,10 +95,10 @@ class Scopes:
                     scope.pop(old, None)
         return v
 
+    @abstractmethod
     def value(self, x: Expr, into: VReg | None = None) -> Value:
         """The value of an expression; `into` is where a result that is computed now should go, if that costs nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _common(self, x: Expr, into: VReg | None) -> Value:
         """Operations of every type."""
-        raise NotImplementedError
