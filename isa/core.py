@@ -489,8 +489,13 @@ class Instr(Declared):
 dataclass(frozen=True)(Instr)  # for its one field, guard; its subclasses see to themselves
 
 
+def alignment(words: int) -> int:
+    """What the first of so many registers is a multiple of: 4 for three or more."""
+    return min(words, 2) if words < 3 else 4
+
+
 def misplaced(first: Reg | UReg | int, words: int) -> str:
-    """Why `words` registers cannot start at `first`, or "": they are aligned to min(words, 4) and end before RZ or URZ.
+    """Why `words` registers cannot start at `first`, or "": they are aligned (`alignment`) and end before RZ or URZ.
 
     >>> misplaced(Reg(5), 2), misplaced(Reg(252), 8), misplaced(Reg(255), 8)
     ('R5 is not a multiple of 2', 'R252 and the 7 after it reach past R254', '')
@@ -505,7 +510,7 @@ def misplaced(first: Reg | UReg | int, words: int) -> str:
             if words > ZEROS
             else ""
         )
-    if first % (align := min(words, 4)):
+    if first % (align := alignment(words)):
         return f"{first} is not a multiple of {align}"
     last = min(first.special) - 1
     return (

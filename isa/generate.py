@@ -10,7 +10,7 @@ from typing import Any
 
 from . import instructions  # fills the table
 from .base.uniform import Uniform
-from .core import SIMD, TABLE, Bits, Extent, Guard, Instr, Label, Reg, Src, UReg
+from .core import SIMD, TABLE, Bits, Extent, Guard, Instr, Label, Reg, Src, UReg, alignment
 from .errors import IsaError
 from .machine import Machine
 from .program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
@@ -83,7 +83,7 @@ class _Draw:
         zero = min(kind.special)
         if self.rng.random() < 0.1:
             return kind(zero)
-        return kind(self.rng.randrange(0, max(zero - words + 1, 1), min(words, 4)))
+        return kind(self.rng.randrange(0, max(zero - words + 1, 1), alignment(words)))
 
 
 def _words(b: Bits, i: Any) -> int:

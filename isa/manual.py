@@ -58,7 +58,7 @@ Lanes of the last warp beyond the block's size are never live. A block has share
 | stack | 32 | paths not yet taken: program counter and lanes |
 | program counter | 1 | the index of an instruction in its kernel |
 
-An operand of several registers is a row of consecutive ones that begins at a multiple of their number, at most 4: 64-bit types are even pairs,
+An operand of several registers is a row of consecutive ones that begins at a multiple of 2, from three on of 4: 64-bit types are even pairs,
 low word first; `.128` accesses and 16-bit fragments take 4, fp32 fragments 8. A type under 32 bits sits in the low bits of its
 register: floats and unsigned integers with zeros above, signed integers sign-extended.
 

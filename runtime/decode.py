@@ -37,6 +37,7 @@ from knapper.isa.core import (
     Reg,
     Src,
     UReg,
+    alignment,
 )
 from knapper.isa.errors import IsaError, MachineFault, raise_all
 from knapper.isa.instructions import (
@@ -358,8 +359,8 @@ class _Decoder:
     ) -> NDArray[np.int64]:
         have, none = self.limits.registers[group], raw == 255
         self.refuse(
-            group[~none & (raw % min(words, 4) != 0)],
-            f"{name} is not a multiple of {min(words, 4)}",
+            group[~none & (raw % alignment(words) != 0)],
+            f"{name} is not a multiple of {alignment(words)}",
         )
         if words > SPARE:
             self.refuse(group[none], f"{name} takes {words} registers: RZ stands for {SPARE}")

@@ -301,7 +301,7 @@ class Queue:
     def touch(self, register: int, use: int) -> None:
         """The warp reads or writes a register."""
         if self.registers[register]:
-            raise Trap(Kind.ASYNC_REGISTER, value=register, aux=use)
+            raise Trap(Kind.ASYNC_REGISTER, value=int(register), aux=use)
 
 
 @dataclass
