@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from knapper.isa.core import Guard, Instr, Label, Src
+from knapper.isa.core import SIMD, Guard, Instr, Label, Src
 from knapper.isa.errors import CompileError
 from knapper.isa.machine import Machine
 from knapper.isa.program import Kernel
@@ -52,12 +52,19 @@ def Not(p: VPred) -> VPred:
 
 
 class KernelBuilder:
-    """Collects the instructions of one kernel. `matrix` marks a kernel whose multiply-accumulates are counted."""
+    """Collects the instructions of one kernel. `matrix` marks a kernel whose multiply-accumulates are counted; `modes` are those of the
+    SM in which it starts and ends."""
 
     def __init__(
-        self, name: str, block: tuple[int, int, int], machine: Machine, matrix: bool = False
+        self,
+        name: str,
+        block: tuple[int, int, int],
+        machine: Machine,
+        matrix: bool = False,
+        modes: tuple[str, str] = (SIMD, SIMD),
     ) -> None:
         self.name, self.block, self.machine, self.matrix = name, block, machine, matrix
+        self.modes = modes
         self.records: list[Record] = []
         self.groups = regalloc.Groups()
         self.labels: list[VLabel] = []
@@ -193,7 +200,7 @@ class KernelBuilder:
         words = [encode(self.records[i], places.at, moved).to_bytes(16, "little") for i in kept]
         return Kernel(
             self.name, b"".join(words), tuple(self.records[i].role for i in kept), self.block, max(places.used[VECTOR], 1),
-            self.shared_bytes, self.local_bytes, matrix=self.matrix,
+            self.shared_bytes, self.local_bytes, *self.modes, matrix=self.matrix,
         )  # fmt: skip
 
     def _new_indices(self, order: list[int], kept: list[int]) -> list[int]:

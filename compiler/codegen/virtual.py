@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Self, cast
 
-from knapper.isa.core import Guard, Instr, Label, Modifier, Pred, Reg, Src, UReg
+from knapper.isa.core import Extent, Guard, Instr, Label, Modifier, Pred, Reg, Src, UReg
 from knapper.isa.errors import CompileError
 
 VECTOR, UNIFORM, PREDICATE = range(3)
@@ -65,6 +65,10 @@ class VPred(Virtual):
         return VPred(self.base, 1, PREDICATE, not self.negated)
 
 
+FENCES = frozenset({"control", "barrier", "mode", "systolic"})
+"""Units whose instructions nothing may pass."""
+
+
 class VLabel:
     """A branch target; `at` is the index of the instruction it stands before, once placed."""
 
@@ -102,7 +106,7 @@ class Shape:
     """The memory it orders against: global, shared, local; empty for none."""
     stores: bool
     fence: bool
-    """Ends a basic block: control flow, convergence, barriers."""
+    """Ends a basic block: control flow, convergence, barriers, and systolic commands, which act when another instruction says so."""
     wide: bool
     """Writes more than two words: its sources may not share registers with its result, unless they are the same value."""
     uniform: bool
@@ -140,13 +144,15 @@ _SIGNATURES: dict[Any, Signature] = {}
 
 
 def signature(cls: type[Instr]) -> Signature:
-    """(fields in constructor order, positions of the modifiers among them, defaults)."""
+    """(fields in constructor order, positions of the modifiers and extents among them, defaults)."""
     return _SIGNATURES.get(cls) or _SIGNATURES.setdefault(cls, _signature(cls))
 
 
 def _signature(cls: type[Instr]) -> Signature:
     fields = tuple((n, kind, b) for n, (kind, b) in cls.layout.items() if n != "guard")
-    modifiers = tuple(i for i, (_, kind, _) in enumerate(fields) if issubclass(kind, Modifier))
+    modifiers = tuple(
+        i for i, (_, kind, _) in enumerate(fields) if issubclass(kind, (Modifier, Extent))
+    )
     defaults = {n: getattr(cls, n) for n, _, _ in fields if hasattr(cls, n)}
     return fields, modifiers, defaults
 
@@ -181,7 +187,7 @@ def shape(
     )
     return Shape(
         cls, word, tuple(slots), latencies.get(resource, 1), memory, bool(memory) and not registers,
-        fence=cls.unit in ("control", "barrier") and not registers and cls.mnemonic != "NOP",
+        fence=cls.unit in FENCES and not registers and cls.mnemonic != "NOP",
         wide=any(s.words > 2 for s in registers), uniform=cls.unit == "uniform" or any(s.kind is UReg for s in registers),
     )  # fmt: skip
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from knapper.isa.instructions import (
     IADD,
-    IDIV,
     IMAD,
     IMUL,
+    IMULHI,
     LOP,
     MOV,
     S2R,
@@ -185,13 +185,19 @@ def mul(b: KernelBuilder, x: VReg, y: int, plus: VReg | None = None) -> VReg:
 
 
 def divmod_(b: KernelBuilder, x: VReg, by: int) -> tuple[VReg, VReg]:
-    """Quotient and remainder of unsigned x by a number known now."""
+    """Quotient and remainder of x, 0 <= x < 2**31, by a number known now.
+
+    A multiplication by ⌈2**(31 + s) / by⌉ with 2**(s - 1) < by <= 2**s: its error stays below 2**s, so 31 bits of x are exact (Granlund and
+    Montgomery 1994). IDIV would take the special function unit, which systolic mode does not have.
+    """
     q, r = b.reg(), b.reg()
     if by & (by - 1) == 0:
         b.emit(SHF, Direction.R, U32, q, x, by.bit_length() - 1)
         b.emit(LOP, Logic.AND, Bits32._32, r, x, by - 1)
     else:
-        b.emit(IDIV, U32, q, x, by)
+        s = by.bit_length()
+        b.emit(IMULHI, U32, q, x, -(-(1 << 31 + s) // by))
+        b.emit(SHF, Direction.R, U32, q, q, s - 1)
         b.emit(IMAD, S32, r, q, -by, x)
     return q, r
 

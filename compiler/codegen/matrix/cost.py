@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from knapper.isa import dataflow
 from knapper.isa.machine import Machine
 
 from .product import Product
@@ -117,3 +118,43 @@ def tiled(step: Step, p: Product, t: Tile, nodes: int, machine: Machine) -> floa
     """Cycles of a launch of `nodes` nodes whose blocks compute tiles `t` of a product."""
     count = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
     return cycles(Work(count, -(-t.threads // 32), -(-p.k // t.bk), 2 + nodes, step), machine)
+
+
+def systolic(
+    p: Product,
+    t: Any,
+    passes: int,
+    size: int,
+    way: str,
+    machine: Machine,
+    nodes: int,
+    switches: int,
+) -> float:
+    """A launch on the systolic arrays: `passes` strips take turns on the units; operands are of `size` bytes; each of `switches`
+    changes of mode drains the SM."""
+    blocks = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
+    steps, folds = -(-p.k // t.bk), t.bk // machine.array_rows
+    tiles = (t.bm + t.bn) * t.bk * size // 128
+    gathers = 4 * t.bm * t.bk * size // 128 if way == "gather" else 0
+    one = dataflow.stream(machine, t.bm, t.units, accumulators=False, first=False)
+    array = passes * folds * (one + (0 if machine.weight_double_buffer else dataflow.load(machine)))
+    moves = (2 * tiles + gathers) * machine.units["lsu_shared"].interval
+    share = t.warps / machine.subcores
+    alone = machine.l2_latency + 2 * machine.units["barrier"].latency
+    step = max(
+        array,
+        moves * machine.shared_banks // (machine.shared_banks - machine.systolic_banks),
+        alone,
+    )
+    results = -(-t.bm * t.bn // (32 * machine.subcores))
+    epilogue = results * max(machine.units["cvt"].interval, 2 * (2 + nodes))
+    first = machine.l2_latency + ADDRESSES * share + array + machine.lsma_fill
+    computing = -(-blocks // machine.sms) * (
+        first + (steps - 1) * step + epilogue + switches * machine.mode_switch_cycles
+    )
+    through_l2 = blocks * steps * tiles * 128 * machine.clock_hz / machine.l2_bytes_per_second
+    instructions = blocks * (
+        steps * (3 * folds * passes + 20 * t.warps) + results * machine.subcores * (2 + nodes)
+    )
+    total: float = machine.launch_cycles + max(computing, through_l2) + WEIGHT * instructions
+    return total

@@ -81,6 +81,13 @@ def _short(b: KernelBuilder, count: int, warps: int, warp: VUReg | int) -> VPred
     return ucompare(b, Cmp.LT, warp, count % warps)
 
 
+def _below(b: KernelBuilder, row: VReg, limit: int) -> VPred:
+    """The threads whose row is one of the first `limit`."""
+    p = b.pred()
+    b.emit(ISETP, Cmp.LT, S32, p, row, limit)
+    return p
+
+
 def grid(
     b: KernelBuilder, rows: int, cols: int, v: int, threads: int, pitch: int, size: int
 ) -> Geometry:
@@ -95,12 +102,10 @@ def grid(
     col = mul(b, chunk, v)
     place = mul(b, row, pitch, mul(b, col, size))
     moves = []
-    last = None
-    if rows % step:
-        last = b.pred()
-        b.emit(ISETP, Cmp.LT, S32, last, row, rows % step)
+    most = _below(b, row, step) if threads % chunks and chunks < threads else None
+    last = _below(b, row, rows % step) if rows % step else None
     for r in range(0, rows, step):
-        guard = last if r + step > rows else None
+        guard = last if r + step > rows else most
         moves += [
             Move(r, c * threads * v, r * pitch + c * threads * v * size, guard)
             for c in range(across)

@@ -1,0 +1,384 @@
+"""Matrix products on systolic arrays (SMA's LSMA): C in registers, A streamed from shared memory, weights standing in the units.
+
+    block tile bm × bn × bk            a strip: the columns that `units` arrays hold at once, C of one warp
+    ┌────────┬────────┬────┐
+    │ warp 0 │ warp 1 │ 2  │           per 8 of k and strip:  SMA.LDB, SMA.SWAP, LSMA; all warps carry tiles
+    │ bm × w │        │    │           per bk:                one COMMIT; the other buffer is filled meanwhile
+    └────────┴────────┴────┘
+
+A step's commands are sent, then the warp waits for those of the step before, so that its buffer can be filled while the array
+works:
+
+    load s+1 ─ commands s ─ COMMIT ─ WAIT 1 ─ BAR ─ store s+1 ─ BAR
+
+The epilogue's fp32 needs SIMD mode; addresses are made before the switch, while the array still works. A product that is
+only converted and stored stays in systolic mode, and a kernel that finds or leaves the mode it needs switches less (`modes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import gcd
+from typing import Any
+
+from knapper.isa.core import SIMD, SYSTOLIC
+from knapper.isa.instructions import (
+    BAR,
+    BRA,
+    EXIT,
+    LSMA,
+    MODE,
+    MOV,
+    SMA_COMMIT,
+    SMA_LDB,
+    SMA_SWAP,
+    SMA_WAIT,
+)
+from knapper.isa.machine import Machine
+from knapper.isa.modifiers import SR, Cmp, Element, Mode, Space, Start
+from knapper.isa.systolic import ARRAY, LANES, MOST
+
+from ...ir import Array
+from ..builder import RZ, KernelBuilder
+from ..generator import Emitted, Group, Lowered, Options, register
+from . import blocks, cost, evaluate
+from .access import WIDTHS, Packed
+from .blocks import Block
+from .code import add, divmod_, lane_id, mul, special, uadd, ucompare, umul
+from .epilogue import Epilogue, Frame, Spot, refusal
+from .geometry import Geometry, grid
+from .pipeline import Buffers, Tile, run
+from .product import Product, product_of
+
+ELEMENTS = {"f16": Element.F16, "bf16": Element.BF16, "f32": Element.F32}
+SIZES = {"f16": 2, "bf16": 2, "f32": 4}
+"""Bytes of an element."""
+SKEW = 4
+"""Bytes that set the rows of a transposed tile off, so that a column of it touches all banks."""
+WARPS = 8
+DEPTHS = (64, 32)
+HEIGHTS = (128, 64, 32, 16, 8)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The options, read: block tile, units a command uses, warps, modes at entry and exit."""
+
+    bm: int
+    bn: int
+    bk: int
+    units: int
+    warps: int
+    modes: tuple[str, str]
+
+    @staticmethod
+    def of(options: Options) -> Tiling:
+        tile: Any = options["tile"]
+        units: Any = options["units"]
+        warps: Any = options["warps"]
+        modes: Any = options["modes"]
+        return Tiling(*tile[:3], units, warps, (modes[0], modes[1]))
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Warps `first` … `last` - 1 have C of `width` columns each, on `units` arrays."""
+
+    first: int
+    last: int
+    units: int
+    width: int
+
+
+def strips(t: Tiling, column: int) -> list[Strip]:
+    """How bn is dealt to warps; `column` is the columns of one unit. The last strip may need fewer units."""
+    whole, rest = divmod(t.bn, t.units * column)
+    found = [Strip(0, whole, t.units, t.units * column)] if whole else []
+    return found + ([Strip(whole, whole + 1, rest // column, rest)] if rest else [])
+
+
+def columns(p: Product) -> int:
+    """Columns of one unit for this type."""
+    return ARRAY.columns_of(ELEMENTS[p.dtype].lane)
+
+
+class Systolic:
+    """The generator."""
+
+    kind = "systolic"
+
+    def serves(self, group: Group, machine: Machine) -> str | None:
+        if missing := {"systolic", "conv"} - set(machine.extensions):
+            return f"{machine.name} has no extension {', '.join(sorted(missing))}"
+        if (machine.array_rows, machine.array_columns) != (ARRAY.rows, ARRAY.columns):
+            return f"{machine.name} has units of {machine.array_rows} × {machine.array_columns}"
+        p = product_of(group)
+        if isinstance(p, str):
+            return p
+        if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
+            return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the arrays take f16, bf16 and f32"
+        element = SIZES[p.dtype]
+        return refusal(group, p) or blocks.unaddressable(
+            p, element, "packed" if blocks.packs(group, p) else "dense"
+        )
+
+    def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
+        p = blocks.product(group)
+        for t in tilings(p, machine):
+            for modes in mode_pairs(group, p, t, machine):
+                yield {
+                    "tile": (t.bm, t.bn, t.bk),
+                    "units": t.units,
+                    "warps": t.warps,
+                    "access": blocks.access(p, t.bk),
+                    "modes": modes,
+                }
+
+    def cost(self, group: Group, options: Options, machine: Machine) -> float:
+        p, t = blocks.product(group), Tiling.of(options)
+        modes = [t.modes[0], SYSTOLIC, SYSTOLIC if converts_only(group, p) else SIMD, t.modes[1]]
+        switches = sum(a != b for a, b in pairwise(modes))
+        way, count = str(options["access"]), len(group.nodes)
+        passes = strips(t, columns(p))[-1].last
+        return cost.systolic(p, t, passes, SIZES[p.dtype], way, machine, count, switches)
+
+    def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
+        """Nothing is slow enough to start early."""
+
+    def pack(self, group: Group, options: Options, machine: Machine) -> dict[str, Array]:
+        """Weights as [z, n tile, k step, k, n], and the gather table."""
+        return _Kernel(group, options, machine).constants()
+
+    def lower(self, group: Group, options: Options, machine: Machine) -> Lowered:
+        k = _Kernel(group, options, machine)
+        return Lowered((k.emit(),), k.constants())
+
+    def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
+        return evaluate.tiled(group, blocks.product(group), Tiling.of(options), env)
+
+
+SYSTOLIC_GENERATOR = register(Systolic())
+
+
+def converts_only(group: Group, p: Product) -> bool:
+    """Whether nothing but conversions follows the product: then no fp32 instruction does."""
+    return not p.bias and all(n is p.node or n.op == "Cast" for n in group.nodes)
+
+
+def mode_pairs(group: Group, p: Product, t: Tiling, machine: Machine) -> Iterator[tuple[str, str]]:
+    """Modes at entry and exit that the kernel can have. On an SM that runs several blocks one starts as another ends."""
+    blocks_ = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
+    ends = (SIMD, SYSTOLIC) if converts_only(group, p) else (SIMD,)
+    for entry in (SIMD, SYSTOLIC):
+        for leave in ends if blocks_ <= machine.sms else (entry,):
+            yield entry, leave
+
+
+def tilings(p: Product, machine: Machine) -> Iterator[Tiling]:
+    """Block tiles that may pay for this product, without their modes."""
+    column, element = columns(p), SIZES[p.dtype]
+    rows = next((h for h in reversed(HEIGHTS) if h >= p.m), HEIGHTS[0])
+    for units in range(machine.systolic_units, 0, -1):
+        for bm in (h for h in HEIGHTS if h <= rows):
+            if bm * column * units // LANES > MOST or bm * column % LANES:
+                continue
+            for bn in widths(p.n, column, units):
+                for bk in depths(p, element):
+                    t = Tiling(bm, bn, bk, units, WARPS, (SIMD, SIMD))
+                    if fits(t, element, column, machine):
+                        yield t
+
+
+def widths(n: int, column: int, units: int) -> list[int]:
+    """Widths that cut n into equal tiles: of up to four strips of `units` arrays."""
+    needed = -(-n // column)
+    return list(
+        dict.fromkeys(
+            column * -(-needed // -(-needed // most)) for most in (4 * units, 2 * units, units)
+        )
+    )
+
+
+def depths(p: Product, element: int) -> list[int]:
+    """k a step: as deep as the channels of a tap allow, or for mixed taps the shallower."""
+    most = [bk * 2 // element for bk in DEPTHS]
+    deep = [bk for bk in most if p.channels % bk == 0 and 2 * bk <= max(p.k, 2 * most[-1])]
+    return deep or most[-1:]
+
+
+def fits(t: Tiling, element: int, column: int, machine: Machine) -> bool:
+    """Whether two buffers fit shared memory, C the registers, and every thread has something to carry."""
+    nbytes = 2 * t.bk * (t.bm * element + t.bn * element + SKEW) + 2 * t.bm * SKEW
+    c = t.bm * column * t.units // LANES
+    parts = strips(t, column)
+    return nbytes <= machine.shared_bytes_per_block and c <= MOST and parts[-1].last <= t.warps
+
+
+class _Kernel:
+    """One launch being emitted."""
+
+    def __init__(self, group: Group, options: Options, machine: Machine) -> None:
+        self.group, self.machine, self.t = group, machine, Tiling.of(options)
+        self.p = blocks.product(group)
+        self.type, self.element = ELEMENTS[self.p.dtype], SIZES[self.p.dtype]
+        tile = (self.t.bm, self.t.bn, self.t.bk)
+        self.block = Block(group, self.p, tile, self.element, str(options["access"]))
+        self.strips = strips(self.t, columns(self.p))
+
+    def constants(self) -> dict[str, Array]:
+        found = self.block.tables(16)
+        if self.block.packed:
+            t, padded = self.t, self.block.padded_weights(self.group.constants[self.p.b])
+            z, k, n = padded.shape
+            parts = padded.reshape(z, k // t.bk, t.bk, n // t.bn, t.bn)
+            found[self.block.packed_name] = parts.transpose(0, 3, 1, 2, 4).copy()
+        return found
+
+    def emit(self) -> Emitted:
+        t, p = self.t, self.p
+        b = self.b = KernelBuilder(
+            self.group.name, (LANES * t.warps, 1, 1), self.machine, matrix=True, modes=t.modes
+        )
+        b.role(self.group.nodes.index(p.node))
+        if t.modes[0] == SIMD:
+            b.emit(MODE, Mode.SYSTOLIC)
+        self.block.begin(b)
+        self.warp = special(b, SR.WARPID)
+        a, start = self._a()
+        right, end = self._packed(start) if self.block.packed else self._b(start)
+        buffers = Buffers(b, end, self.block.steps)
+        self.a_at = buffers.pointer(a.start)
+        wide = self.strips[0].width * self.element
+        self.b_at = buffers.pointer(uadd(b, umul(b, self.warp, wide), right.start))
+        self.acc = b.reg(max(self._registers(s) for s in self.strips))
+        run(b, [a, right], buffers, self.block.steps, self)
+        self._finish()
+        b.emit(EXIT)
+        return self.block.launch(b.finish())
+
+    def _registers(self, s: Strip) -> int:
+        return -(-self.t.bm * s.width // LANES)
+
+    # --- operands
+
+    def _tile(
+        self, rows: int, cols: int, v: int, transposed: bool, start: int, reach: Any
+    ) -> tuple[Tile, int, int]:
+        """A tile that lies as in memory, or transposed element by element; with its pitch and its end."""
+        down, across = (cols, rows) if transposed else (rows, cols)
+        pitch = across * self.element + (SKEW if transposed else 0)
+        g = grid(
+            self.b, rows, cols, 1 if transposed else v, LANES * self.t.warps, pitch, self.element
+        )
+        g = _transposed(self.b, g, pitch, self.element) if transposed else g
+        return Tile(reach(self.b, g), g, start, self.element), pitch, start + down * pitch
+
+    def _a(self) -> tuple[Tile, int]:
+        """A as rows of bk."""
+        t, p = self.t, self.p
+        rows, cols = (t.bk, t.bm) if p.trans_a else (t.bm, t.bk)
+        v = self.block.vector_a(16 // self.element)
+        tile, self.pitch_a, end = self._tile(rows, cols, v, p.trans_a, 0, self.block.a_access)
+        return tile, end
+
+    def _b(self, start: int) -> tuple[Tile, int]:
+        """B as rows of bn."""
+        t, p = self.t, self.p
+        rows, cols = (t.bn, t.bk) if p.trans_b else (t.bk, t.bn)
+        v = self.block.vector_b(16 // self.element)
+        tile, self.pitch_b, end = self._tile(rows, cols, v, p.trans_b, start, self.block.b_access)
+        return tile, end
+
+    def _packed(self, start: int) -> tuple[Tile, int]:
+        """B from weights that lie in memory as they will lie here."""
+        t, v = self.t, 16 // self.element
+        self.pitch_b = t.bn * self.element
+        g = grid(self.b, t.bk, t.bn, v, LANES * t.warps, self.pitch_b, self.element)
+        nbytes = t.bk * self.pitch_b
+        base = self.block.packed_base(self.b)
+        tile = Tile(Packed(base, g, nbytes, self.block.steps, WIDTHS[16]), g, start, self.element)
+        return tile, start + nbytes
+
+    # --- the product
+
+    peel = True
+    beside: Sequence[Any] = ()
+
+    def clear(self) -> None:
+        for r in range(self.acc.words):
+            self.b.emit(MOV, self.acc[r], RZ)
+
+    def compute(self, first: bool, last: bool) -> None:
+        b = self.b
+        for s in self.strips:
+            with self._only(s):
+                self._commands(s, first)
+        b.emit(SMA_COMMIT)
+        if not last:
+            b.emit(SMA_WAIT, 1)
+            b.emit(BAR, 0)
+
+    @contextmanager
+    def _only(self, s: Strip) -> Iterator[None]:
+        """What is emitted inside is for the strip's warps."""
+        b, over = self.b, self.b.label()
+        if s.first:
+            b.emit(BRA, over, guard=ucompare(b, Cmp.LT, self.warp, s.first))
+        if s.last < self.t.warps:
+            b.emit(BRA, over, guard=ucompare(b, Cmp.GE, self.warp, s.last))
+        yield
+        b.place(over)
+
+    def _commands(self, s: Strip, first: bool) -> None:
+        """The strip's part of one k step."""
+        b, rows = self.b, ARRAY.rows
+        for i in range(self.t.bk // rows):
+            start = Start.SET if first and not i else Start.ADD
+            b.emit(SMA_LDB, self.type, s.units, self.b_at, i * rows * self.pitch_b, self.pitch_b)
+            b.emit(SMA_SWAP, s.units)
+            b.emit(
+                LSMA, self.type, start, Space.REG, self.acc, s.units, self.t.bm,
+                self.a_at, i * rows * self.element, self.pitch_a,
+            )  # fmt: skip
+
+    # --- the epilogue
+
+    def _finish(self) -> None:
+        """Places are computed while the array works; then systolic mode is left if fp32 follows; then each strip's epilogue."""
+        b, stays = self.b, converts_only(self.group, self.p)
+        parts = [list(self._parts(s)) for s in self.strips]
+        b.emit(*((SMA_WAIT, 0) if stays else (MODE, Mode.SIMD)))
+        for s, frames in zip(self.strips, parts, strict=True):
+            with self._only(s):
+                for frame, spots in frames:
+                    Epilogue(b, self.group, self.p, frame, self.block.parameters).emit(spots)
+        if (self.t.modes[1] == SYSTOLIC) != stays:
+            b.emit(MODE, Mode.SIMD if stays else Mode.SYSTOLIC)
+
+    def _parts(self, s: Strip) -> Iterator[tuple[Frame, list[Spot]]]:
+        """C's registers by the place of their lanes: every `period` registers it is the same, some rows further down."""
+        b, t, p = self.b, self.t, self.p
+        period, rows = s.width // gcd(s.width, LANES), LANES // gcd(s.width, LANES)
+        col0 = uadd(b, self.block.n0, umul(b, self.warp, self.strips[0].width))
+        for i in range(min(period, self._registers(s))):
+            row, col = divmod_(b, add(b, lane_id(b), i * LANES), s.width)
+            bound = add(b, row, self.block.m0) if p.m % t.bm else None
+            cols = p.n if p.n % t.bn else 0
+            frame = Frame(self.block.m0, col0, row, col, bound, p.m, cols, self.block.axes)
+            yield (
+                frame,
+                [
+                    Spot(self.acc[r], r // period * rows, 0)
+                    for r in range(i, self._registers(s), period)
+                ],
+            )
+
+
+def _transposed(b: KernelBuilder, g: Geometry, pitch: int, size: int) -> Geometry:
+    """The same moves, each to the transposed place: rows of the tile in memory are columns in shared memory."""
+    place = mul(b, g.col, pitch, mul(b, g.row, size))
+    moves = tuple(replace(m, place=m.col * pitch + m.row * size) for m in g.moves)
+    return replace(g, moves=moves, place=place)
