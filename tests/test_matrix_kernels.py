@@ -293,6 +293,29 @@ def test_any_matrix_product(cache: Path, data: Any) -> None:
     check(matmul(a, b, trans_a=ta, trans_b=tb, known=known), "hmma", cache, count=2)
 
 
+@settings(max_examples=40)
+@given(st.data())
+def test_any_small_or_batched_product(cache: Path, data: Any) -> None:
+    """Rows, columns and k of one, vectors, batch axes that broadcast, are missing, or are one."""
+
+    def pick(*choices: Any) -> Any:
+        return data.draw(st.sampled_from(choices))
+
+    m, k, n = (pick(1, 1, 2, 3, 8, 17, 33) for _ in range(3))
+    batch = [pick(1, 2, 3) for _ in range(pick(0, 1, 2))]
+    lead_a, lead_b = (tuple(pick(1, size) for size in batch)[pick(0, -1) :] for _ in range(2))
+    ta, tb, known = (pick(False, True) for _ in range(3))
+    a, b = (*lead_a, *((k, m) if ta else (m, k))), (*lead_b, *((n, k) if tb else (k, n)))
+    if pick(False, False, True):
+        (a, ta), (b, tb) = pick((((k,), False), (b, tb)), ((a, ta), ((k,), False)))
+    dtype, kind = pick(("f16", "hmma"), ("f16", "ffma"), ("f32", "ffma"))
+    case = matmul(a, b, dtype=dtype, known=known, trans_a=ta, trans_b=tb)
+    check(case, kind, cache, count=2)
+    graph, inputs = case
+    got, want = schedule(graph, MACHINE).evaluate(inputs), evaluate(graph, inputs)
+    assert all(same(got[v], want[v]) for v in want)
+
+
 def test_a_launch_in_numpy_has_the_same_bits() -> None:
     for case, kind in (
         (conv(**CONVS["RGB"]), "hmma"),
