@@ -24,6 +24,7 @@ from knapper.isa.core import (
     CUSTOM,
     TABLE,
     Convergence,
+    Extent,
     Guard,
     Instr,
     Label,
@@ -34,13 +35,28 @@ from knapper.isa.core import (
     Src,
     Unsigned,
     UReg,
+    alignment,
 )
-from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, IntType, Logic, Trans, Width
+from knapper.isa.modifiers import (
+    SR,
+    Bits32,
+    Cmp,
+    Direction,
+    Element,
+    IntType,
+    Logic,
+    Mode,
+    Space,
+    Start,
+    Trans,
+    Width,
+)
 from knapper.isa.program import BASE, Kernel, Launch, Operand, Port, Program
 from knapper.runtime.paths import Paths
 from knapper.runtime.session import Result, Session
 
-EXTENSIONS = ("tensor", "conv")
+EXTENSIONS = ("tensor", "conv", "systolic")
+ACCUMULATORS = 1024  # words of accumulator memory
 WARPS, THREADS, GRID = 3, 84, (2, 1, 1)  # the last warp has 20 threads
 INPUT, REGION = 4096, 512  # bytes of input; bytes of output a thread
 SHARED = 1024  # bytes of shared memory a warp
@@ -64,6 +80,7 @@ class Writer:
         self.code: list[Callable[[], Instr]] = []
         self.marks: dict[object, int] = {}
         self.depth = 0
+        self.free = FREE
 
     def emit(self, instr: Instr | Callable[[], Instr]) -> None:
         self.code.append(instr if callable(instr) else lambda: instr)
@@ -78,7 +95,9 @@ class Writer:
 
     def reg(self, words: int = 1) -> Reg:
         return Reg(
-            self.rng.choice([r for r in POOL if r % min(words, 4) == 0 and r + words <= REGISTERS])
+            self.rng.choice(
+                [r for r in POOL if r % alignment(words) == 0 and r + words <= REGISTERS]
+            )
         )
 
     def ureg(self, words: int = 1) -> UReg:
@@ -225,7 +244,7 @@ class Writer:
 
     def item(self) -> None:
         """One random instruction, with what makes it legal."""
-        cls = self.rng.choice(FREE + SPECIAL)
+        cls = self.rng.choice(self.free + SPECIAL)
         if cls in FREE:
             self.emit(self.draw(cls))
         elif cls is i.LDSM:
@@ -245,6 +264,8 @@ class Writer:
                 self.loop()
             elif kind < 0.13 and self.depth == 0:
                 self.meet()
+            elif kind < 0.16 and self.depth == 0 and self.free is FREE:
+                self.systolic()
             else:
                 self.item()
 
@@ -291,6 +312,59 @@ class Writer:
         w = self.width()
         self.emit(i.LDS(w, self.reg(w.words), NEXT, self.address(SHARED, w.bytes), Signed(0)))
         self.emit(i.BAR(Unsigned(self.rng.randrange(16))))
+
+    # --- systolic commands
+
+    def systolic(self) -> None:
+        """A stretch in systolic mode: what is legal there, and bursts of commands."""
+        self.emit(i.MODE(Mode.SYSTOLIC))
+        self.free = CALM
+        for _ in range(self.rng.randrange(1, 4)):
+            self.body(3)
+            self.burst()
+        self.free = FREE
+        self.emit(i.MODE(Mode.SIMD))
+
+    def burst(self) -> None:
+        """Groups of the whole warps; those with idle lanes go round."""
+        end = object()
+        self.emit(i.UISETP(Cmp.GE, IntType.U32, Pred(6), MINE, Src.of(THREADS // 32 * SHARED)))
+        self.emit(lambda: i.BRA(self.at(end), guard=Guard(6)))
+        self.emit(i.ACC_ST(Extent(8), UReg(63), Signed(64), self.reg(8)))
+        for _ in range(self.rng.randrange(1, 4)):
+            self.group()
+            for _ in range(self.rng.randrange(3)):
+                self.emit(self.draw(self.rng.choice(SCALAR)))
+            self.emit(i.SMA_WAIT(Unsigned(self.rng.randrange(3))))
+        self.emit(i.SMA_WAIT(Unsigned(0)))
+        self.emit(i.ACC_LD(Extent(8), self.reg(8), UReg(63), Signed(64)))
+        self.mark(end)
+
+    def group(self) -> None:
+        """Weights, and products with them; sometimes of another type than they were loaded as."""
+        type, units = self.rng.choice(list(Element)), Extent(self.rng.randrange(1, 4))
+        place = (
+            MINE,
+            Signed(self.rng.choice([0, 4, 64])),
+            Unsigned(self.rng.choice([0, 32, 36, 96])),
+        )
+        self.emit(i.SMA_LDB(type, units, *place))
+        self.emit(i.SMA_SWAP(units))
+        for _ in range(self.rng.randrange(1, 3)):
+            type = self.rng.choice([type, type, *Element])
+            space, start = self.rng.choice(list(Space)), self.rng.choice(list(Start))
+            u = Extent(self.rng.randrange(1, units + 1))
+            columns = u * (8 if type is Element.F32 else 16)
+            m = self.rng.randrange(1, (256 if space is Space.ACC else 32 * 16) // columns + 1)
+            c = (
+                Src.of(64 + self.rng.randrange(256 - m * columns + 1))
+                if space is Space.ACC
+                else None
+            )
+            c = c or Src.of(self.reg(-(-m * columns // 32)))
+            pitch = Unsigned(self.rng.choice([0, 4, 16] if m <= 48 else [0, 4]))
+            self.emit(i.LSMA(type, start, space, c, u, Extent(m), MINE, place[1], pitch))
+        self.emit(i.SMA_COMMIT())
 
     # --- beginning and end
 
@@ -358,7 +432,11 @@ class Writer:
         )  # fmt: skip
         x, y = Port("x", "u32", (INPUT // 4,), BASE), Port("y", "u32", (out_bytes // 4,), out)
         return Program(
-            {"name": "test", "extensions": EXTENSIONS},
+            {
+                "name": "test",
+                "extensions": EXTENSIONS,
+                "accumulator_bytes": {"value": 4 * ACCUMULATORS},
+            },
             {"random": kernel},
             (launch,),
             (x,),
@@ -384,6 +462,8 @@ BUILT_IN = [
     cls for op, cls in TABLE.items() if op not in CUSTOM and cls.extension in ("base", *EXTENSIONS)
 ]
 FREE = [cls for cls in BUILT_IN if cls not in CONTROL and cls not in SPECIAL + SYSTOLIC]
+CALM = [cls for cls in FREE if "systolic" in cls.modes]
+SCALAR = [cls for cls in FREE if cls.unit == "uniform" and cls is not i.R2UR]
 
 
 def numbers(seed: int) -> np.ndarray[Any, Any]:
