@@ -46,6 +46,10 @@ what one wrote, the next one sees. The launch's parameters are 64-bit words in a
 **A block** is up to 1,024 threads, 32 to a warp: thread (x, y, z) is number x + X·(y + Y·z), warp = number / 32, lane = number % 32.
 Lanes of the last warp beyond the block's size are never live. A block has shared memory, zero-based, and 16 barriers.
 
+**An SM** that has systolic units is in a mode, `simd` or `systolic`. A kernel says in which mode its blocks begin and end; launches follow each
+other in matching modes, and if a kernel changes it, each SM runs at most one of the launch's blocks. Units and accumulator memory are a
+block's while it runs, and hold nothing when it begins.
+
 **A warp** has
 
 | state | how many | what |
@@ -54,6 +58,7 @@ Lanes of the last warp beyond the block's size are never live. A block has share
 | `UR0` … `UR62` | 63 | one 32-bit scalar a warp; `URZ` (63) reads as zero |
 | `P0` … `P6` | 7 | one bit a lane; `PT` (7) is true, writing it does nothing |
 | `B0` … `B15` | 16 | regions in which lanes converge |
+| queue | 256 | systolic commands: groups that are pending, and commands that no COMMIT follows |
 | live, active | 32 bits each | lanes that have not exited; lanes on the current path |
 | stack | 32 | paths not yet taken: program counter and lanes |
 | program counter | 1 | the index of an instruction in its kernel |

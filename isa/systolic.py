@@ -72,6 +72,8 @@ WORD = 4
 """Rows of A and B begin at multiples of it: shared memory delivers words."""
 
 
+STEP = 8
+"""Rows, and fp32 columns, of a unit are a multiple of it."""
 UNITS = 7
 """Units that a command can name."""
 
@@ -99,8 +101,19 @@ class Array:
             number("accumulator_bytes", 0) // WORD,
         )
 
+    def macs(self, i: Instr, lanes: int) -> int:
+        """Multiply-accumulates of an instruction on these units, when `lanes` lanes are active."""
+        own = ARRAY.rows * ARRAY.columns
+        return (
+            i.macs(lanes) * self.rows * self.columns // own
+            if isinstance(i, LSMA)
+            else i.macs(lanes)
+        )
+
     def refusal(self, i: Instr) -> str:
         """Why these units cannot do an instruction, or ""."""
+        if self.rows % STEP or self.columns % (2 * STEP):
+            return f"units of {self.rows} × {self.columns}: only multiples of {STEP} × {2 * STEP} are emulated"
         if getattr(i, "units", 0) > self.units:
             return f"the machine has {self.units} systolic units"
         if isinstance(i, LSMA) and i.space is Space.REG:
@@ -223,6 +236,7 @@ class LSMA(Command, opcode=0x123, extension="systolic"):
         m.send(self, origin(self, m), c)
 
     def macs(self, lanes: int) -> int:
+        """On units of the ISA's shape; `Array.macs` knows others."""
         return lanes * int(self.m) * ARRAY.rows * width(self) // LANES
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from math import prod
 
 from .core import MODES as MODES
@@ -198,7 +199,7 @@ def instruction_problems(i: Instr, kernel: Kernel, machine: Machine, length: int
     """What is wrong with one instruction of a kernel of `length` instructions."""
     if i.extension not in machine.extensions:
         yield f"{machine.name} has no extension {i.extension!r}"
-    elif i.extension == "systolic" and (reason := Array.of(machine.to_dict()).refusal(i)):
+    elif i.extension == "systolic" and (reason := _array(machine).refusal(i)):
         yield reason
     for a in i.accesses():
         if isinstance(a.first, Reg) and a.first + a.words > kernel.registers:
@@ -206,6 +207,11 @@ def instruction_problems(i: Instr, kernel: Kernel, machine: Machine, length: int
     for name, (kind, _) in i.layout.items():
         if kind is Label and getattr(i, name) >= length:
             yield f"{name} {getattr(i, name)} is outside the kernel's {length} instructions"
+
+
+@lru_cache(16)
+def _array(machine: Machine) -> Array:
+    return Array.of(machine.to_dict())
 
 
 # --- modes: which one an instruction runs in, whatever path leads to it ------------------------------------------------------

@@ -124,6 +124,8 @@ class Decoded:
     variant: NDArray[np.intp]
     """The index into `variants` of every instruction."""
     spans: dict[str, slice]
+    array: Array = ARRAY
+    """The target's systolic units."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def decode(kernels: Sequence[Kernel], extensions: Sequence[str], array: Array = 
     spans = {
         k.name: slice(int(a), int(b)) for k, a, b in zip(kernels, starts, starts[1:], strict=False)
     }
-    return Decoded(out.records, tuple(out.numbers), out.variant, spans)
+    return Decoded(out.records, tuple(out.numbers), out.variant, spans, array)
 
 
 def _refused(kernel: Kernel, pc: int, why: str) -> MachineFault:

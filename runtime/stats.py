@@ -44,7 +44,8 @@ class KernelFacts:
     def of(kernel: Kernel, decoded: Decoded) -> KernelFacts:
         span = decoded.spans[kernel.name]
         macs = np.array(
-            [v.instr.macs(LANES) if kernel.matrix else 0 for v in decoded.variants], np.int64
+            [decoded.array.macs(v.instr, LANES) if kernel.matrix else 0 for v in decoded.variants],
+            np.int64,
         )
         opcodes = decoded.records["kind"][span].astype(np.int64)
         return KernelFacts(opcodes, macs[decoded.variant[span]], np.array(kernel.roles, np.int64))

@@ -618,7 +618,9 @@ def test_accumulator_memory_holds_c_of_any_array(type: Element, rows: int) -> No
         i.ACC_LD(Extent(registers), Reg(100), UReg(8), Signed(0)),
     ]  # fmt: skip
     code = [*begin(range(8, 8 + registers)), *systolic(commands), *end(100, registers)]
-    y = both(code, o.x, target=wide(rows, 32, at + 32 * registers))[: 4 * words]
+    target = wide(rows, 32, at + 32 * registers)
+    y = both(code, o.x, target=target)[: 4 * words]
+    assert run(code, o.x, target=target).stats.macs_executed == m * n * rows
     assert (y.view(np.float32).reshape(m, n) == o.chain(False)).all()
 
 

@@ -31,7 +31,7 @@ from ..decode import RECORD, ROW, SPARE, Decoded
 from ..engine import UNBOUNDED, Tick, silent
 from ..faults import Kind, Place, Trap, describe
 from ..memory import SECTOR, Memory, aligned
-from . import systolic
+from . import queues
 from .handlers import END, Builders
 from .layout import CONTEXT, COUNTS, FAULT, PREDS, UNKNOWN, UREGS
 from .recording import Log, Recorder
@@ -83,6 +83,8 @@ class FastEngine:
             limit,
         )
         self.code: dict[str, NDArray[Any]] = {}
+        self.systolic: dict[str, bool] = {}
+        """Which kernels have systolic commands."""
         self.run = self._link(notice)
         self.scratch = [Scratch() for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads, "knapper")
@@ -107,7 +109,7 @@ class FastEngine:
                 7 * 4,
                 found[END],
             )  # whoever runs off the end meets this one
-            self.code[kernel] = records
+            self.code[kernel], self.systolic[kernel] = records, queues.concerns(records)
         return RUN(found[entry])
 
     def launch(
@@ -250,11 +252,11 @@ class Setup:
             s[f"nctaid_{axis}"], s[f"ntid_{axis}"] = n, size
         if engine.checked:
             self.shadows(warps, rows)
-        for name in systolic.POINTERS:
+        for name in queues.POINTERS:
             s[name] = 0
-        if systolic.concerns(self.records):
+        if engine.systolic[kernel.name]:
             array = Array.of(engine.program.target)
-            systolic.prepare(s, kernel, array, buffer, engine.checked)
+            queues.prepare(s, kernel, array, buffer, engine.checked)
 
     def shadows(self, warps: int, rows: int) -> None:
         """The checked engine's bookkeeping."""

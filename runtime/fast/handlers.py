@@ -14,7 +14,7 @@ from knapper.isa.lanes import TYPES
 
 from ..decode import Variant
 from ..faults import Kind
-from . import systolic
+from . import groups
 from .accesses import WAVEFRONTS, Wavefronts
 from .algebra import Algebra
 from .emit import Code
@@ -76,7 +76,7 @@ class Builders:
             ).write()
         if head == "systolic":
             unit = name.removeprefix(CHECKED).removeprefix("systolic.")
-            return lambda module, features, require: systolic.build(
+            return lambda module, features, require: groups.build(
                 unit, module, features, require, name.startswith(CHECKED)
             )
         if head == "widen":

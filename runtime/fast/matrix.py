@@ -88,7 +88,7 @@ def hmma(m: TraceWarp, i: Any) -> None:
             d = m.row(i.d)
             for r, total in enumerate(sums):
                 code.store(total, code.at(d, 4 * N * r), 64)
-            quiet(m, d, sums)
+            quiet(code, sums, [code.at(d, 4 * N * r) for r in range(N)])
         with partial:
             rows = code.stack(8 * ROW)
             for r, total in enumerate(sums):
@@ -134,20 +134,18 @@ def hmma_f16(m: TraceWarp, i: Any) -> None:
     m.flush()
 
 
-def quiet(m: TraceWarp, d: Any, sums: list[Any]) -> None:
-    """If any sum is NaN, write the canonical one over it."""
-    code, b = m.code, m.code.b
+def quiet(code: Code, total: list[Any], places: list[Any]) -> None:
+    """If any of the sums at some places is NaN, write the canonical one over it."""
+    b, n = code.b, total[0].type.count
     nan = None
-    for x, y in zip(sums[::2], sums[1::2], strict=True):
+    for x, y in zip(total[::2], total[1::2] or total, strict=True):
         either = b.fcmp_unordered("uno", x, y)
         nan = either if nan is None else b.or_(nan, either)
-    with code.when(code.of(b.bitcast(nan, I16)) != 0, likely=False):
-        for r, total in enumerate(sums):
-            bits = b.bitcast(total, vector(I32, N))
-            clean = b.select(
-                b.fcmp_unordered("uno", total, total), constant_vector(I32, [0x7FC00000] * N), bits
-            )
-            code.store(clean, code.at(d, 4 * N * r), 64)
+    with code.when(code.of(b.bitcast(nan, ir.IntType(n))) != 0, likely=False):
+        for value, place in zip(total, places, strict=True):
+            bits = b.bitcast(value, vector(I32, n))
+            canonical = constant_vector(I32, [0x7FC00000] * n)
+            code.store(b.select(b.fcmp_unordered("uno", value, value), canonical, bits), place, 4)
 
 
 def ldsm(m: TraceWarp, i: Any) -> None:

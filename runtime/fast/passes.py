@@ -1,0 +1,122 @@
+"""The arithmetic of an LSMA in vector code.
+
+    systolic.product.f16(state, command, c)     64 rows of A at a time, widened once for all units
+      └ systolic.pass.16(…)                         8 steps of k on 16 columns of C: 8 rows at a time, 8 multiply-adds a load and store
+
+C in registers is just the matrix: rows of C follow each other over (register, lane). The weights of 8 steps stay in vector registers, an element
+of A is broadcast by the multiply-add itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from knapper.isa.lanes import LaneType
+from knapper.isa.modifiers import Element
+
+from .algebra import Algebra
+from .emit import FLOAT, I16, I32, I64, PTR, VOID, Code, Num, Struct, vector
+from .layout import COMMAND, STATE
+from .matrix import quiet, single
+from .queues import CHUNK, weights
+
+PRODUCT = ir.FunctionType(VOID, [PTR, PTR, PTR])
+STREAM = ir.FunctionType(VOID, [PTR, I64, I32, I32, PTR, I64])
+"""stream(source, pitch, rows, elements, target, pitch): rows of elements as fp32; a multiple of 8 elements."""
+PASS = ir.FunctionType(VOID, [PTR, I64, PTR, I64, PTR, I64, PTR, I64, I32])
+"""pass(sums, pitch, c, pitch, weights, pitch, a, pitch, rows): c = sums + a · weights."""
+STEPS = 8
+"""Steps of k in one pass."""
+BLOCK = 8
+"""Rows of C that a pass keeps in vector registers."""
+Require = Callable[[str], None]
+
+
+def stream(element: Element, require: Require) -> str:
+    """The unit that widens rows."""
+    name = f"systolic.stream.{element.name.lower()}"
+    require(name)
+    return name
+
+
+def emit_stream(algebra: Algebra, type: LaneType) -> None:
+    """Rows of elements as fp32, eight at a time."""
+    code = algebra.code
+    source, pitch, rows, elements, target, step = code.arguments
+    size = type.bits // 8
+    with code.each(code.of(rows)) as r, code.each(code.of(elements) >> 3) as block:
+        place = code.at(code.at(source, r.wide() * code.of(pitch)), block.wide() * (8 * size))
+        raw = code.load(place, vector(I16 if type.bits == 16 else FLOAT, 8), 4)
+        wide = single(algebra, raw, type) if type.bits == 16 else raw
+        code.store(wide, code.at(code.at(target, r.wide() * code.of(step)), block.wide() * 32), 32)
+    code.b.ret_void()
+
+
+def emit_product(code: Code, element: Element, require: Require) -> None:
+    """C (+)= A · W, units and columns in strips as wide as a vector, k in steps of a pass."""
+    state, command = (
+        Struct(code, STATE, code.arguments[0]),
+        Struct(code, COMMAND, code.arguments[1]),
+    )
+    size = element.lane.bits // 8
+    strip = 32 // size
+    name, widen = f"systolic.pass.{strip}", stream(element, require)
+    require(name)
+    width = state.array_columns * 2 // size
+    pitch = (command.units * width * 4).wide()
+    source = code.at(state.pointer_to("shared"), command.first)
+    depth, a = (state.array_rows * 4).wide(), state.pointer_to("stream")
+    with code.each((command.m + (CHUNK - 1)) // CHUNK) as chunk:
+        first = (chunk * CHUNK).wide()
+        rows = smaller(code, command.m - chunk * CHUNK, CHUNK)
+        place = code.at(source, first * command.pitch.wide())
+        code.call(widen, STREAM, place, command.pitch.wide().value, rows.value, state.array_rows.value, a, depth.value)  # fmt: skip
+        block = code.at(code.arguments[2], first * pitch)
+        with code.each(command.units) as unit, code.each(width // strip) as column:
+            c = code.at(block, (unit * width + column * strip).wide() * 4)
+            w = code.at(weights(code, state, unit, code.num(0)), column.wide() * (4 * strip))
+            with code.each(state.array_rows // STEPS) as step:
+                fresh = ((command.fresh != 0) & (step == 0)).value
+                sums = code.b.select(fresh, state.address("zeros"), c)
+                stride = code.b.select(fresh, ir.Constant(I64, 0), pitch.value)
+                row = (state.array_columns * 4).wide()
+                code.call(
+                    name, PASS, sums, stride, c, pitch.value, code.at(w, step.wide() * STEPS * row), row.value,
+                    code.at(a, step.wide() * (4 * STEPS)), depth.value, rows.value,
+                )  # fmt: skip
+    code.b.ret_void()
+
+
+def smaller(code: Code, x: Num, most: int) -> Num:
+    """x, but at most so much."""
+    return code.of(code.b.select((x < most).value, x.value, code.num(most).value))
+
+
+def emit_pass(code: Code, n: int) -> None:
+    """Eight steps of k for a strip of n columns."""
+    sums, stride, c, pitch, w, row, a, depth, rows = code.arguments
+    strip = vector(FLOAT, n)
+    right = [code.load(code.at(w, code.of(row) * k), strip, 4 * n) for k in range(STEPS)]
+
+    def some(first: Num, count: int) -> None:
+        """`count` rows of C."""
+        at = [first.wide() + r for r in range(count)]
+        total = [code.load(code.at(sums, r * code.of(stride)), strip, 4) for r in at]
+        left = [code.at(a, r * code.of(depth)) for r in at]
+        for k in range(STEPS):
+            for r in range(count):
+                one = code.splat(code.load(code.at(left[r], 4 * k), FLOAT, 4), n)
+                total[r] = code.intrinsic("llvm.fma", strip, [one, right[k], total[r]])
+        places = [code.at(c, r * code.of(pitch)) for r in at]
+        for value, place in zip(total, places, strict=True):
+            code.store(value, place, 4)
+        quiet(code, total, places)
+
+    whole_blocks = code.of(rows) // BLOCK
+    with code.each(whole_blocks) as block:
+        some(block * BLOCK, BLOCK)
+    with code.each(code.of(rows) % BLOCK) as r:
+        some(whole_blocks * BLOCK + r, 1)
+    code.b.ret_void()

@@ -1,0 +1,127 @@
+"""Where systolic commands live: buffers of a launch, and the structs in them as emitted code sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knapper.isa.core import TABLE
+from knapper.isa.modifiers import Element
+from knapper.isa.program import Kernel
+from knapper.isa.systolic import QUEUE, UNITS, WORD, Array
+
+from ..decode import SPARE
+from ..faults import Kind
+from .emit import Code, Num, Struct
+from .layout import ARRAYS, COMMAND, FAULT, RING
+
+CHUNK = 64
+"""Rows of A that are widened at a time."""
+COMMIT, LDB, SWAP, PRODUCTS = range(4)
+"""What a command is: the end of a group, an SMA.LDB, an SMA.SWAP, an LSMA."""
+POINTERS = (
+    "systolic", "systolic_bytes", "claimed_reg", "claimed_shared", "claimed_sum",
+)  # fmt: skip
+"""Of a state, what says that a launch has no systolic commands by being 0."""
+OWN = [cls.opcode for cls in TABLE.values() if cls.extension == "systolic"]
+
+
+def concerns(records: NDArray[Any]) -> bool:
+    """Whether a kernel has anything to do with the systolic units."""
+    return bool(np.isin(records["kind"], OWN).any())
+
+
+def prepare(
+    state: Any, kernel: Kernel, array: Array, buffer: Callable[[str, int], int], checked: bool
+) -> None:
+    """Lay out what a block's systolic commands need: one piece that is cleared when a block begins, rings, a buffer for A."""
+    size = kernel.warps, 4 * (kernel.registers + 2 * SPARE)
+    sums = WORD * array.accumulators
+    parts = {
+        "queues": RING.itemsize * kernel.warps,
+        "weights": 2 * UNITS * array.rows * array.columns * 4,
+        "accumulators": sums,
+    }
+    if checked:
+        parts |= {
+            "claimed_reg": size[0] * size[1],
+            "claimed_shared": 4 * kernel.shared_bytes,
+            "claimed_sum": 4 * sums,
+            "has_sum": sums,
+        }
+    starts = np.cumsum([ARRAYS.itemsize, *(-(-n // 64) * 64 for n in parts.values())])
+    state["systolic"] = buffer("systolic", int(starts[-1]))
+    state["systolic_bytes"] = int(starts[-1])
+    for name, start in zip(parts, starts.tolist(), strict=False):
+        state[name] = state["systolic"] + start
+    state["commands"] = buffer("commands", kernel.warps * QUEUE * COMMAND.itemsize)
+    state["stream"] = buffer("stream", CHUNK * array.rows * 4)
+    state["array_rows"], state["array_columns"] = array.rows, array.columns
+    state["accumulator_bytes"] = sums
+
+
+# --- structs -----------------------------------------------------------------------------------------------------------------
+
+
+def arrays(code: Code, state: Struct) -> Struct:
+    """The units."""
+    return Struct(code, ARRAYS, state.pointer_to("systolic"))
+
+
+def ring(code: Code, state: Struct) -> Struct:
+    """The queue of the warp that runs."""
+    place = code.at(state.pointer_to("queues"), state.get("warp").wide() * RING.itemsize)
+    return Struct(code, RING, place)
+
+
+def entry(code: Code, state: Struct, number: Num) -> Struct:
+    """The n-th command of the warp that runs, since it began."""
+    index = (state.get("warp") * QUEUE + (number & (QUEUE - 1))).wide()
+    return Struct(code, COMMAND, code.at(state.pointer_to("commands"), index * COMMAND.itemsize))
+
+
+def element_bytes(command: Struct) -> Num:
+    """Of A, B: 2 or 4."""
+    return (command.type == int(Element.F32)).flag() * 2 + 2
+
+
+def rows_of(code: Code, state: Struct, command: Struct) -> tuple[Num, Num]:
+    """Rows that an LDB or LSMA reads, and bytes of one. A unit's row of W has the same bytes in every type."""
+    product = command.kind == PRODUCTS
+    rows = code.of(code.b.select(product.value, command.m.value, state.array_rows.value))
+    size = code.b.select(
+        product.value,
+        (state.array_rows * element_bytes(command)).value,
+        (command.units * state.array_columns * 2).value,
+    )
+    return rows, code.of(size)
+
+
+def columns_of(state: Struct, command: Struct) -> Num:
+    """Columns of C."""
+    return command.units * state.array_columns * 2 // element_bytes(command)
+
+
+def fault(
+    code: Code, state: Struct, kind: Kind, lane: Num | int = 0, value: Any = 0, aux: Any = 0
+) -> None:
+    """Stop here."""
+    state.fault_lane, state.fault_aux = lane, aux
+    state.fault_value = value.wide() if isinstance(value, Num) else value
+    code.give(FAULT + kind)
+
+
+def weights(code: Code, state: Struct, unit: Num, half: Num) -> Any:
+    """Where a unit's active (half = 0) or shadow (1) weights are."""
+    which = (arrays(code, state).flipped >> unit & 1) ^ half
+    size = (state.array_rows * state.array_columns * 4).wide()
+    return code.at(state.pointer_to("weights"), (which * UNITS + unit).wide() * size)
+
+
+def closed(code: Code, state: Struct, queue: Struct) -> None:
+    """No command waits for a COMMIT."""
+    with code.when(queue.open != 0, likely=False):
+        fault(code, state, Kind.ASYNC_OPEN, 0, queue.open)
