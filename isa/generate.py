@@ -10,11 +10,12 @@ from typing import Any
 
 from . import instructions  # fills the table
 from .base.uniform import Uniform
-from .core import SIMD, TABLE, Bits, Extent, Guard, Instr, Label, Reg, Src, UReg, alignment
+from .core import SYSTOLIC, TABLE, Bits, Extent, Guard, Instr, Label, Reg, Src, UReg, alignment
 from .errors import IsaError
 from .machine import Machine
+from .modifiers import Mode
 from .program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
-from .systolic import Command
+from .systolic import Array, Command
 
 
 def instruction(rng: Random, classes: Iterable[type[Instr]] = (), labels: int = 1 << 24) -> Instr:
@@ -94,9 +95,13 @@ def kernel(
     rng: Random, name: str, length: int, nodes: int = 1, target: str = "volta-8tc"
 ) -> Kernel:
     """A kernel of random instructions that verifies on a target; running it would end in a fault soon."""
-    extensions = Machine.load(target).extensions
-    legal = [c for c in TABLE.values() if c.extension in extensions and SIMD in c.modes]
-    code = [instruction(rng, legal, labels=length) for _ in range(length - 1)]
+    machine = Machine.load(target)
+    legal = [c for c in TABLE.values() if c.extension in machine.extensions]
+    if "systolic" in machine.extensions and rng.random() < 0.5:
+        code = stretch(rng, legal, length - 1, Array.of(machine.to_dict()))
+    else:
+        calm = [c for c in legal if c.extension != "systolic"]
+        code = [instruction(rng, calm, labels=length) for _ in range(length - 1)]
     return Kernel(
         name=name,
         words=Kernel.encode([*code, instructions.EXIT()]),
@@ -109,12 +114,37 @@ def kernel(
     )
 
 
-def program(rng: Random, kernels: int = 3, length: int = 50, weights: int = 4096) -> Program:
+def stretch(rng: Random, legal: Iterable[type[Instr]], length: int, array: Array) -> list[Instr]:
+    """Into systolic mode, straight through what is legal there on such units, and out."""
+    straight = [
+        c
+        for c in legal
+        if SYSTOLIC in c.modes
+        and c not in (instructions.MODE, instructions.EXIT)
+        and not any(kind is Label for kind, _ in c.layout.values())
+    ]
+    code = [instruction(rng, straight) for _ in range(length)]
+    inside = [i for i in code if i.extension != "systolic" or not array.refusal(i)][: length - 2]
+    filler = [instructions.NOP()] * (length - 2 - len(inside))
+    return [
+        instructions.MODE(Mode.SYSTOLIC), *inside, *filler, instructions.MODE(Mode.SIMD),
+    ]  # fmt: skip
+
+
+def program(
+    rng: Random,
+    kernels: int = 3,
+    length: int = 50,
+    weights: int = 4096,
+    target: str = "volta-8tc",
+) -> Program:
     """A program that verifies: random kernels, launched in turn, over random weights with a gap between two objects."""
-    gap, machine = bytes(ALIGN), Machine.load("volta-8tc").to_dict()
+    gap, machine = bytes(ALIGN), Machine.load(target).to_dict()
     rodata = rng.randbytes(weights) + gap + rng.randbytes(weights // 2)
     arena = Program(machine, {}, (), (), (), rodata).arena_address
-    code = {name: kernel(rng, name, length, 2) for name in (f"conv_{i}" for i in range(kernels))}
+    code = {
+        name: kernel(rng, name, length, 2, target) for name in (f"conv_{i}" for i in range(kernels))
+    }
     operands = (Operand("w", BASE, weights, "r"), Operand("a", arena, 256, "rw"))
     launches = [
         Launch(

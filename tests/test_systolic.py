@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
+from knapper.isa import asm, generate, image
 from knapper.isa import instructions as i
 from knapper.isa.core import Extent, Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.errors import IsaError, KnapperError
@@ -34,7 +36,7 @@ from knapper.isa.modifiers import (
 )
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.isa.systolic import MOST, QUEUE
-from knapper.isa.verify import code_problems, problems
+from knapper.isa.verify import code_problems, problems, verify
 from knapper.runtime.session import Result, Session
 
 RZ, URZ = Reg(255), UReg(63)
@@ -586,6 +588,23 @@ def test_units_are_the_machines() -> None:
     assert "the machine has 2 systolic units" in problem
     (problem,) = told([SYSTOLIC, LSMA_ACC, SIMD, EXIT])
     assert "the machine has no accumulator memory" in problem
+
+
+def test_a_kernel_may_live_in_systolic_mode() -> None:
+    o = plain()
+    code = [*begin(), *PLAIN, wait(), *end(8, 8)]
+    y = both(code, o.x, mode_entry="systolic", mode_exit="systolic")
+    assert (matrix(y) == sum_of(o)).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("target", ["sma2", "sma3", "systolic-ws"])
+def test_random_programs_survive_image_and_assembly(target: str, seed: int) -> None:
+    p = generate.program(Random(seed), target=target)
+    verify(p)
+    data = image.write(p)
+    assert image.write(image.read(data, "again")) == data
+    assert image.write(asm.assemble(*asm.disassemble(p), "text")) == data
 
 
 # --- accumulator memory, and arrays of another shape -----------------------------------------------------------------------------

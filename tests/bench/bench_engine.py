@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Extent, Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.modifiers import (
     SR,
     Bits32,
     Cmp,
     Direction,
+    Element,
     FloatType,
     Fn,
     Half,
@@ -30,6 +31,8 @@ from knapper.isa.modifiers import (
     Rounding,
     Scalar,
     Shuffle,
+    Space,
+    Start,
     Trans,
     Width,
 )
@@ -46,7 +49,9 @@ LANE, LINE, ROWS = (
 )  # lane; 16 · lane; 64 · (lane / 2) + 16 · (lane % 2): pairs of lanes share a row
 
 
-def program(body: Sequence[Instr], trips: int = TRIPS, warps: int = 1) -> Program:
+def program(
+    body: Sequence[Instr], trips: int = TRIPS, warps: int = 1, mode: str = "simd"
+) -> Program:
     """A kernel that runs the body `trips` times."""
     code: list[Instr] = [
         i.ULDC(Bits32._64, GLOBAL, Unsigned(0)), i.UMOV(SHARED, Src.of(0)), i.UMOV(IMAGE, Src.of(8 << 16 | 8)),
@@ -70,12 +75,14 @@ def program(body: Sequence[Instr], trips: int = TRIPS, warps: int = 1) -> Progra
         (32 * warps, 1, 1),
         REGISTERS,
         shared_bytes=32768,
+        mode_entry=mode,
+        mode_exit=mode,
         matrix=True,
     )
     launch = Launch("loop", (1, 1, 1), (BASE,), ("n",))
     port = Port("x", "u8", (ARENA,), BASE)
     return Program(
-        {"name": "bench", "extensions": ("tensor", "conv")},
+        {"name": "bench", "extensions": ("tensor", "conv", "systolic")},
         {"loop": kernel},
         (launch,),
         (port,),
@@ -164,6 +171,31 @@ def matrix() -> list[Instr]:
     ]
 
 
+def strip(type: Element, units: int, m: int = 128) -> list[Instr]:
+    """A k step of 32 on a column strip, C[m, 16 units]: four groups of weights and rows."""
+    pitch = 32 * type.lane.bits // 8 + 16
+    width = Unsigned(64 * units)  # bytes of a row of B, at most
+    code: list[Instr] = []
+    for k in range(4):
+        b = Signed(16384 + 8 * k * int(width))
+        a = Signed(8 * k * type.lane.bits // 8)
+        code += [
+            i.SMA_LDB(type, Extent(units), SHARED, b, width),
+            i.SMA_SWAP(Extent(units)),
+            i.LSMA(type, Start.ADD, Space.REG, Src.of(r(0)), Extent(units), Extent(m), SHARED, a, Unsigned(pitch)),
+        ]  # fmt: skip
+    return [*code, i.SMA_COMMIT(), i.SMA_WAIT(Unsigned(0))]
+
+
+def systolic() -> None:
+    """Multiply-accumulates a second of LSMA, weights and widening included."""
+    for type, units, m in ((t, u, m) for t in Element for u in (1, 2, 3) for m in (64, 128)):
+        body = strip(type, units, m)
+        macs = sum(x.macs(32) for x in body)
+        cpu = seconds(program(body, mode="systolic"))
+        print(f"LSMA.{type} {units} × {m:<4} {macs * TRIPS / cpu / 1e9:7.1f} GMAC/s", flush=True)
+
+
 def sgemm() -> float:
     """numpy's GMAC a CPU second, one thread's worth."""
     x = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
@@ -198,6 +230,7 @@ def main() -> None:
         print(
             f"{'k step':16} {16 * 4096 * TRIPS / cpu / 1e9:7.1f} GMAC/s with LDSM; numpy sgemm {sgemm():.1f}"
         )
+        systolic()
         startup()
 
 
