@@ -20,7 +20,7 @@ from knapper.isa.machine import Machine
 from knapper.isa.program import ALIGN
 from knapper.isa.verify import MODES
 
-from .codegen.generator import GENERATORS, Generator, Group, Options
+from .codegen.generator import GENERATORS, Generator, Group, Options, modes_of
 from .groups import groups, known, roots
 from .ir import DTYPES, Array, Graph, Type
 from .memory import Buffer, collisions, lower_bound, peak, place
@@ -38,14 +38,15 @@ class Step:
     group: Group
     kind: str
     options: Options
-    entry: str = "simd"
-    """Mode of the SM when the launch starts …"""
-    exit: str = "simd"
-    """… and when it ends."""
 
     @property
     def name(self) -> str:
         return self.group.name
+
+    @property
+    def modes(self) -> tuple[str, str]:
+        """The SM's modes when the launch starts and when it ends."""
+        return modes_of(self.options)
 
     @property
     def generator(self) -> Generator:
@@ -138,14 +139,14 @@ class Plan:
         mode = MODES[0]
         for s in self.steps:
             where = f"launch {s.name}"
-            if unknown := {s.entry, s.exit} - {*MODES}:
+            if unknown := {*s.modes} - {*MODES}:
                 known = ", ".join(MODES)
                 yield CompileError(
                     "E412", f"no mode {min(unknown)!r}; there are {known}", where=where
                 )
-            elif s.entry != mode:
-                yield CompileError("E412", f"starts in {s.entry}, but finds {mode}", where=where)
-            mode = s.exit
+            elif s.modes[0] != mode:
+                yield CompileError("E412", f"starts in {s.modes[0]}, but finds {mode}", where=where)
+            mode = s.modes[1]
 
     def _order_problems(self) -> Iterator[KnapperError]:
         written = {*self.graph.inputs, *self.known}

@@ -18,15 +18,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from knapper.isa.core import SIMD
 from knapper.isa.errors import IRError, raise_all
 from knapper.isa.machine import Machine
 
 from . import text
-from .codegen.generator import Group, generators
+from .codegen.generator import MODES, Group, generators
 from .groups import groups
 from .ir import Array, Graph
 from .memory import Buffer, place
 from .plan import Plan, Step, lifetimes
+from .schedule import Scheduler
 
 TARGET = "target"
 """What the file's head calls the machine."""
@@ -34,7 +36,11 @@ TARGET = "target"
 
 def show(plan: Plan) -> str:
     """The plan as text; large constants appear by hash (`text.blobs`)."""
-    lines = [_headline(plan), *(f"launch {step_line(plan, s)}" for s in plan.steps)]
+    choosing = Scheduler(plan.machine)
+    lines = [_headline(plan)]
+    for s in plan.steps:
+        why = choosing.choices(s.group).why(plan.cycles(s))
+        lines.append(f"launch {step_line(plan, s)}" + (f" ({why})" if why else ""))
     lines += [
         _buffer_line(b) for b in sorted(plan.buffers.values(), key=lambda b: (b.offset, b.first))
     ]
@@ -60,8 +66,9 @@ def target(path: Path | str) -> str:
 def step_line(plan: Plan, s: Step) -> str:
     """All that was decided about a launch, and in a comment what follows from it."""
     ops = " ".join(n.op for n in s.group.nodes)
+    options = {name: value for name, value in s.options.items() if name != MODES}
     decided = (
-        f"{text.name(s.name, '@')} = {s.kind}{text.show_attrs(s.options, ' ')} {s.entry}..{s.exit}"
+        f"{text.name(s.name, '@')} = {s.kind}{text.show_attrs(options, ' ')} {'..'.join(s.modes)}"
     )
     return f"{decided}  // {ops}: {s.formats}, {plan.cycles(s):,.0f} cycles"
 
@@ -97,7 +104,7 @@ def parse(
     found = {g.name: g for g in groups(graph)}
     raise_all(_strangers(launches, found))
     generators()
-    steps = tuple(Step(found[x.name], x.kind, x.options, x.entry, x.exit) for x in launches)
+    steps = tuple(Step(found[x.name], x.kind, x.options) for x in launches)
     places = {f"launch {x.name}": x.where for x in launches} | {
         f"buffer %{x.name}": x.where for x in buffers
     }
@@ -116,8 +123,6 @@ class _Launch:
     name: str
     kind: str
     options: dict[str, Any]
-    entry: str
-    exit: str
     where: str
 
 
@@ -199,9 +204,9 @@ class _Reader:
     def launch(self, place: str, items: list[Any]) -> None:
         name, kind, *rest = items
         options = dict(map(_attr, rest[0].children)) if len(rest) == 3 else {}
-        self.launches.append(
-            _Launch(_unquoted(name), str(kind), options, str(rest[-2]), str(rest[-1]), place)
-        )
+        if (modes := (str(rest[-2]), str(rest[-1]))) != (SIMD, SIMD):
+            options[MODES] = modes
+        self.launches.append(_Launch(_unquoted(name), str(kind), options, place))
 
     def buffer(self, place: str, items: list[Any]) -> None:
         name, offset, size = items

@@ -1,7 +1,15 @@
-"""Choice: which generator serves a group, and with which options, by least predicted cost.
+"""Choice: which generator serves a group, and with which options, by least predicted cost of the whole network.
 
 The cost is asked of the generator, which asks the machine's unit table, the one that the emulator's timing uses. Equal groups
 get equal answers, so each is asked once.
+
+On a machine that changes its mode, launches are not chosen one by one: one that leaves the SM in systolic mode saves the next a
+switch. A kernel's switches and drains are in its own cost, so the cheapest network is the cheapest path through this graph, found
+launch by launch:
+
+    simd ──►●──────►●──────►●        an edge: the cheapest launch of the group
+             ╲     ╱ ╲               with these modes at entry and exit
+    systolic  ●───►●   ●────●
 """
 
 from __future__ import annotations
@@ -10,10 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from knapper.isa.core import SIMD
 from knapper.isa.errors import CompileError, raise_all
 from knapper.isa.machine import Machine
 
-from .codegen.generator import Group, Options, generators
+from .codegen.generator import Group, Options, generators, modes_of
 from .groups import groups
 from .ir import Attr, Graph
 from .plan import Plan, Step
@@ -33,22 +42,69 @@ class Choice:
     options: Options
 
 
+Modes = tuple[str, str]
+"""Of the SM, at entry and exit."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The ways to launch a group that are worth a thought: by modes the cheapest one, and what each kind would cost at best."""
+
+    best: Mapping[Modes, Choice]
+    kinds: Mapping[str, float]
+
+    @staticmethod
+    def of(offered: Sequence[Choice]) -> Choices:
+        """`offered` in order of preference if costs are equal."""
+        best: dict[Modes, Choice] = {}
+        kinds: dict[str, float] = {}
+        for c in sorted(offered, key=lambda c: c.cost):
+            best.setdefault(modes_of(c.options), c)
+            kinds.setdefault(c.kind, c.cost)
+        return Choices(best, kinds)
+
+    def why(self, cost: float) -> str:
+        """What each kind would cost at best, and what a launch of `cost` cycles pays beyond that; "" if there is one kind."""
+        if len(self.kinds) == 1:
+            return ""
+        ranking = " < ".join(f"{kind} {best:,.0f}" for kind, best in self.kinds.items())
+        beyond = cost - min(self.kinds.values())
+        return ranking + (f"; {beyond:,.0f} more than the least" if beyond >= 1 else "")
+
+
+def cheapest(launches: Sequence[Choices]) -> list[Choice]:
+    """Of each launch the choice that makes the sum of costs least, where each starts in the mode in which the last one ended.
+
+    The SMs start in SIMD mode and may end in any. Empty if launches can only start in a mode that nothing before them leaves.
+    """
+    paths: dict[str, tuple[float, list[Choice]]] = {SIMD: (0.0, [])}
+    for choices in launches:
+        longer: dict[str, tuple[float, list[Choice]]] = {}
+        for (entry, leave), choice in choices.best.items():
+            if entry not in paths:
+                continue
+            cost, path = paths[entry]
+            if leave not in longer or cost + choice.cost < longer[leave][0]:
+                longer[leave] = (cost + choice.cost, [*path, choice])
+        paths = longer
+    return min(paths.values(), key=lambda p: p[0])[1] if paths else []
+
+
 @dataclass
 class Scheduler:
-    """Makes steps of groups, remembering what it decided for equal ones."""
+    """Finds choices for groups, remembering what it decided for equal ones."""
 
     machine: Machine
     forced: Forced = field(default_factory=dict)
-    _made: dict[str, Choice] = field(default_factory=dict)
+    _made: dict[str, Choices] = field(default_factory=dict)
 
-    def step(self, group: Group) -> Step:
-        """The cheapest launch; CompileError E410 if no generator serves the group, E412 if none does as forced."""
+    def choices(self, group: Group) -> Choices:
+        """The ways to launch a group; CompileError E410 if no generator serves it, E412 if none does as forced."""
         wanted = self._wanted(group)
         key = f"{Canonical.of(group).text}\n{sorted(wanted.items())}"
         if key not in self._made:
-            self._made[key] = self._cheapest(group, wanted)
-        choice = self._made[key]
-        return Step(group, choice.kind, choice.options)
+            self._made[key] = Choices.of(self._fitting(group, wanted))
+        return self._made[key]
 
     def _wanted(self, group: Group) -> dict[str, Attr]:
         """What the group must have: as its nodes are placed, and as the caller forces it, who is the last to say."""
@@ -70,7 +126,7 @@ class Scheduler:
     def _can(self, kind: str, group: Group) -> bool:
         return generators()[kind].serves(group, self.machine) is None
 
-    def _cheapest(self, group: Group, wanted: dict[str, Attr]) -> Choice:
+    def _fitting(self, group: Group, wanted: dict[str, Attr]) -> list[Choice]:
         refusals = {kind: g.serves(group, self.machine) for kind, g in generators().items()}
         serving = [kind for kind, why in refusals.items() if why is None]
         if not serving:
@@ -85,7 +141,7 @@ class Scheduler:
             raise CompileError(
                 "E412", problem, where=f"launch {group.name}", hint=f"legal are {legal}"
             )
-        return min(fit, key=lambda c: c.cost)
+        return fit
 
     def _offers(self, kind: str, group: Group) -> Iterator[Choice]:
         generator = generators()[kind]
@@ -139,11 +195,20 @@ def schedule(graph: Graph, machine: Machine, forced: Forced | None = None) -> Pl
     """A plan for a fused graph; raises every group that cannot be launched at once."""
     raise_all(_strangers(graph, forced or {}))
     scheduler = Scheduler(machine, forced or {})
-    steps, problems = list[Step](), list[CompileError]()
-    for group in groups(graph):
+    found, problems = list[Choices](), list[CompileError]()
+    launched = groups(graph)
+    for group in launched:
         try:
-            steps.append(scheduler.step(group))
+            found.append(scheduler.choices(group))
         except CompileError as e:
             problems.append(e)
-    raise_all(problems or _idle(graph, steps, machine))
+    raise_all(problems)
+    if len(path := cheapest(found)) < len(launched):
+        problem = "the modes that launches are forced to do not follow each other"
+        raise CompileError("E412", problem, where=graph.name)
+    steps = [
+        Step(group, choice.kind, choice.options)
+        for group, choice in zip(launched, path, strict=True)
+    ]
+    raise_all(_idle(graph, steps, machine))
     return Plan.build(graph, machine, steps)

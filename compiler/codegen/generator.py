@@ -16,14 +16,23 @@ import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from knapper.isa.core import SIMD
 from knapper.isa.machine import Machine
 from knapper.isa.program import Kernel
 
 from ..ir import Array, Attr, Graph, Node, Type
 
 Options = Mapping[str, Attr]
+MODES = "modes"
+"""The option that says the SM's modes at entry and exit, absent if both are SIMD; a plan's text shows it as `simd..systolic`."""
+
+
+def modes_of(options: Options) -> tuple[str, str]:
+    """The modes at entry and exit."""
+    modes: Any = options.get(MODES, (SIMD, SIMD))
+    return modes[0], modes[1]
 
 
 @dataclass(frozen=True)

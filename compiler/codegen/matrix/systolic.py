@@ -17,41 +17,39 @@ only converted and stored stays in systolic mode, and a kernel that finds or lea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import gcd
-from typing import Any
+from typing import Any, Self
 
 from knapper.isa.core import SIMD, SYSTOLIC
 from knapper.isa.instructions import (
     BAR,
     BRA,
-    EXIT,
     LSMA,
     MODE,
-    MOV,
     SMA_COMMIT,
     SMA_LDB,
     SMA_SWAP,
     SMA_WAIT,
 )
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import SR, Cmp, Element, Mode, Space, Start
+from knapper.isa.modifiers import SR, Cmp, Element, Mode, Space, Start, Width
 from knapper.isa.systolic import ARRAY, LANES, MOST
 
-from ...ir import Array
-from ..builder import RZ, KernelBuilder
-from ..generator import Emitted, Group, Lowered, Options, register
-from . import blocks, cost, evaluate
-from .access import WIDTHS, Packed
-from .blocks import Block
+from ...ir import Array, Attr
+from ..builder import KernelBuilder, VReg
+from ..generator import MODES, Group, Options, modes_of, register
+from . import cost
+from .access import Packed
 from .code import add, divmod_, lane_id, mul, special, uadd, ucompare, umul
-from .epilogue import Epilogue, Frame, Spot, refusal
+from .engine import TiledEngine, TiledKernel, Tiling
+from .epilogue import Frame, Spot
 from .geometry import Geometry, grid
-from .pipeline import Buffers, Tile, run
-from .product import Product, product_of
+from .pipeline import Buffers, Tile
+from .product import Product
 
 ELEMENTS = {"f16": Element.F16, "bf16": Element.BF16, "f32": Element.F32}
 SIZES = {"f16": 2, "bf16": 2, "f32": 4}
@@ -64,23 +62,25 @@ HEIGHTS = (128, 64, 32, 16, 8)
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """The options, read: block tile, units a command uses, warps, modes at entry and exit."""
+class Strips(Tiling):
+    """A block tile cut into strips of columns: the units that a command uses, warps, the SM's modes at entry and exit."""
 
-    bm: int
-    bn: int
-    bk: int
     units: int
     warps: int
-    modes: tuple[str, str]
+    modes: tuple[str, str] = (SIMD, SIMD)
 
-    @staticmethod
-    def of(options: Options) -> Tiling:
-        tile: Any = options["tile"]
-        units: Any = options["units"]
-        warps: Any = options["warps"]
-        modes: Any = options["modes"]
-        return Tiling(*tile[:3], units, warps, (modes[0], modes[1]))
+    @classmethod
+    def of(cls, options: Options) -> Self:
+        return super().of({**options, MODES: modes_of(options)})
+
+    @property
+    def options(self) -> dict[str, Attr]:
+        own = super().options
+        return own if self.modes != (SIMD, SIMD) else {n: v for n, v in own.items() if n != MODES}
+
+    @property
+    def threads(self) -> int:
+        return LANES * self.warps
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Strip:
     width: int
 
 
-def strips(t: Tiling, column: int) -> list[Strip]:
+def strips(t: Strips, column: int) -> list[Strip]:
     """How bn is dealt to warps; `column` is the columns of one unit. The last strip may need fewer units."""
     whole, rest = divmod(t.bn, t.units * column)
     found = [Strip(0, whole, t.units, t.units * column)] if whole else []
@@ -105,70 +105,12 @@ def columns(p: Product) -> int:
     return ARRAY.columns_of(ELEMENTS[p.dtype].lane)
 
 
-class Systolic:
-    """The generator."""
-
-    kind = "systolic"
-
-    def serves(self, group: Group, machine: Machine) -> str | None:
-        if missing := {"systolic", "conv"} - set(machine.extensions):
-            return f"{machine.name} has no extension {', '.join(sorted(missing))}"
-        if (machine.array_rows, machine.array_columns) != (ARRAY.rows, ARRAY.columns):
-            return f"{machine.name} has units of {machine.array_rows} × {machine.array_columns}"
-        p = product_of(group)
-        if isinstance(p, str):
-            return p
-        if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
-            return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the arrays take f16, bf16 and f32"
-        element = SIZES[p.dtype]
-        return refusal(group, p) or blocks.unaddressable(
-            p, element, "packed" if blocks.packs(group, p) else "dense"
-        )
-
-    def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
-        p = blocks.product(group)
-        for t in tilings(p, machine):
-            for modes in mode_pairs(group, p, t, machine):
-                yield {
-                    "tile": (t.bm, t.bn, t.bk),
-                    "units": t.units,
-                    "warps": t.warps,
-                    "access": blocks.access(p, t.bk),
-                    "modes": modes,
-                }
-
-    def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        p, t = blocks.product(group), Tiling.of(options)
-        modes = [t.modes[0], SYSTOLIC, SYSTOLIC if converts_only(group, p) else SIMD, t.modes[1]]
-        switches = sum(a != b for a, b in pairwise(modes))
-        way, count = str(options["access"]), len(group.nodes)
-        passes = strips(t, columns(p))[-1].last
-        return cost.systolic(p, t, passes, SIZES[p.dtype], way, machine, count, switches)
-
-    def prefetch(self, groups: Sequence[Group], machine: Machine) -> None:
-        """Nothing is slow enough to start early."""
-
-    def pack(self, group: Group, options: Options, machine: Machine) -> dict[str, Array]:
-        """Weights as [z, n tile, k step, k, n], and the gather table."""
-        return _Kernel(group, options, machine).constants()
-
-    def lower(self, group: Group, options: Options, machine: Machine) -> Lowered:
-        k = _Kernel(group, options, machine)
-        return Lowered((k.emit(),), k.constants())
-
-    def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
-        return evaluate.tiled(group, blocks.product(group), Tiling.of(options), env)
-
-
-SYSTOLIC_GENERATOR = register(Systolic())
-
-
 def converts_only(group: Group, p: Product) -> bool:
     """Whether nothing but conversions follows the product: then no fp32 instruction does."""
     return not p.bias and all(n is p.node or n.op == "Cast" for n in group.nodes)
 
 
-def mode_pairs(group: Group, p: Product, t: Tiling, machine: Machine) -> Iterator[tuple[str, str]]:
+def mode_pairs(group: Group, p: Product, t: Strips, machine: Machine) -> Iterator[tuple[str, str]]:
     """Modes at entry and exit that the kernel can have. On an SM that runs several blocks one starts as another ends."""
     blocks_ = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
     ends = (SIMD, SYSTOLIC) if converts_only(group, p) else (SIMD,)
@@ -177,7 +119,7 @@ def mode_pairs(group: Group, p: Product, t: Tiling, machine: Machine) -> Iterato
             yield entry, leave
 
 
-def tilings(p: Product, machine: Machine) -> Iterator[Tiling]:
+def tilings(p: Product, machine: Machine) -> Iterator[Strips]:
     """Block tiles that may pay for this product, without their modes."""
     column, element = columns(p), SIZES[p.dtype]
     rows = next((h for h in reversed(HEIGHTS) if h >= p.m), HEIGHTS[0])
@@ -187,7 +129,7 @@ def tilings(p: Product, machine: Machine) -> Iterator[Tiling]:
                 continue
             for bn in widths(p.n, column, units):
                 for bk in depths(p, element):
-                    t = Tiling(bm, bn, bk, units, WARPS, (SIMD, SIMD))
+                    t = Strips(bm, bn, bk, units, WARPS)
                     if fits(t, element, column, machine):
                         yield t
 
@@ -209,7 +151,7 @@ def depths(p: Product, element: int) -> list[int]:
     return deep or most[-1:]
 
 
-def fits(t: Tiling, element: int, column: int, machine: Machine) -> bool:
+def fits(t: Strips, element: int, column: int, machine: Machine) -> bool:
     """Whether two buffers fit shared memory, C the registers, and every thread has something to carry."""
     nbytes = 2 * t.bk * (t.bm * element + t.bn * element + SKEW) + 2 * t.bm * SKEW
     c = t.bm * column * t.units // LANES
@@ -217,47 +159,47 @@ def fits(t: Tiling, element: int, column: int, machine: Machine) -> bool:
     return nbytes <= machine.shared_bytes_per_block and c <= MOST and parts[-1].last <= t.warps
 
 
-class _Kernel:
+class Kernel(TiledKernel[Strips]):
     """One launch being emitted."""
 
-    def __init__(self, group: Group, options: Options, machine: Machine) -> None:
-        self.group, self.machine, self.t = group, machine, Tiling.of(options)
-        self.p = blocks.product(group)
-        self.type, self.element = ELEMENTS[self.p.dtype], SIZES[self.p.dtype]
-        tile = (self.t.bm, self.t.bn, self.t.bk)
-        self.block = Block(group, self.p, tile, self.element, str(options["access"]))
+    peel = True
+
+    @property
+    def type(self) -> Element:
+        """The operands' type, as commands name it."""
+        return ELEMENTS[self.p.dtype]
+
+    @property
+    def vector(self) -> int:
+        return 16 // int(self.element)
+
+    def packed_weights(self, padded: Array) -> Array:
+        """[z, n tile, k step, k, n]."""
+        t, (z, k, n) = self.t, padded.shape
+        parts: Array = padded.reshape(z, k // t.bk, t.bk, n // t.bn, t.bn)
+        return parts.transpose(0, 3, 1, 2, 4).copy()
+
+    def builder(self) -> KernelBuilder:
+        b = KernelBuilder(
+            self.group.name, (self.t.threads, 1, 1), self.machine, matrix=True, modes=self.t.modes
+        )
+        if self.t.modes[0] == SIMD:
+            b.emit(MODE, Mode.SYSTOLIC)
+        return b
+
+    def begin(self) -> None:
+        self.warp = special(self.b, SR.WARPID)
         self.strips = strips(self.t, columns(self.p))
 
-    def constants(self) -> dict[str, Array]:
-        found = self.block.tables(16)
-        if self.block.packed:
-            t, padded = self.t, self.block.padded_weights(self.group.constants[self.p.b])
-            z, k, n = padded.shape
-            parts = padded.reshape(z, k // t.bk, t.bk, n // t.bn, t.bn)
-            found[self.block.packed_name] = parts.transpose(0, 3, 1, 2, 4).copy()
-        return found
-
-    def emit(self) -> Emitted:
-        t, p = self.t, self.p
-        b = self.b = KernelBuilder(
-            self.group.name, (LANES * t.warps, 1, 1), self.machine, matrix=True, modes=t.modes
-        )
-        b.role(self.group.nodes.index(p.node))
-        if t.modes[0] == SIMD:
-            b.emit(MODE, Mode.SYSTOLIC)
-        self.block.begin(b)
-        self.warp = special(b, SR.WARPID)
-        a, start = self._a()
-        right, end = self._packed(start) if self.block.packed else self._b(start)
-        buffers = Buffers(b, end, self.block.steps)
-        self.a_at = buffers.pointer(a.start)
+    def connect(self, buffers: Buffers, tiles: list[Tile]) -> None:
+        b, (a, right) = self.b, tiles
         wide = self.strips[0].width * self.element
+        self.a_at = buffers.pointer(a.start)
         self.b_at = buffers.pointer(uadd(b, umul(b, self.warp, wide), right.start))
         self.acc = b.reg(max(self._registers(s) for s in self.strips))
-        run(b, [a, right], buffers, self.block.steps, self)
-        self._finish()
-        b.emit(EXIT)
-        return self.block.launch(b.finish())
+
+    def accumulators(self) -> list[VReg]:
+        return [self.acc]
 
     def _registers(self, s: Strip) -> int:
         return -(-self.t.bm * s.width // LANES)
@@ -270,46 +212,37 @@ class _Kernel:
         """A tile that lies as in memory, or transposed element by element; with its pitch and its end."""
         down, across = (cols, rows) if transposed else (rows, cols)
         pitch = across * self.element + (SKEW if transposed else 0)
-        g = grid(
-            self.b, rows, cols, 1 if transposed else v, LANES * self.t.warps, pitch, self.element
-        )
+        g = grid(self.b, rows, cols, 1 if transposed else v, self.t.threads, pitch, self.element)
         g = _transposed(self.b, g, pitch, self.element) if transposed else g
         return Tile(reach(self.b, g), g, start, self.element), pitch, start + down * pitch
 
-    def _a(self) -> tuple[Tile, int]:
+    def tile_a(self, start: int) -> tuple[Tile, int]:
         """A as rows of bk."""
         t, p = self.t, self.p
         rows, cols = (t.bk, t.bm) if p.trans_a else (t.bm, t.bk)
-        v = self.block.vector_a(16 // self.element)
-        tile, self.pitch_a, end = self._tile(rows, cols, v, p.trans_a, 0, self.block.a_access)
+        v, reach = self.block.vector_a(self.vector), self.block.a_access
+        tile, self.pitch_a, end = self._tile(rows, cols, v, p.trans_a, start, reach)
         return tile, end
 
-    def _b(self, start: int) -> tuple[Tile, int]:
-        """B as rows of bn."""
+    def tile_b(self, start: int) -> tuple[Tile, int]:
+        """B as rows of bn; packed weights lie in memory as they will lie here."""
         t, p = self.t, self.p
+        if self.block.packed:
+            return self._packed(start)
         rows, cols = (t.bn, t.bk) if p.trans_b else (t.bk, t.bn)
-        v = self.block.vector_b(16 // self.element)
-        tile, self.pitch_b, end = self._tile(rows, cols, v, p.trans_b, start, self.block.b_access)
+        v, reach = self.block.vector_b(self.vector), self.block.b_access
+        tile, self.pitch_b, end = self._tile(rows, cols, v, p.trans_b, start, reach)
         return tile, end
 
     def _packed(self, start: int) -> tuple[Tile, int]:
-        """B from weights that lie in memory as they will lie here."""
-        t, v = self.t, 16 // self.element
+        t = self.t
         self.pitch_b = t.bn * self.element
-        g = grid(self.b, t.bk, t.bn, v, LANES * t.warps, self.pitch_b, self.element)
-        nbytes = t.bk * self.pitch_b
-        base = self.block.packed_base(self.b)
-        tile = Tile(Packed(base, g, nbytes, self.block.steps, WIDTHS[16]), g, start, self.element)
-        return tile, start + nbytes
+        g = grid(self.b, t.bk, t.bn, self.vector, t.threads, self.pitch_b, self.element)
+        nbytes, base = t.bk * self.pitch_b, self.block.packed_base(self.b)
+        access = Packed(base, g, nbytes, self.block.steps, Width._128)
+        return Tile(access, g, start, self.element), start + nbytes
 
     # --- the product
-
-    peel = True
-    beside: Sequence[Any] = ()
-
-    def clear(self) -> None:
-        for r in range(self.acc.words):
-            self.b.emit(MOV, self.acc[r], RZ)
 
     def compute(self, first: bool, last: bool) -> None:
         b = self.b
@@ -346,35 +279,26 @@ class _Kernel:
 
     # --- the epilogue
 
-    def _finish(self) -> None:
-        """Places are computed while the array works; then systolic mode is left if fp32 follows; then each strip's epilogue."""
+    def results(self) -> Iterator[tuple[Frame, list[Spot]]]:
+        """Places are computed while the array works; then systolic mode is left if fp32 follows; then each strip's part of C."""
         b, stays = self.b, converts_only(self.group, self.p)
         parts = [list(self._parts(s)) for s in self.strips]
         b.emit(*((SMA_WAIT, 0) if stays else (MODE, Mode.SIMD)))
         for s, frames in zip(self.strips, parts, strict=True):
             with self._only(s):
-                for frame, spots in frames:
-                    Epilogue(b, self.group, self.p, frame, self.block.parameters).emit(spots)
+                yield from frames
         if (self.t.modes[1] == SYSTOLIC) != stays:
             b.emit(MODE, Mode.SIMD if stays else Mode.SYSTOLIC)
 
     def _parts(self, s: Strip) -> Iterator[tuple[Frame, list[Spot]]]:
         """C's registers by the place of their lanes: every `period` registers it is the same, some rows further down."""
-        b, t, p = self.b, self.t, self.p
+        b, count = self.b, self._registers(s)
         period, rows = s.width // gcd(s.width, LANES), LANES // gcd(s.width, LANES)
         col0 = uadd(b, self.block.n0, umul(b, self.warp, self.strips[0].width))
-        for i in range(min(period, self._registers(s))):
+        for i in range(min(period, count)):
             row, col = divmod_(b, add(b, lane_id(b), i * LANES), s.width)
-            bound = add(b, row, self.block.m0) if p.m % t.bm else None
-            cols = p.n if p.n % t.bn else 0
-            frame = Frame(self.block.m0, col0, row, col, bound, p.m, cols, self.block.axes)
-            yield (
-                frame,
-                [
-                    Spot(self.acc[r], r // period * rows, 0)
-                    for r in range(i, self._registers(s), period)
-                ],
-            )
+            spots = [Spot(self.acc[r], r // period * rows, 0) for r in range(i, count, period)]
+            yield self.frame(self.block.m0, col0, row, col), spots
 
 
 def _transposed(b: KernelBuilder, g: Geometry, pitch: int, size: int) -> Geometry:
@@ -382,3 +306,32 @@ def _transposed(b: KernelBuilder, g: Geometry, pitch: int, size: int) -> Geometr
     place = mul(b, g.col, pitch, mul(b, g.row, size))
     moves = tuple(replace(m, place=m.col * pitch + m.row * size) for m in g.moves)
     return replace(g, moves=moves, place=place)
+
+
+class Systolic(TiledEngine[Strips]):
+    """The generator."""
+
+    kind = "systolic"
+    extensions = frozenset({"systolic", "conv"})
+    tiling, kernel = Strips, Kernel
+
+    def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
+        if (machine.array_rows, machine.array_columns) != (ARRAY.rows, ARRAY.columns):
+            return f"{machine.name} has units of {machine.array_rows} × {machine.array_columns}"
+        if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
+            return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the arrays take f16, bf16 and f32"
+        return None
+
+    def tilings(self, group: Group, p: Product, machine: Machine) -> Iterator[Strips]:
+        for t in tilings(p, machine):
+            for modes in mode_pairs(group, p, t, machine):
+                yield replace(t, modes=modes)
+
+    def cycles(self, group: Group, p: Product, t: Strips, way: str, machine: Machine) -> float:
+        modes = [t.modes[0], SYSTOLIC, SYSTOLIC if converts_only(group, p) else SIMD, t.modes[1]]
+        switches = sum(a != b for a, b in pairwise(modes))
+        passes = strips(t, columns(p))[-1].last
+        return cost.systolic(p, t, passes, SIZES[p.dtype], way, machine, len(group.nodes), switches)
+
+
+register(Systolic())
