@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from knapper.isa.modifiers import SR, Cmp, Direction, IntType, Trans, Width
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.runtime import paths
 from knapper.runtime.counters import Counts
+from knapper.runtime.fast.engine import FastEngine
 from knapper.runtime.paths import END, Trail
-from knapper.runtime.session import Session
+from knapper.runtime.session import LIMIT, Session
 from tests.test_engines import Writer, differences, numbers
-from tests.test_faults import B0, EXIT, P0, RZ, URZ, base, fault, lanes_below, program
+from tests.test_faults import B0, EXIT, P0, RZ, URZ, base, fault, lanes_below, load, program
 
 INPUT = 1024  # words
 LANES = np.arange(32)
@@ -354,3 +356,15 @@ def test_what_a_block_reads_first_is_counted_once_a_block(width: Width, form: st
     active = places[:20] if form == "some" else places
     sectors = {(p * size + o) // 32 for p in active.tolist() for o in (256, 272)}
     assert counts.l1_unique == 2 * len(sectors | set(range(4)))
+
+
+def test_stamps_of_blocks_begin_again_when_they_are_used_up() -> None:
+    """A map says which block read a sector last; blocks are numbered through all launches, in 32 bits."""
+    p = program([base(0), load(), EXIT])
+    session = Session(replace(p, launches=(replace(p.launches[0], grid=(9, 1, 1)),) * 3))
+    engine = session.engine("fast", checked=False, threads=1, limit=LIMIT)
+    assert isinstance(engine, FastEngine)
+    engine.scratch[0].state["stamp"] = (1 << 32) - 12
+    result = session.run({"x": np.zeros(256, np.uint8)}, threads=1, timing=True)
+    assert [s.counts.l1_unique for s in result.stats.launches] == [9, 9, 9]
+    assert engine.scratch[0].state["stamp"] == 18
