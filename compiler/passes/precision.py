@@ -11,7 +11,7 @@ it is (and `fuse` finds again: the Casts move no boundary).
     are rounded now, biases and other constants stay float32.
   * A launch that only moves elements works on the stored type itself.
   * Network inputs and outputs keep the model's types: what a launch reads of an input, or what it
-    makes for outputs only, is not rounded at all.
+    makes for outputs only, is not rounded at all. Nor are the boxes and scores of a detector.
   * float64, integers and bool are not touched. A product in f16 or bf16 (a model in that type) gets
     its rounding as a Cast as well.
 
@@ -21,6 +21,7 @@ The constants leave this pass as they will be stored, in row-major order.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import or_
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from .base import Pass
 
 TYPES = {"fp16": "f16", "bf16": "bf16", "fp32": "f32"}
 MOVERS = (INJECTIVE | MOVES) - {"Trilu"}
+COPIES = MOVERS | {"GatherElements", "GatherND"}
+POSITIONS = {"NonMaxSuppression": range(4), "RoiAlign": range(1, 2)}
+"""Op → operands that are coordinates in an image, or are compared with others: f16 has no quarter of a pixel beyond 512."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +89,25 @@ class _Precision(Writer):
         return found
 
     def _kept(self) -> set[str]:
-        """Values that only network outputs read, through views or not: they are stored as they are."""
-        outputs, kept = set(self.old.outputs.values()), set[str]()
+        """Values that only network outputs and positions read, through views and copies or not: they are stored as they are."""
+        outputs, kept, positions = set(self.old.outputs.values()), set[str](), set[str]()
         users = self.old.users()
         for n in reversed(self.old.nodes):
             for v in n.outputs:
                 seen = users.get(v, [])
-                views = all(self._is_view(u) and u.outputs[0] in kept for u in seen)
-                if views and (seen or v in outputs):
+                exact = [self._position(u, v, positions) for u in seen]
+                views = [self._is_view(u) and u.outputs[0] in kept for u in seen]
+                if all(map(or_, exact, views)) and (seen or v in outputs):
                     kept.add(v)
+                    positions.update([v] if any(exact) else [])
         return kept
+
+    def _position(self, n: Node, v: str, positions: set[str]) -> bool:
+        """Whether a node reads an operand as a position, or passes it on as one."""
+        if n.op in POSITIONS:
+            return all(i in POSITIONS[n.op] for i, x in enumerate(n.inputs) if x == v)
+        passes_on = self._is_view(n) or n.op in COPIES
+        return passes_on and positions.issuperset(n.outputs)
 
     def _unrounded(self) -> set[str]:
         """Values that are stored in the model's type: inputs, what is seen through views, `kept`."""
