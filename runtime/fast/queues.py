@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from knapper.isa.core import TABLE
 from knapper.isa.modifiers import Element
 from knapper.isa.program import Kernel
-from knapper.isa.systolic import QUEUE, UNITS, WORD, Array
+from knapper.isa.systolic import QUEUE, WORD, Array
 
 from ..decode import SPARE
 from ..faults import Kind
@@ -42,7 +42,7 @@ def prepare(
     sums = WORD * array.accumulators
     parts = {
         "queues": RING.itemsize * kernel.warps,
-        "weights": 2 * UNITS * array.rows * array.columns * 4,
+        "weights": 2 * array.units * array.rows * array.columns * 4,
         "accumulators": sums,
     }
     if checked:
@@ -118,7 +118,7 @@ def weights(code: Code, state: Struct, unit: Num, half: Num) -> Any:
     """Where a unit's active (half = 0) or shadow (1) weights are."""
     which = (arrays(code, state).flipped >> unit & 1) ^ half
     size = (state.array_rows * state.array_columns * 4).wide()
-    return code.at(state.pointer_to("weights"), (which * UNITS + unit).wide() * size)
+    return code.at(state.pointer_to("weights"), (unit * 2 + which).wide() * size)
 
 
 def closed(code: Code, state: Struct, queue: Struct) -> None:
