@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knapper.isa.core import SYSTOLIC, Guard, Instr, Pred, Reg, Src, UReg
+from knapper.isa.core import READ, SYSTOLIC, Guard, Instr, Pred, Reg, Src, UReg
 from knapper.isa.instructions import MODE
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
@@ -51,6 +51,8 @@ class Field:
     bank: str
     """R, U or P."""
     words: int
+    read: bool
+    """It is only read."""
     write: bool
 
     @staticmethod
@@ -58,7 +60,9 @@ class Field:
         """The register operands of a variant, the guard first."""
         writes = v.instr.mnemonic not in ASYNCHRONOUS
         return [
-            Field(v.slots.get(name, -1), bank, words_of(v.instr, b.words), writes and "w" in b.use)
+            Field(
+                v.slots.get(name, -1), bank, words_of(v.instr, b.words), b.use == READ, writes and "w" in b.use
+            )  # fmt: skip
             for name, (kind, b) in v.instr.layout.items()
             if b.use and (bank := bank_of(kind, getattr(v.instr, name)))
         ]
@@ -174,7 +178,7 @@ class _Structures:
             self.write[members, column] = f.write
             if f.slot < 0:
                 self.guard[members] = np.where(there, base + number, -1)
-            if f.bank == "R" and not f.write and f.words <= NARROW:
+            if f.bank == "R" and f.read and f.words <= NARROW:
                 for word in range(f.words):
                     self.reads[members, NARROW * column + word] = np.where(there, number + word, -1)
 
@@ -182,7 +186,7 @@ class _Structures:
         """`reads` without repetitions, in as few columns as it takes."""
         reads = np.sort(self.reads, axis=1)[:, ::-1]
         reads[:, 1:][reads[:, 1:] == reads[:, :-1]] = -1
-        return reads[:, : int((reads >= 0).sum(axis=1).max(initial=0)) * 2 or 1]
+        return np.sort(reads, axis=1)[:, ::-1][:, : max(1, int((reads >= 0).sum(axis=1).max(initial=0)))]
 
 
 @dataclass(frozen=True)
@@ -313,7 +317,7 @@ class Costs:
         sectors, wavefronts = (
             counts[name].astype(np.float64) / times for name in ("sectors", "wavefronts")
         )
-        one = ops["occupy"]  # ticks of an access that the port takes at once
+        one = ops["occupy"].copy()  # ticks of an access that the port takes at once
         passes = np.where(ops["memory"] > 0, np.maximum(sectors / SECTORS, wavefronts), 1)
         ops["occupy"] = np.maximum(one, np.rint(one * passes).astype(np.int64))
         loads, stores = self.global_loads[span], self.global_stores[span]
