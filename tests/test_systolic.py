@@ -465,6 +465,33 @@ def test_groups_that_bring_their_weights_do_not_clash() -> None:
     both(parted([*PLAIN, wait()], [*PLAIN, *PLAIN, wait()]), threads=64)
 
 
+def test_rz_swallows_c() -> None:
+    commands = [*group(ONE, 16, c=255, start=Start.ADD), i.MOV(RZ, Src.of(1)), wait(), *STORE]
+    o = plain()
+    assert (matrix(both([*begin(range(8, 16)), *systolic(commands), EXIT], o.x)) == o.c).all()
+
+
+def lanes_part(then: list[Instr]) -> list[Instr]:
+    """Nine lanes come to what follows by another way than the rest."""
+    head = [i.S2R(SR.LANEID, LANE), i.ISETP(Cmp.LT, IntType.U32, P0, LANE, Src.of(9))]
+    return [*head, i.BRA(Label(4), guard=ZERO), i.NOP(), *then, EXIT]
+
+
+def test_a_switch_is_a_block_barrier() -> None:
+    told = hazard(lanes_part([SYSTOLIC, SIMD]))
+    assert "E608" in told
+    assert "lane 9 is live but does not come to MODE.SYSTOLIC with the others" in told
+    code = [*WARP_ZERO, i.BRA(Label(5), guard=ZERO), BAR, BAR, SYSTOLIC, SIMD, EXIT]
+    told = hazard(code, threads=64)
+    assert "waits at MODE.SYSTOLIC, but warp 1 of the block waits at another" in told
+
+
+def test_lanes_that_parted_send_no_commands() -> None:
+    told = hazard(lanes_part([swap()]), mode_entry="systolic", mode_exit="systolic")
+    assert "E616" in told
+    assert "lane 9 is not active, but a systolic command is the whole warp's" in told
+
+
 # --- modes ----------------------------------------------------------------------------------------------------------------------
 
 
