@@ -20,10 +20,10 @@ from onnx import ModelProto
 from knapper.isa.errors import UsageError
 
 from .classifiers import alexnet, resnet50, vgg16
-from .detector import detector
+from .detectors import detector
 from .inception import inception_v1
-from .segmentation import segmentation
-from .transformer import bert_base
+from .segmenters import segmentation
+from .transformers import bert_base
 
 
 @dataclass(frozen=True)
