@@ -45,7 +45,14 @@ SYSTOLIC, SIMD = i.MODE(Mode.SYSTOLIC), i.MODE(Mode.SIMD)
 COMMIT = i.SMA_COMMIT()
 ALWAYS_ON = Guard(7)
 TYPES = {Element.F16: F16, Element.BF16: BF16, Element.F32: F32}
-TARGET: dict[str, Any] = {"name": "test", "extensions": ("systolic", "tensor")}
+VOLTA, SMA = (Machine.load(name).to_dict() for name in ("volta-8tc", "sma3"))
+TARGET: dict[str, Any] = {
+    **VOLTA,
+    **SMA,
+    "extensions": ["base", "systolic", "tensor"],
+    "units": {**VOLTA["units"], **SMA["units"]},
+}
+"""A machine with Tensor Cores as well, so that the two can be compared in one kernel."""
 INPUT, OUTPUT, SHARED = 65536, 65536, 32768
 IN, OUT, LANE, THREAD = UReg(0), UReg(2), Reg(0), Reg(1)
 A, B = 0, 16384
@@ -496,10 +503,10 @@ def test_lanes_that_parted_send_no_commands() -> None:
 
 
 ADD = i.FADD(FloatType.F32, Reg(8), RZ, Src.of(RZ))
-SMA = Machine.load("sma2")
+SMA2 = Machine.load("sma2")
 
 
-def told(code: list[Instr], machine: Machine = SMA, **settings: Any) -> list[str]:
+def told(code: list[Instr], machine: Machine = SMA2, **settings: Any) -> list[str]:
     """What the verifier says of a kernel, which the engines refuse as well."""
     p = program(code, target=machine.to_dict(), **settings)
     found = [str(e) for e in code_problems(p.kernels["k"], machine)]
@@ -537,9 +544,9 @@ def test_an_instruction_has_one_mode_on_all_paths() -> None:
     code = [i.BRA(Label(2), guard=ZERO), SYSTOLIC, i.NOP(), SIMD, EXIT]
     assert any("instruction 2: NOP: it is reached in both modes" in t for t in told(code))
     loop = [SYSTOLIC, *PLAIN, wait(), SIMD, ADD, i.BRA(Label(0), guard=ZERO), EXIT]
-    assert not [*code_problems(program(loop).kernels["k"], SMA)]
+    assert not [*code_problems(program(loop).kernels["k"], SMA2)]
     unreachable = [i.BRA(Label(2)), *PLAIN[:1], EXIT]
-    assert not [*code_problems(program(unreachable).kernels["k"], SMA)]
+    assert not [*code_problems(program(unreachable).kernels["k"], SMA2)]
 
 
 def test_a_kernel_ends_in_the_mode_that_it_declares() -> None:
@@ -548,12 +555,12 @@ def test_a_kernel_ends_in_the_mode_that_it_declares() -> None:
     assert told([EXIT], mode_exit="systolic")
     assert not [
         *code_problems(
-            program([EXIT], mode_entry="systolic", mode_exit="systolic").kernels["k"], SMA
+            program([EXIT], mode_entry="systolic", mode_exit="systolic").kernels["k"], SMA2
         )
     ]
 
 
-def launches(grid: int, *kernels: tuple[str, str], machine: Machine = SMA) -> list[str]:
+def launches(grid: int, *kernels: tuple[str, str], machine: Machine = SMA2) -> list[str]:
     """What the verifier says of launches of kernels that go from mode to mode."""
     made = {
         f"k{n}": Kernel(f"k{n}", Kernel.encode([i.MODE(Mode[leave.upper()]), EXIT]), (0, 0), (32, 1, 1), 8, mode_entry=entry, mode_exit=leave)
@@ -567,7 +574,7 @@ def launches(grid: int, *kernels: tuple[str, str], machine: Machine = SMA) -> li
 
 def test_launches_find_the_mode_that_the_one_before_left() -> None:
     assert not launches(
-        SMA.sms, ("simd", "systolic"), ("systolic", "systolic"), ("systolic", "simd")
+        SMA2.sms, ("simd", "systolic"), ("systolic", "systolic"), ("systolic", "simd")
     )
     (problem,) = launches(1, ("simd", "systolic"), ("simd", "simd"))
     assert "launch 1 of k1: it starts in mode simd, but finds systolic" in problem
@@ -575,12 +582,12 @@ def test_launches_find_the_mode_that_the_one_before_left() -> None:
 
 
 def test_more_blocks_than_sms_need_one_mode() -> None:
-    (problem,) = launches(SMA.sms + 1, ("simd", "systolic"))
+    (problem,) = launches(SMA2.sms + 1, ("simd", "systolic"))
     assert (
-        f"{SMA.sms + 1} blocks on {SMA.sms} SMs: a block starts in the mode in which another ends"
+        f"{SMA2.sms + 1} blocks on {SMA2.sms} SMs: a block starts in the mode in which another ends"
         in problem
     )
-    assert not launches(SMA.sms + 1, ("simd", "simd"))
+    assert not launches(SMA2.sms + 1, ("simd", "simd"))
 
 
 def test_a_machine_without_arrays_knows_one_mode() -> None:
@@ -606,7 +613,7 @@ def test_c_has_to_fit() -> None:
         lsma(ONE, 18, c=255).encode()
     k = program([SYSTOLIC, lsma(ONE, 384, c=32), SIMD, EXIT], threads=320, registers=224)
     assert "10 warps of 224 registers exceed the SM's 65536" in next(
-        map(str, problems(Program(**{**k.__dict__, "target": SMA.to_dict()})))
+        map(str, problems(Program(**{**k.__dict__, "target": SMA2.to_dict()})))
     )
 
 
@@ -647,7 +654,10 @@ LSMA_ACC = lsma_acc(ONE, 4, Src.of(0), Start.SET, 64)
 def wide(rows: int, columns: int, words: int) -> dict[str, Any]:
     """A target with other arrays, and accumulators."""
     numbers = {"array_rows": rows, "array_columns": columns, "accumulator_bytes": 4 * words}
-    return {**TARGET, **{key: {"value": value} for key, value in numbers.items()}}
+    return {
+        **TARGET,
+        **{key: {"value": n, "provenance": "assumed"} for key, n in numbers.items()},
+    }
 
 
 @pytest.mark.parametrize("type", Element)
