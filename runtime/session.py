@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from knapper.isa.errors import UsageError, raise_all
 from knapper.isa.lanes import LANES
+from knapper.isa.machine import Machine
 from knapper.isa.program import Port, Program, trimmed
 from knapper.isa.systolic import Array as Units
 
@@ -27,6 +28,9 @@ from .engine import Engine
 from .memory import DTYPES, Array, Memory, require
 from .reference import ReferenceEngine
 from .stats import KernelFacts, LaunchStats, Stats
+
+if TYPE_CHECKING:
+    from .timing.meter import Meter, Metering
 
 Progress = Callable[[float, int, str], None]
 """(launches done, of which the last may be a part; launches in all; what runs)."""
@@ -51,6 +55,7 @@ class Session:
         self.program = program
         self.memory = Memory(program)
         self._engines: dict[tuple[Any, ...], Engine] = {}
+        self._meter: Meter | None = None
         self._running = (
             Lock()
         )  # a session has one memory: runs from several threads wait for each other
@@ -65,13 +70,15 @@ class Session:
         progress: Progress | None = None,
         work: int | None = None,
         timing: bool = False,
+        jump: bool = True,
     ) -> Result:
         """Run all launches on the inputs.
 
         `checked` makes the fast engine look for races, reads of what was never written, and accesses that a launch does not
         declare; the reference engine always does. `limit` bounds the instructions of one warp in one launch, `work` the warp
-        instructions of the whole run (None: `WORK` of the engine). `timing` records what timing needs. UsageError names
-        everything that is wrong with the inputs; MachineFault tells where the machine stopped.
+        instructions of the whole run (None: `WORK` of the engine). `timing` adds cycles and energy; without `jump` it simulates every
+        cycle of a steady state, to the same end. UsageError names everything that is wrong with the inputs; MachineFault tells
+        where the machine stopped.
         """
         raise_all(input_problems(self.program.inputs, inputs))
         if engine not in get_args(EngineName):
@@ -80,7 +87,7 @@ class Session:
         work = WORK[engine] if work is None else work
         budget.check(self.program, work)
         with self._running:
-            return self._run(inputs, engine, checked, threads, limit, work, progress, timing)
+            return self._run(inputs, engine, checked, threads, limit, work, progress, timing, jump)
 
     def _run(
         self,
@@ -92,21 +99,24 @@ class Session:
         work: int,
         progress: Progress | None,
         timing: bool,
+        jump: bool,
     ) -> Result:
         total = len(self.program.launches)
 
-        def compiling(parts: int) -> None:
+        def tell(what: str) -> None:
             if progress is not None:
-                progress(
-                    0,
-                    total,
-                    f"compiling the emulator core ({parts} part{'s' * (parts != 1)}, kept for next time)",
-                )
+                progress(0, total, what)
+
+        def compiling(parts: int) -> None:
+            tell(
+                f"compiling the emulator core ({parts} part{'s' * (parts != 1)}, kept for next time)"
+            )
 
         runner = self.engine(engine, checked, threads, limit, compiling)
         self.memory.clear()
         for port in self.program.inputs:
             self.memory.put(port, inputs[port.name])
+        metering = self.metering(jump, tell) if timing else None
         counts = list[LaunchStats]()
         for i, launch in enumerate(self.program.launches):
 
@@ -116,12 +126,28 @@ class Session:
 
             tick(0)
             kernel, facts = self.program.kernels[launch.kernel], self._facts[launch.kernel]
-            made = LaunchStats(launch, kernel, facts, runner.launch(launch, work, tick, timing))
+            counted = runner.launch(launch, work, tick, timing)
+            measured = metering.launch(launch, counted) if metering else None
+            made = LaunchStats(launch, kernel, facts, counted, measured)
             work -= made.instructions
             counts.append(made)
         outputs = trimmed({port.name: self.memory.get(port) for port in self.program.outputs})
-        return Result(
-            outputs, Stats(self.target, tuple(counts), self.provenance(inputs, engine, checked))
+        provenance = self.provenance(inputs, engine, checked)
+        return Result(outputs, Stats(self.target, tuple(counts), provenance, self.machine.clock_hz))
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The target."""
+        return Machine.from_dict(self.program.target)
+
+    def metering(self, jump: bool, notice: Callable[[str], None] = lambda what: None) -> Metering:
+        """What times and prices the launches of one run. `notice` is told if that must be compiled first."""
+        from .timing.meter import Meter  # numba takes a while to import
+
+        if self._meter is None:
+            self._meter = Meter.of(self.machine, self.program.kernels, self.decoded)
+        return self._meter.start(
+            jump, lambda: notice("compiling the timing pass (kept for next time)")
         )
 
     @cached_property

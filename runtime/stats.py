@@ -21,6 +21,8 @@ from knapper.isa.program import Kernel, Launch
 
 from .counters import Counts
 from .decode import Decoded
+from .energy import Energy
+from .timing.report import Timing
 
 SCHEMA = "knapper.stats/1"
 LEVELS = {
@@ -52,6 +54,23 @@ class KernelFacts:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a launch took on a machine."""
+
+    timing: Timing
+    energy: Energy
+    by_node: NDArray[Any]
+    """How its cycles spread over its nodes, in issue slots. [nodes]"""
+
+    @cached_property
+    def node_cycles(self) -> list[int]:
+        """The launch's cycles by node; they add up. Launching itself and empty slots are shared out like the rest."""
+        parts = np.cumsum([0.0, *self.by_node])
+        edges = np.rint(parts * (self.timing.cycles / max(parts[-1], 1.0))).astype(np.int64)
+        return [int(n) for n in np.diff(edges)]
+
+
+@dataclass(frozen=True)
 class LaunchStats:
     """One launch."""
 
@@ -59,6 +78,8 @@ class LaunchStats:
     kernel: Kernel
     facts: KernelFacts
     counts: Counts
+    measured: Measured | None = None
+    """None without timing."""
 
     @property
     def instructions(self) -> int:
@@ -116,7 +137,18 @@ class LaunchStats:
             "macs": self.launch.macs,
             "macs_executed": self.macs_executed,
             **{level: self.bytes(level) for level in ("dram_bytes", *LEVELS)},
+            **self._measured(),
         }
+
+    def _measured(self) -> dict[str, Any]:
+        if (m := self.measured) is None:
+            return {}
+        return {**m.timing.to_dict(), "energy_pj": spent(m.energy)}
+
+
+def spent(energy: Energy) -> dict[str, float]:
+    """Picojoules by event, and in all."""
+    return {**energy.events, "total": energy.total}
 
 
 @dataclass(frozen=True)
@@ -126,6 +158,8 @@ class Stats:
     target: str
     launches: tuple[LaunchStats, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    clock_hz: int = 0
+    """The clock that cycles are of."""
 
     def __repr__(self) -> str:
         total = sum(self.instructions.values())
@@ -150,6 +184,30 @@ class Stats:
         return sum(s.macs_executed for s in self.launches)
 
     @property
+    def timed(self) -> bool:
+        """Whether the run was timed."""
+        return all(s.measured is not None for s in self.launches)
+
+    @property
+    def cycles(self) -> int:
+        """Cycles of all launches, one after the other; 0 without timing."""
+        return sum(s.measured.timing.cycles for s in self.launches if s.measured is not None)
+
+    @property
+    def seconds_at_clock(self) -> float:
+        """`cycles` at the machine's clock."""
+        return self.cycles / self.clock_hz if self.clock_hz else 0.0
+
+    @property
+    def energy_pj(self) -> dict[str, float]:
+        """Picojoules by event, and in all; empty without timing."""
+        total: dict[str, float] = {}
+        for s in self.launches:
+            for event, pj in spent(s.measured.energy).items() if s.measured else ():
+                total[event] = total.get(event, 0.0) + pj
+        return total
+
+    @property
     def mode_switches(self) -> int:
         """Times the SMs changed mode between launches; they start in `simd`."""
         modes = [
@@ -164,15 +222,17 @@ class Stats:
         return {use: sum(b[use] for b in each) for use in ("read", "write")}
 
     @property
-    def nodes(self) -> dict[str, dict[str, int]]:
-        """Per graph node: instructions, macs, macs_executed."""
-        table: dict[str, dict[str, int]] = {}
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """Per graph node: instructions, macs, macs_executed, and if the run was timed cycles and energy_pj."""
+        table: dict[str, dict[str, Any]] = {}
         for s in self.launches:
             for node, instructions, executed, useful in s.by_node():
                 row = table.setdefault(node, {"instructions": 0, "macs": 0, "macs_executed": 0})
                 row["instructions"] += instructions
                 row["macs"] += useful
                 row["macs_executed"] += executed
+            if s.measured is not None:
+                _add_measured(table, s.launch.nodes, s.measured)
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,6 +241,7 @@ class Stats:
             "schema": SCHEMA,
             "provenance": dict(self.provenance),
             "target": self.target,
+            **self._measured(),
             "instructions": dict(self.instructions.most_common()),
             "macs": self.macs,
             "macs_executed": self.macs_executed,
@@ -189,3 +250,21 @@ class Stats:
             "kernels": [s.to_dict() for s in self.launches],
             "nodes": self.nodes,
         }
+
+    def _measured(self) -> dict[str, Any]:
+        if not self.timed:
+            return {}
+        return {
+            "cycles": self.cycles,
+            "seconds_at_clock": self.seconds_at_clock,
+            "energy_pj": self.energy_pj,
+        }
+
+
+def _add_measured(table: dict[str, dict[str, Any]], nodes: tuple[str, ...], m: Measured) -> None:
+    """Cycles and energy of a launch to its nodes' rows; a node may be there twice."""
+    for node, cycles in zip(nodes, m.node_cycles, strict=False):
+        table[node]["cycles"] = table[node].get("cycles", 0) + cycles
+    for node, energy in m.energy.by_node.items():
+        if node in table:
+            table[node]["energy_pj"] = table[node].get("energy_pj", 0.0) + energy

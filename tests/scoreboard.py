@@ -194,7 +194,9 @@ class Scoreboard:
             if type(a.first) is Reg and a.use == "r" and a.words <= 2
             for n in range(a.words)
         }
-        banks = [sum(r % self.m.register_banks == b for r in read) for b in range(self.m.register_banks)]
+        banks = [
+            sum(r % self.m.register_banks == b for r in read) for b in range(self.m.register_banks)
+        ]
         return max(0, ceil(Fraction(max(banks), self.m.register_bank_reads)) - 1)
 
     def access(self, w: Warp, i: Instr, step: Step, start: int) -> int:
@@ -205,7 +207,11 @@ class Scoreboard:
         one = unit.interval * TICK
         if step.pc in self.systolic_pcs and i.resource() == "lsu_shared":
             one = one * self.m.shared_banks // (self.m.shared_banks - self.m.systolic_banks)
-        passes = max(Fraction(self.sectors.get(step.pc, 0), 4), Fraction(self.wavefronts.get(step.pc, 0)), Fraction(1))
+        passes = max(
+            Fraction(self.sectors.get(step.pc, 0), 4),
+            Fraction(self.wavefronts.get(step.pc, 0)),
+            Fraction(1),
+        )
         takes = round(one * passes) if i.resource().startswith("lsu_") else one
         begins = max(start, self.port[port])
         self.port[port] = begins + takes

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scoreboard import Memory, Scoreboard, Step
 
 from knapper.isa import instructions as i
 from knapper.isa.core import Extent, Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
@@ -36,7 +37,6 @@ from knapper.runtime.counters import Counts, counters
 from knapper.runtime.decode import decode
 from knapper.runtime.paths import END, Paths, Trail
 from knapper.runtime.timing.launch import Run, Timer
-from scoreboard import Memory, Scoreboard, Step
 
 REGISTERS = 64
 UNGUARDED = Guard(7)
@@ -69,7 +69,9 @@ class Program:
             instr = self.instruction(guard)
             self.emit(instr, skippable=instr.guard != 7)
 
-    def block(self, inside: Callable[[], None]) -> list[Callable[[random.Random, list[Step]], None]]:
+    def block(
+        self, inside: Callable[[], None]
+    ) -> list[Callable[[random.Random, list[Step]], None]]:
         """Write something; its walks, taken out of the list."""
         outer, self.walks = self.walks, []
         inside()
@@ -149,7 +151,9 @@ class Program:
         ]
         tensor: list[Callable[[], Instr]] = [
             lambda: i.HMMA(type=Half.F16, d=R(8), a=R(4), b=R(4), c=R(8), guard=guard),
-            lambda: i.LDSM(trans=Trans.N, d=R(4), base=U(), offset=Signed(0), pitch=Unsigned(32), guard=guard),
+            lambda: i.LDSM(
+                trans=Trans.N, d=R(4), base=U(), offset=Signed(0), pitch=Unsigned(32), guard=guard
+            ),
         ]
         return rng.choice(both + simd * (not self.systolic) + tensor * self.tensor)()
 
@@ -157,7 +161,7 @@ class Program:
         """Systolic commands, a COMMIT, perhaps a WAIT."""
         rng = self.rng
         for _ in range(rng.randrange(1, 4)):
-            at = dict(base=self.ureg(), offset=Signed(0), pitch=Unsigned(16))
+            at: dict[str, Any] = {"base": self.ureg(), "offset": Signed(0), "pitch": Unsigned(16)}
             units, m = Extent(rng.randrange(1, 3)), Extent(rng.choice((1, 2, 16, 40)))
             if rng.random() < 0.7:
                 self.emit(i.SMA_LDB(type=Element.F16, units=units, **at))
@@ -165,7 +169,9 @@ class Program:
             words = -(-int(m) * 16 * int(units) // 32)
             c = Src.of(Reg(rng.randrange(0, REGISTERS - words + 1, min(words, 4))))
             start = rng.choice((Start.ADD, Start.SET))
-            self.emit(i.LSMA(type=Element.F16, start=start, space=Space.REG, c=c, units=units, m=m, **at))
+            self.emit(
+                i.LSMA(type=Element.F16, start=start, space=Space.REG, c=c, units=units, m=m, **at)
+            )
         self.emit(i.SMA_COMMIT())
         if rng.random() < 0.5:
             self.emit(i.SMA_WAIT(n=Unsigned(rng.randrange(3))))
@@ -182,7 +188,7 @@ def random_program(rng: random.Random, systolic: bool) -> Program:
             p.groups()
 
     def stretch() -> None:
-        long = rng.choice((0, 0, 12))
+        long = rng.choice((0, 0, 10))
         steady = rng.randrange(1, 4) + long // 2
         kind = rng.randrange(4)
         if kind == 0:
@@ -229,8 +235,7 @@ class Case:
 
     def run(self, jump: bool = True) -> Run:
         decoded = decode([self.kernel], self.machine.extensions)
-        timer = Timer.of(self.machine, decoded, {"k": self.kernel})
-        timer.jump = jump
+        timer = Timer.of(self.machine, decoded, {"k": self.kernel}, jump)
         launch = Launch("k", (len(self.blocks), 1, 1), (), ())
         return Run(timer, launch, self.counts, 0.0, 0)
 
@@ -246,11 +251,17 @@ def random_machine(rng: random.Random, base: str) -> Machine:
             values[f"units.{name}.interval"] = rng.choice((1, 2, unit.interval, 9))
     for key in ("l1_latency", "l2_latency", "dram_latency"):
         values[key] = rng.choice((1, 30, 200))
-    values["register_banks"], values["register_bank_reads"] = rng.choice(((2, 2), (2, 1), (4, 1), (1, 1)))
+    values["register_banks"], values["register_bank_reads"] = rng.choice(
+        ((2, 2), (2, 1), (4, 1), (1, 1))
+    )
     values["subcores"] = rng.choice((1, 2, 4))
     values["blocks_per_sm"] = rng.choice((1, 2, 3, 32))
     if "systolic" in machine.extensions:
-        values |= {"weight_double_buffer": rng.randrange(2), "lsma_queue": rng.choice((1, 2, 8)), "lsma_fill": rng.choice((0, 11))}
+        values |= {
+            "weight_double_buffer": rng.randrange(2),
+            "lsma_queue": rng.choice((1, 2, 8)),
+            "lsma_fill": rng.choice((0, 11)),
+        }
         values |= {"lsma_bubble": rng.choice((0, 5)), "mode_switch_cycles": rng.choice((0, 8, 100))}
     return machine.with_(**values)
 
@@ -265,7 +276,9 @@ def random_case(seed: int) -> Case:
     for _ in range(rng.randrange(1, 3)):
         alike = rng.random() < 0.5
         walk_seed = rng.random()
-        kinds.append([p.walk(random.Random(walk_seed if alike else rng.random())) for _ in range(warps)])
+        kinds.append(
+            [p.walk(random.Random(walk_seed if alike else rng.random())) for _ in range(warps)]
+        )
     blocks = [rng.choice(kinds) for _ in range(rng.choice((1, 2, 5, 12)))]
     kernel = Kernel("k", Kernel.encode(p.code), (0,) * len(p.code), (32 * warps, 1, 1), REGISTERS)
     return Case(machine, kernel, blocks, count(p.code, blocks, rng))
@@ -288,7 +301,13 @@ def count(code: list[Any], blocks: list[list[list[Step]]], rng: random.Random) -
     loads = sum(int(c["sectors"][pc]) for pc, instr in enumerate(code) if isinstance(instr, i.LDG))
     unique = rng.randrange(loads + 1)
     distinct = rng.randrange(unique + 1)
-    return Counts(c, 32 * distinct, 32 * rng.randrange(50), unique, Paths.of(tuple(map(path, b)) for b in blocks))
+    return Counts(
+        c,
+        32 * distinct,
+        32 * rng.randrange(50),
+        unique,
+        Paths.of(tuple(map(path, b)) for b in blocks),
+    )
 
 
 def path(steps: list[Step]) -> Any:
@@ -305,14 +324,18 @@ def oracle(case: Case, run: Run) -> Scoreboard:
     """The scoreboard of a case. Shares of hits are taken from the run: they have tests of their own."""
     c, foot = case.counts.instructions, run.foot
     issued = np.maximum(c["executed"] - c["skipped"], 1)
-    each = [{pc: int(n) for pc, n in enumerate(c[name] // issued)} for name in ("sectors", "wavefronts")]
+    each = [
+        {pc: int(n) for pc, n in enumerate(c[name] // issued)} for name in ("sectors", "wavefronts")
+    ]
     shares = (Fraction(x) for x in (foot.l1_misses, foot.l2_misses, foot.written_back))
     memory = Memory(*shares, foot.l2_ticks, foot.dram_ticks)
     modes = [pc for pc, instr in enumerate(case.code) if isinstance(instr, i.MODE)]
     inside = frozenset(range(modes[0] + 1, modes[2])) if modes else frozenset()
     switches = frozenset((modes[0], modes[2])) if modes else frozenset()
     resident = min(run.residents.blocks, len(case.blocks))
-    return Scoreboard(case.machine, case.code, case.blocks, resident, *each, memory, inside, switches)
+    return Scoreboard(
+        case.machine, case.code, case.blocks, resident, *each, memory, inside, switches
+    )
 
 
 @pytest.mark.parametrize("seed", range(40))

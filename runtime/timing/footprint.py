@@ -63,7 +63,9 @@ def footprint(
     write back.
     """
     capacity = max(0, machine.l1_bytes - resident * shared_bytes)
-    missed = repeated(traffic.loads, traffic.l1_unique, capacity, SECTOR * traffic.l1_unique * resident / blocks)
+    missed = repeated(
+        traffic.loads, traffic.l1_unique, capacity, SECTOR * traffic.l1_unique * resident / blocks
+    )
     first = traffic.distinct
     again = repeated(max(missed, first), first, machine.l2_bytes, SECTOR * first) - first
     from_dram = first * (1 - held) + again

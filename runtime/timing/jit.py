@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numba.core.config
 import platformdirs
 
+config: Any = numba.core.config
 log = logging.getLogger("knapper.runtime")
 F = TypeVar("F", bound=Callable[..., Any])
 SOURCES = ("state.py", "sm.py", "steady.py", "systolic.py")
@@ -35,11 +37,11 @@ def cache_directory() -> Path:
 @contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
     """numba puts the functions declared inside into `folder`; others keep their place."""
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
 
 
 def writable(folder: Path) -> bool:
@@ -59,14 +61,8 @@ KEEP = writable(FOLDER)
 def compiled(function: F) -> F:
     """Compile on first call, run without Python's lock, keep the machine code."""
     with kept_in(FOLDER):
-        made: F = numba.njit(nogil=True, cache=KEEP)(function)
-    return made
-
-
-def inlined(function: F) -> F:
-    """Compile into its callers: a state of thirty arrays is passed for free only where nothing is passed."""
-    made: F = numba.njit(nogil=True, forceinline=True)(function)
-    return made
+        made: Any = numba.njit(nogil=True, cache=KEEP)(function)
+    return made  # type: ignore[no-any-return]  # it is called as the function is
 
 
 def present() -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -61,24 +60,19 @@ class Residents:
 class Timer:
     """Times the launches of a program on a machine, one after the other."""
 
-    machine: Machine
-    structure: Structure
-    kernels: Mapping[str, Kernel]
+    costs: Costs
     jump: bool = True
     residency: Residency = field(init=False)
 
     def __post_init__(self) -> None:
-        self.residency = Residency(self.machine.l2_bytes)
+        self.residency = Residency(self.costs.machine.l2_bytes)
 
     @staticmethod
-    def of(machine: Machine, decoded: Decoded, kernels: Mapping[str, Kernel]) -> Timer:
+    def of(
+        machine: Machine, decoded: Decoded, kernels: Mapping[str, Kernel], jump: bool = True
+    ) -> Timer:
         """For decoded kernels."""
-        return Timer(machine, Structure.of(decoded, kernels), kernels)
-
-    @cached_property
-    def costs(self) -> Costs:
-        """The program on this machine."""
-        return Costs(self.structure, self.machine, self.kernels)
+        return Timer(Costs(Structure.of(decoded, kernels), machine, kernels), jump)
 
     def launch(self, launch: Launch, counts: Counts) -> Timing:
         """The next launch."""
@@ -89,32 +83,35 @@ class Timer:
 class Run:
     """One launch being timed."""
 
-    def __init__(self, timer: Timer, launch: Launch, counts: Counts, held: float, evicted: int) -> None:
+    def __init__(
+        self, timer: Timer, launch: Launch, counts: Counts, held: float, evicted: int
+    ) -> None:
         assert counts.paths is not None
         self.timer, self.launch, self.counts, self.paths = timer, launch, counts, counts.paths
-        self.machine, self.kernel = timer.machine, timer.kernels[launch.kernel]
+        self.costs, self.machine = timer.costs, timer.costs.machine
+        self.kernel = self.costs.kernels[launch.kernel]
         self.blocks = prod(launch.grid)
         self.active = min(self.blocks, self.machine.sms)
-        systolic = timer.costs.systolic(self.kernel.name)
+        systolic = self.costs.systolic(self.kernel.name)
         self.residents = Residents.of(self.machine, self.kernel, systolic)
-        if not launch.operands:
-            evicted = SECTOR * counts.dram_write // SECTOR
+        if not launch.operands:  # nothing is known of what L2 holds: all that is written goes out
+            evicted = counts.dram_write
         self.foot = self.footprint(held, evicted)
-        self.ops = timer.costs.operations(self.kernel.name, counts.instructions, self.foot)
+        self.ops = self.costs.operations(self.kernel.name, counts.instructions, self.foot)
 
     def footprint(self, held: float, evicted: int) -> Footprint:
         """Where its accesses hit."""
-        span = self.timer.structure.spans[self.kernel.name]
+        span = self.costs.structure.spans[self.kernel.name]
         sectors = self.counts.instructions["sectors"].astype(np.int64)
-        costs = self.timer.costs
-        traffic = Traffic(
+        costs = self.costs
+        self.traffic = Traffic(
             int(sectors[costs.global_loads[span]].sum()),
             int(sectors[costs.global_stores[span]].sum()),
             self.counts.l1_unique,
             self.counts.dram_read // SECTOR,
         )
         return footprint(
-            self.machine, traffic, blocks=self.blocks, resident=min(self.residents.blocks, -(-self.blocks // self.active)),
+            self.machine, self.traffic, blocks=self.blocks, resident=min(self.residents.blocks, -(-self.blocks // self.active)),
             active=self.active, shared_bytes=self.kernel.shared_bytes, held=held, evicted=evicted,
         )  # fmt: skip
 
@@ -124,7 +121,7 @@ class Run:
         return Counter(of_block[sm :: self.active].tobytes() for sm in range(self.active))
 
     def timing(self) -> Timing:
-        spans, first, last = self.timer.costs.spans(self.kernel.name)
+        spans, first, last = self.costs.spans(self.kernel.name)
         self.ops["first"], self.ops["last"] = first, last
         code = (self.ops, spans, *flatten(self.paths))
         runs = [
@@ -140,12 +137,15 @@ class Run:
         state = blank(
             places=min(self.residents.blocks, len(sequence)), warps=kernel.warps,
             slots=kernel.registers + UNIFORMS + PREDICATES, subcores=machine.subcores,
-            ports=self.timer.costs.port_count, code=len(ops), **self.timer.costs.queues(kernel.name),
+            ports=self.costs.port_count, code=len(ops), **self.costs.queues(kernel.name),
         )  # fmt: skip
-        end = run(*code, sequence, *state, self.timer.jump)
+        ops_, spans, events, path = code
+        end = run(ops_, spans, events, path, sequence, *state, self.timer.jump)
         if end < 0:
             raise MachineFault(
-                "E619", "the recorded paths never end: warps wait for others for ever", where=f"kernel {kernel.name}"
+                "E619",
+                "the recorded paths never end: warps wait for others for ever",
+                where=f"kernel {kernel.name}",
             )
         return end, state
 
@@ -154,12 +154,17 @@ class Run:
         slots, busy, by_pc, occupied = (
             sum(times * column for times, column in zip((t for t, _ in runs), columns, strict=True))
             for columns in zip(
-                *((s.sm["slots"][0], s.sm["busy"][0], s.blame[0], s.sm["occupied"][0]) for _, s in runs),
+                *(
+                    (s.sm["slots"][0], s.sm["busy"][0], s.blame[0], s.sm["occupied"][0])
+                    for _, s in runs
+                ),
                 strict=True,
             )
         )
         total = self.active * max(cycles, 1)
         utilisation = self.utilisation(busy, total)
+        l1_missed = self.traffic.loads * self.foot.l1_misses
+        l2, from_dram = l1_missed + self.traffic.stores, l1_missed * self.foot.l2_misses
         return Timing(
             cycles=self.machine.launch_cycles + cycles,
             stalls={name: int(n) for name, n in zip(REASONS, slots, strict=True)},
@@ -167,6 +172,9 @@ class Run:
             occupancy=float(occupied) / (total * self.machine.warps_per_sm),
             blocks_per_sm=self.residents.blocks,
             limited_by=self.residents.limit,
+            active_sms=self.active,
+            l2_sectors=round(l2),
+            dram_sectors=round(from_dram + self.traffic.stores * self.foot.written_back),
             by_pc=by_pc,
             roofline=self.roofline(cycles, utilisation),
         )  # fmt: skip
@@ -174,7 +182,9 @@ class Run:
     def utilisation(self, busy: NDArray[np.int64], total: int) -> dict[str, float]:
         """Per unit that worked, and of the shares of L2 and DRAM."""
         out: dict[str, float] = {}
-        for name, (first, spread) in self.timer.costs.ports.items():
+        for name, (first, spread) in self.costs.ports.items():
+            if self.machine.units[name].port not in ("", name):
+                continue
             ports = self.machine.subcores if spread else 1
             out[name] = float(busy[first : first + ports].sum()) / (TICK * total * ports)
         out = {name: share for name, share in out.items() if share > 0}
@@ -189,7 +199,7 @@ class Run:
         moved = self.counts.dram_read + self.counts.dram_write
         seconds = max(cycles, 1) / self.machine.clock_hz
         return Roofline(
-            flops / moved if moved else 0.0, flops / seconds, self.timer.costs.peak(self.kernel.name),
+            flops / moved if moved else 0.0, flops / seconds, self.costs.peak(self.kernel.name),
             max(utilisation, key=lambda name: utilisation[name]),
         )  # fmt: skip
 

@@ -48,6 +48,12 @@ class Timing:
     """Resident blocks an SM."""
     limited_by: str
     """What allows no more of them: registers, warps, shared memory, blocks, or the mode."""
+    active_sms: int
+    """SMs that had a block."""
+    l2_sectors: int
+    """Sectors of 32 bytes between L1 and L2: loads that missed, and stores."""
+    dram_sectors: int
+    """Sectors between L2 and DRAM."""
     by_pc: NDArray[np.int64]
     """Issue slots that each instruction took or that went by before it could issue."""
     roofline: Roofline

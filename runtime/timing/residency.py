@@ -50,7 +50,7 @@ class Residency:
 
     def held(self, start: int, end: int) -> int:
         """Bytes between two addresses that are in L2."""
-        return sum(r.cut(start, end).held for r in self.ranges)
+        return sum(r.cut(start, end).held for r in self.ranges if start < r.end and r.start < end)
 
     def touch(self, o: Operand) -> None:
         """An operand becomes the most recent range; what lay there before is part of it."""
@@ -58,10 +58,11 @@ class Residency:
         dirty = "w" in o.use
         kept = []
         for r in self.ranges:
-            inside = r.cut(start, end)
-            dirty |= inside.held > 0 and r.dirty
-            parts = (r.cut(r.start, start), r.cut(end, r.end)) if inside.end > inside.start else (r,)
-            kept += [p for p in parts if p.held > 0]
+            if r.end <= start or end <= r.start:
+                kept.append(r)
+                continue
+            dirty |= r.dirty
+            kept += [p for p in (r.cut(r.start, start), r.cut(end, r.end)) if p.held > 0]
         self.ranges = [*kept, Range(start, end, o.bytes, dirty)]
 
     def evict(self) -> int:

@@ -78,7 +78,10 @@ def run(
             if sm.next[s] <= t:
                 w = choose(sm, s, t)
                 if w >= 0:
-                    moment = max(moment, issue(ops, spans, events, sm, board, gathered[0], done, blame, w, s, t))
+                    moment = max(
+                        moment,
+                        issue(ops, spans, events, sm, board, gathered[0], done, blame, w, s, t),
+                    )
         for i in range(sm.vacancies):
             begin(ops, spans, events, path, sequence, sm, board, done, sm.vacant[i], t + 1)
         sm.vacancies = 0
@@ -86,7 +89,8 @@ def run(
             steady(events, sequence, sms, boards, gathered, dones, blames, moment)
     for s in range(sm.subcores):
         sm.slots[NO_WARP] += max(0, sm.now + 1 - sm.idle[s])
-    return max((sm.now + 1) * TICK, sm.l2, sm.dram)
+    end: int = max((sm.now + 1) * TICK, sm.l2, sm.dram)
+    return end
 
 
 @compiled
@@ -105,8 +109,10 @@ def begin(
         s = w % sm.subcores
         sm.pc[w], sm.event[w] = 0, path[sequence[block], i]
         sm.left[w] = events[sm.event[w]].count
-        board[w, :] = 0
-        done[w, :] = 0
+        for r in range(board.shape[1]):
+            board[w, r] = 0
+        for g in range(sm.groups):
+            done[w, g] = 0
         sm.drained[w], sm.gathers[w] = 0, 0
         if sm.warps[s] == 0 and t > sm.idle[s]:
             sm.slots[NO_WARP] += t - sm.idle[s]
@@ -144,13 +150,14 @@ def fetch(
 @compiled
 def opens(sm: Any, w: int) -> int:
     """The first cycle in which the warp can issue, as far as is known now: others may take the port before."""
-    return max(sm.ready[w], sm.free[sm.port[w]] // TICK)
+    at: int = max(sm.ready[w], sm.free[sm.port[w]] // TICK)
+    return at
 
 
 @compiled
 def choose(sm: Any, s: int, t: int) -> int:
     """The warp of a sub-core that issues now, or -1: then `next` says before which cycle none can."""
-    w = sm.greedy[s]
+    w: int = sm.greedy[s]
     if w >= 0 and opens(sm, w) <= t:
         return w
     soonest = NEVER
@@ -228,7 +235,7 @@ def execute(
     if op.dram > 0:
         sm.dram = max(start, sm.dram) + op.dram
         taken = max(taken, sm.dram)
-    result = taken + op.latency
+    result: int = taken + op.latency
     for i in range(op.first, op.last):
         if spans[i].write:
             for r in range(spans[i].slot, spans[i].slot + spans[i].words):

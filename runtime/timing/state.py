@@ -7,6 +7,7 @@ two times, or whether one has come.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,9 @@ REASONS = (
     "systolic_wait", "no_warp",
 )  # fmt: skip
 """What an issue slot (a sub-core in a cycle) did, or what the warp that issued next was waiting for."""
-(ISSUED, ALU, MEMORY, UNIT, BANKS, BRANCH, AT_BARRIER, AT_MODE, SYSTOLIC, NO_WARP) = range(len(REASONS))
+(ISSUED, ALU, MEMORY, UNIT, BANKS, BRANCH, AT_BARRIER, AT_MODE, SYSTOLIC, NO_WARP) = range(
+    len(REASONS)
+)
 
 FREE = 0
 """The port of instructions that need none: it is never busy."""
@@ -64,19 +67,32 @@ UNTIL = ("l2", "dram", "array", "weights", "swapped")
 """Ticks until which the SM's shares of L2 and DRAM, the array, and the path of its weights are busy; when weights last changed places."""
 COUNTS = ("now", "live", "started", "occupied")
 """The cycle; live warps; blocks started; warps times cycles, summed."""
-SIZES = ("subcores", "places", "block_warps", "warp_places", "ports", "queue", "groups", "vacancies")
+SIZES = (
+    "subcores",
+    "places",
+    "block_warps",
+    "warp_places",
+    "ports",
+    "queue",
+    "groups",
+    "vacancies",
+)
 """How much of each array is in use: sub-cores, places, warps a block, warps in all, ports, entries of `groups`, groups that a warp's
 `done` keeps; and `vacant` ones."""
 REMEMBERED = ("moments", "due")
 """Of a state kept for comparison: how many moments were compared since, and after how many the next one is kept."""
 
 
+@lru_cache
 def sm_type(warps: int, subcores: int, ports: int, queue: int) -> np.dtype[Any]:
     """The state of an SM as one record, which compiled code takes as one pointer.
 
     Compiled code is made for its sizes, so they are rounded up: all ordinary machines have one.
     """
-    w, s, p, q = (max(1 << (n - 1).bit_length(), least) for n, least in ((warps, 64), (subcores, 4), (ports, 128), (queue, 16)))
+    w, s, p, q = (
+        max(1 << (n - 1).bit_length(), least)
+        for n, least in ((warps, 64), (subcores, 4), (ports, 128), (queue, 16))
+    )
     return np.dtype(
         [(name, "i8", (w,)) for name in BY_WARP]
         + [(name, "i8", (s,)) for name in BY_SUBCORE]
@@ -103,11 +119,30 @@ class State(NamedTuple):
     """i8[3, instructions]: the issue slots that each took, or that were lost before it issued."""
 
 
-def blank(*, places: int, warps: int, slots: int, subcores: int, ports: int, code: int, queue: int, groups: int, commands: int) -> State:
+def blank(
+    *,
+    places: int,
+    warps: int,
+    slots: int,
+    subcores: int,
+    ports: int,
+    code: int,
+    queue: int,
+    groups: int,
+    commands: int,
+) -> State:
     """An SM on which nothing has started. `warps`: of one block; `slots`: of one warp's scoreboard."""
     n = places * warps
     sm = np.zeros(3, sm_type(n, subcores, ports, queue))
     sm["greedy"], sm["next"], sm["block"] = -1, NEVER, -1
-    for name, size in zip(SIZES, (subcores, places, warps, n, ports, queue, groups, 0), strict=True):
+    for name, size in zip(
+        SIZES, (subcores, places, warps, n, ports, queue, groups, 0), strict=True
+    ):
         sm[name] = size
-    return State(sm, *(np.zeros((3, *shape), np.int64) for shape in ((n, slots), (n, commands), (n, groups), (code,))))
+    return State(
+        sm,
+        *(
+            np.zeros((3, *shape), np.int64)
+            for shape in ((n, slots), (n, commands), (n, groups), (code,))
+        ),
+    )

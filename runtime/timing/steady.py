@@ -17,7 +17,16 @@ from .state import NEVER, TICK
 
 
 @compiled
-def steady(events: Any, sequence: Any, sms: Any, boards: Any, gathered: Any, dones: Any, blames: Any, k: int) -> None:
+def steady(
+    events: Any,
+    sequence: Any,
+    sms: Any,
+    boards: Any,
+    gathered: Any,
+    dones: Any,
+    blames: Any,
+    k: int,
+) -> None:
     """If state 0 is state k, go on by as many periods as the paths allow; keep it as state k if it is time to."""
     sm, seen = sms[0], sms[k]
     seen.moments += 1
@@ -26,16 +35,37 @@ def steady(events: Any, sequence: Any, sms: Any, boards: Any, gathered: Any, don
         if periods > 0:
             _advance(sm, seen, periods)
             shift = periods * (sm.now - seen.now) * TICK
-            boards[0] += 2 * shift
-            dones[0] += shift
-            blames[0] += periods * (blames[0] - blames[k])
+            _shift(boards, 2 * shift)
+            _shift(dones, shift)
+            for i in range(blames.shape[1]):
+                blames[0, i] += periods * (blames[0, i] - blames[k, i])
             sm.now += periods * (sm.now - seen.now)
             seen.moments, seen.due = 0, 0
     elif seen.moments > seen.due:
         moments, due = seen.moments, 2 * seen.due + 1
         sms[k] = sms[0]
         seen.moments, seen.due = moments, due
-        boards[k], gathered[k], dones[k], blames[k] = boards[0], gathered[0], dones[0], blames[0]
+        _keep(boards, k)
+        _keep(gathered, k)
+        _keep(dones, k)
+        for i in range(blames.shape[1]):
+            blames[k, i] = blames[0, i]
+
+
+@compiled
+def _keep(arrays: Any, k: int) -> None:
+    """Array k becomes a copy of array 0. (Loops, here and below: numba takes seconds to compile an expression of arrays.)"""
+    for i in range(arrays.shape[1]):
+        for j in range(arrays.shape[2]):
+            arrays[k, i, j] = arrays[0, i, j]
+
+
+@compiled
+def _shift(arrays: Any, ticks: int) -> None:
+    """The times in array 0 move on."""
+    for i in range(arrays.shape[1]):
+        for j in range(arrays.shape[2]):
+            arrays[0, i, j] += ticks
 
 
 # --- is it the same state?
@@ -84,10 +114,10 @@ def _same_places(sm: Any, seen: Any) -> bool:
                 or sm.gathers[w] != seen.gathers[w]
             ):
                 return False
+    same = True
     for b in range(sm.places):
-        if sm.arrived[b] != seen.arrived[b] or sm.living[b] != seen.living[b]:
-            return False
-    return True
+        same &= sm.arrived[b] == seen.arrived[b] and sm.living[b] == seen.living[b]
+    return same
 
 
 @compiled
@@ -135,7 +165,9 @@ def _periods(events: Any, sequence: Any, sm: Any, seen: Any) -> int:
             w = sm.order[s, i]
             place = w // sm.block_warps
             if sm.block[place] == seen.block[place]:
-                most = min(most, _repeats(events, seen.event[w], sm.event[w], seen.left[w], sm.left[w]))
+                most = min(
+                    most, _repeats(events, seen.event[w], sm.event[w], seen.left[w], sm.left[w])
+                )
             elif sm.event[w] != seen.event[w] or sm.left[w] != seen.left[w]:
                 return 0
     return most if most < NEVER else 0

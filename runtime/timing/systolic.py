@@ -16,7 +16,7 @@ from .state import LOAD_WEIGHTS, QUEUE, STREAM, SWAP_WEIGHTS, TICK
 @compiled
 def gather(sm: Any, gathered: Any, w: int, pc: int, kind: int) -> None:
     """Remember a command until the warp commits; other instructions are none."""
-    if kind == LOAD_WEIGHTS or kind == SWAP_WEIGHTS or kind == STREAM:
+    if kind in (LOAD_WEIGHTS, SWAP_WEIGHTS, STREAM):
         gathered[w, sm.gathers[w]] = pc
         sm.gathers[w] += 1
 

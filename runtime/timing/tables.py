@@ -42,6 +42,8 @@ PENDING = 256
 """Commands that a warp may gather (`knapper.isa.systolic.QUEUE`)."""
 NARROW = 2
 """Registers of the widest operand that counts in bank conflicts."""
+
+
 @dataclass(frozen=True)
 class Field:
     """A register operand of a variant, as decoded records hold it."""
@@ -59,13 +61,12 @@ class Field:
     def all_of(v: Variant) -> list[Field]:
         """The register operands of a variant, the guard first."""
         writes = v.instr.mnemonic not in ASYNCHRONOUS
-        return [
-            Field(
-                v.slots.get(name, -1), bank, words_of(v.instr, b.words), b.use == READ, writes and "w" in b.use
-            )  # fmt: skip
-            for name, (kind, b) in v.instr.layout.items()
-            if b.use and (bank := bank_of(kind, getattr(v.instr, name)))
-        ]
+        out = []
+        for name, (kind, b) in v.instr.layout.items():
+            if b.use and (bank := bank_of(kind, getattr(v.instr, name))):
+                words, write = words_of(v.instr, b.words), writes and "w" in b.use
+                out.append(Field(v.slots.get(name, -1), bank, words, b.use == READ, write))
+        return out
 
 
 def words_of(instr: Instr, words: Any) -> int:
@@ -170,8 +171,11 @@ class _Structures:
         for column, f in enumerate(fields):
             slot = records["guard"] if f.slot < 0 else records["slot"][:, f.slot]
             number = slot.astype(np.int64) // (ROW if f.bank == "R" else 4)
-            limit = {"R": registers, "U": UNIFORMS, "P": PREDICATES}[f.bank]
-            base = {"R": 0, "U": registers, "P": registers + UNIFORMS}[f.bank]
+            limit, base = {
+                "R": (registers, 0 * registers),
+                "U": (0 * registers + UNIFORMS, registers),
+                "P": (0 * registers + PREDICATES, registers + UNIFORMS),
+            }[f.bank]
             there = number < limit
             self.first[members, column] = base + number
             self.words[members, column] = np.where(there, f.words, 0)
@@ -186,7 +190,9 @@ class _Structures:
         """`reads` without repetitions, in as few columns as it takes."""
         reads = np.sort(self.reads, axis=1)[:, ::-1]
         reads[:, 1:][reads[:, 1:] == reads[:, :-1]] = -1
-        return np.sort(reads, axis=1)[:, ::-1][:, : max(1, int((reads >= 0).sum(axis=1).max(initial=0)))]
+        return np.sort(reads, axis=1)[:, ::-1][
+            :, : max(1, int((reads >= 0).sum(axis=1).max(initial=0)))
+        ]
 
 
 @dataclass(frozen=True)
@@ -268,7 +274,9 @@ class Costs:
             return False
         kinds = self.structure.variant[self.structure.spans[name]]
         modal = [v for v, i in enumerate(self.structure.instrs) if i.mnemonic == "MODE"]
-        return SYSTOLIC in (kernel.mode_entry, kernel.mode_exit) or bool(np.isin(kinds, modal).any())
+        return SYSTOLIC in (kernel.mode_entry, kernel.mode_exit) or bool(
+            np.isin(kinds, modal).any()
+        )
 
     def queues(self, name: str) -> dict[str, int]:
         """Sizes of what an SM keeps of a kernel's systolic commands."""
@@ -297,7 +305,8 @@ class Costs:
         """Which instructions a unit executes."""
         if unit not in self.structure.units:
             return np.zeros(len(self.structure.unit), np.bool_)
-        return self.structure.unit == self.structure.units.index(unit)
+        on: NDArray[np.bool_] = self.structure.unit == self.structure.units.index(unit)
+        return on
 
     @cached_property
     def global_loads(self) -> NDArray[np.bool_]:
@@ -313,7 +322,9 @@ class Costs:
         """`OP` of a kernel's instructions in a launch that counted `counts`."""
         span = self.structure.spans[kernel]
         ops = self.ops[span].copy()
-        times = np.maximum(counts["executed"].astype(np.int64) - counts["skipped"].astype(np.int64), 1)
+        times = np.maximum(
+            counts["executed"].astype(np.int64) - counts["skipped"].astype(np.int64), 1
+        )
         sectors, wavefronts = (
             counts[name].astype(np.float64) / times for name in ("sectors", "wavefronts")
         )
