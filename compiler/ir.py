@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.errors import IRError, KnapperError, raise_all
+from knapper.isa.rows import trimmed
 
 Array = NDArray[Any]
 DTYPES: dict[str, Any] = {
@@ -318,8 +319,8 @@ def compute(n: Node, env: Mapping[str, Any]) -> tuple[Array, ...]:
 
 
 def evaluate(g: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Run the graph in numpy by the ops' references; gives the network's outputs by name."""
+    """Run the graph in numpy by the ops' references; gives the network's outputs by name, with the rows that are meant."""
     env: dict[str, Any] = {"": None, **g.constants, **inputs}
     for n in g.nodes:
         env |= {v: a for v, a in zip(n.outputs, compute(n, env), strict=False) if v}
-    return {name: env[v] for name, v in g.outputs.items()}
+    return trimmed({name: env[v] for name, v in g.outputs.items()})

@@ -18,6 +18,7 @@ import numpy as np
 from knapper.isa.errors import CompileError, IRError, KnapperError, raise_all
 from knapper.isa.machine import Machine
 from knapper.isa.program import ALIGN
+from knapper.isa.rows import trimmed
 from knapper.isa.verify import MODES
 
 from .codegen.generator import GENERATORS, Generator, Group, Options, modes_of
@@ -194,7 +195,8 @@ class Plan:
             results = s.generator.evaluate(s.group, s.options, env)
             for v, t in s.group.outputs.items():
                 self._store(arena, v, t, results[v])
-        return {name: self._load(arena, v, types[v]) for name, v in self.graph.outputs.items()}
+        outputs = self.graph.outputs.items()
+        return trimmed({name: self._load(arena, v, types[v]) for name, v in outputs})
 
     def _load(self, arena: Array, value: str, t: Type) -> Array:
         if value in self.known:

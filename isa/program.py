@@ -5,8 +5,7 @@ Device memory is one flat space. Addresses start at `BASE`, so that null is neve
 
     BASE ─ rodata ─┬─ arena (inputs, outputs, scratch; `arena_bytes`) ─┐
 
-All sizes are fixed. An output `y` whose number of rows the data decides has room for as many as there can be; a companion, the
-output `y#rows`, one i64, says how many of them are meant (`trimmed`).
+All sizes are fixed. `rows` has what becomes of outputs whose number of rows the data decides.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from numpy.typing import NDArray
-
 from . import instructions  # noqa: F401  # fills the table that decoding needs
 from .core import Instr
 from .errors import IsaError
@@ -26,28 +23,8 @@ BASE = 0x1000_0000
 ALIGN = 256
 """Buffers and rodata objects start at multiples of this."""
 
-ROWS = "#rows"
-"""What the name of an output's companion ends in."""
-
 decode = lru_cache(1 << 16)(Instr.decode)
 """Kernels share most of their instructions: each is decoded once."""
-
-
-def trimmed(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Outputs without the rows that are not meant, and without the companions that say how many are.
-
-    >>> import numpy as np
-    >>> boxes = np.zeros((8, 4), np.float32)
-    >>> {name: a.shape for name, a in trimmed({"boxes": boxes, "boxes#rows": np.array(3)}).items()}
-    {'boxes': (3, 4)}
-    """
-    rows = {n: outputs[f"{n}{ROWS}"] for n in outputs if f"{n}{ROWS}" in outputs}
-    companions = {f"{n}{ROWS}" for n in rows}
-    return {
-        n: a[: max(int(rows[n]), 0)] if n in rows else a
-        for n, a in outputs.items()
-        if n not in companions
-    }
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from .core import SIMD, Instr, Label, Reg
 from .errors import IsaError, KnapperError, raise_all
 from .instructions import BRA, EXIT, MODE
 from .machine import Machine
-from .program import BASE, ROWS, Kernel, Launch, Object, Port, Program
+from .program import BASE, Kernel, Launch, Object, Port, Program
+from .rows import ROWS
 from .systolic import Array
 
 THREADS = 1024

@@ -18,7 +18,8 @@ import numpy as np
 from knapper.isa.errors import UsageError, raise_all
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
-from knapper.isa.program import Port, Program, trimmed
+from knapper.isa.program import Port, Program
+from knapper.isa.rows import trimmed
 from knapper.isa.systolic import Array as Units
 
 from . import budget

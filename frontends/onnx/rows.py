@@ -4,7 +4,7 @@ Inside a Graph every size is fixed: NonMaxSuppression gives all rows that there 
 Whether an output has one row for each of them is seen by importing the model again with another limit: it does if its first
 size follows. No rules about operators are needed, and what a Reshape or a Gather in between does to the rows is seen too.
 
-Such an output `y` gets a companion, an output `y#rows`; a run gives `y` without the rows that are not meant (`isa.program`).
+Such an output `y` gets a companion, an output `y#rows`; a run gives `y` without the rows that are not meant (`isa.rows`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from knapper.compiler.ir import Graph, Node
 from knapper.isa.errors import KnapperError
-from knapper.isa.program import ROWS
+from knapper.isa.rows import ROWS
 
 OP = "NonMaxSuppression"
 Import = Callable[[Mapping[str, int]], Graph]

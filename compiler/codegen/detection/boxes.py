@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from knapper.isa.instructions import BRA, ISETP, LDG, LDS, STG, STS, UIADD
-from knapper.isa.modifiers import Bits32, Cmp, Width
+from knapper.isa.instructions import BRA, ISETP, LDG, LDS, PLOP, STG, STS, UIADD
+from knapper.isa.modifiers import Bits32, Cmp, Logic, Width
 
 from ..builder import URZ, KernelBuilder, VPred, VReg, VUReg
 from ..matrix.code import S32, ucompare, umov
@@ -64,6 +64,13 @@ def lane_compare(b: KernelBuilder, cmp: Cmp, x: VReg, y: Any) -> VPred:
     """A predicate: x cmp y, signed, lane by lane."""
     p = b.pred()
     b.emit(ISETP, cmp, S32, p, x, y)
+    return p
+
+
+def both(b: KernelBuilder, x: VPred, y: VPred) -> VPred:
+    """A predicate: x and y."""
+    p = b.pred()
+    b.emit(PLOP, Logic.AND, p, x, y)
     return p
 
 

@@ -12,10 +12,7 @@ from knapper.isa.machine import Machine
 from ...ir import Array, evaluate
 from ..generator import Group, Lowered, Options, register
 from . import roi_align, suppress
-from .operands import core_of
-
-FAR = 1 << 31
-"""Bytes that a signed 32-bit offset reaches."""
+from .operands import FAR, core_of
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from ..generator import Group
 from ..scalar import convert
 
 TYPES = {"f16": Scalar.F16, "bf16": Scalar.BF16, "f32": Scalar.F32}
+FAR = 1 << 31
+"""Bytes that a signed 32-bit offset reaches."""
 OPS = ("NonMaxSuppression", "RoiAlign")
 
 

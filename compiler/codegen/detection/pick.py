@@ -10,7 +10,7 @@ Lowest first, and a row strikes out later boxes only, so nothing is looked at tw
 
 from __future__ import annotations
 
-from knapper.isa.instructions import BALLOT, BRA, BREV, EXIT, FLO, IADD, LOP, PLOP, SHF, SHFL
+from knapper.isa.instructions import BALLOT, BRA, BREV, EXIT, FLO, IADD, LOP, SHF, SHFL
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, Logic, Shuffle
 
@@ -20,6 +20,7 @@ from ..matrix.code import S32, U32, add, block_index, fixed, lane_id, move_base,
 from .boxes import (
     NOBODY,
     Suppression,
+    both,
     counting,
     lane_compare,
     load_shared,
@@ -121,14 +122,9 @@ class _Walk:
         for first in range(0, self.s.words, 32):
             at, inside = self._word(first)
             right = lane_compare(b, Cmp.GE, at, k)
-            both = self._both(inside, right)
+            made = both(b, inside, right)
             offset = mul(b, at, 4)
-            bits = load_word(b, self.bits, add(b, start, offset), both)
-            out = load_shared(b, offset, guard=both)
-            b.emit(LOP, Logic.OR, Bits32._32, out, out, bits, guard=both)
-            store_shared(b, offset, out, both)
-
-    def _both(self, x: VPred, y: VPred) -> VPred:
-        p = self.b.pred()
-        self.b.emit(PLOP, Logic.AND, p, x, y)
-        return p
+            bits = load_word(b, self.bits, add(b, start, offset), made)
+            out = load_shared(b, offset, guard=made)
+            b.emit(LOP, Logic.OR, Bits32._32, out, out, bits, guard=made)
+            store_shared(b, offset, out, made)

@@ -10,6 +10,7 @@ different regions then leave the loop at different times, inside a convergence r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 from knapper.isa.core import Convergence
@@ -167,6 +168,7 @@ class _Kernel:
         return _Axis(begin, size, samples, self._float(samples))
 
     def _float(self, i: VReg) -> VReg:
+        """A signed integer as f32."""
         d = self.b.reg()
         self.b.emit(CVT, Scalar.F32, Scalar.S32, Rounding.RN, d, i)
         return d
@@ -183,19 +185,8 @@ class _Kernel:
             b.emit(BSSY, Convergence(0), end)
             b.emit(BRA, end, guard=self._compare(Cmp.EQ, count, 0))
         b.place(loop)
-        row, column = self._divided(first)
-        parts = self._parts(row, column)
-        if s.greatest:
-            best = parts[0]
-            for p in parts[1:]:
-                best = extreme(b, MinMax.MAX, best, p)
-            better = extreme(b, MinMax.MAX, total, best)
-            b.emit(SEL, Bits32._32, total, best, better, self._compare(Cmp.EQ, first, 0))
-        else:
-            value = parts[0]
-            for p in parts[1:]:
-                value = arith(b, FADD, value, p)
-            b.emit(FADD, FloatType.F32, total, total, value)
+        parts = self._parts(*self._divided(first))
+        self._take(total, parts, first)
         b.emit(IADD, S32, first, first, 1)
         b.emit(BRA, loop, guard=self._compare(Cmp.LT, first, count))
         b.place(end)
@@ -203,7 +194,18 @@ class _Kernel:
             b.emit(BSYNC, Convergence(0))
         return total if s.greatest else self._mean(total, count)
 
+    def _take(self, total: VReg, parts: list[VReg], i: VReg) -> None:
+        """The i-th sample into the total: its parts' sum is added, or the greatest of them counts."""
+        b = self.b
+        if self.s.greatest:
+            best = reduce(partial(extreme, b, MinMax.MAX), parts)
+            better = extreme(b, MinMax.MAX, total, best)
+            b.emit(SEL, Bits32._32, total, best, better, self._compare(Cmp.EQ, i, 0))
+        else:
+            b.emit(FADD, FloatType.F32, total, total, reduce(partial(arith, b, FADD), parts))
+
     def _count(self) -> VReg | int:
+        """Samples of the bin."""
         if self.s.ratio:
             return self.s.ratio**2
         d = self.b.reg()
@@ -299,6 +301,8 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _Neighbours:
+    """Two pixels of one axis, their weights, and whether the point is too far outside to count."""
+
     low: VReg
     high: VReg
     before: VReg

@@ -45,7 +45,16 @@ from ..matrix.code import (
     umul,
 )
 from ..scalar import arith, f32
-from .boxes import NOBODY, Sizes, Suppression, lane_compare, load_shared, store_shared, store_word
+from .boxes import (
+    NOBODY,
+    Sizes,
+    Suppression,
+    both,
+    lane_compare,
+    load_shared,
+    store_shared,
+    store_word,
+)
 
 KEY = 8
 """Bytes of a key."""
@@ -114,13 +123,12 @@ def _fill(b: KernelBuilder, p: Suppression, scores: VUReg, i: VReg, least: VReg 
 
 def _may(b: KernelBuilder, score: VReg, inside: VPred, least: VReg | None) -> VPred:
     """Whether a box may be chosen: it is there, and its score is a number, or above the threshold."""
-    enough, may = b.pred(), b.pred()
+    enough = b.pred()
     if least is None:
         b.emit(FSETP, Cmp.EQ, FloatType.F32, enough, score, score)
     else:
         b.emit(FSETP, Cmp.GT, FloatType.F32, enough, score, least)
-    b.emit(PLOP, Logic.AND, may, enough, inside)
-    return may
+    return both(b, enough, inside)
 
 
 def _falling(b: KernelBuilder, score: VReg) -> VReg:

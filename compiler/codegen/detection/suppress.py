@@ -17,9 +17,10 @@ from knapper.isa.machine import Machine
 from ..generator import Group, Lowered
 from . import collect, overlap, pick, sort
 from .boxes import Sizes, Suppression
-from .operands import Place, core_of, source
+from .operands import FAR, Place, core_of, source
 
-FAR = 1 << 31
+LISTS = 65535
+"""What a grid has on its third axis, at most."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def refusal(group: Group, machine: Machine) -> str | None:
     if sort.shared_bytes(s) > machine.shared_bytes_per_block:
         most = machine.shared_bytes_per_block // sort.KEY
         return f"it sorts at most {1 << most.bit_length() - 1:,} boxes, not {s.boxes:,}"
+    if s.lists > LISTS:
+        return f"it takes at most {LISTS:,} lists, not {s.lists:,}"
     if _Scratch.of(s).bits >= FAR:
         return f"the overlaps of {s.lists} times {s.boxes:,} boxes take more than 2 GiB"
     return None
