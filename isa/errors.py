@@ -39,7 +39,7 @@ CODES: dict[str, str] = {
     "E432": "A kernel needs more registers than a thread of the machine has.",
     "E440": "TVM does not lower a group of nodes to SIMD kernels. The message is TVM's own.",
     "E441": "A kernel from TVM holds a node, type or intrinsic that the SIMD code generator does not know.",
-    "E442": "The TVM worker process did not start or ended early. The message is the last that it said.",
+    "E442": "The TVM worker process did not start, ended early or gave no answer. The message is the last that it said.",
     "E443": "A SIMD kernel needs more than the machine or the ISA has: an index beyond 32 bits, shared memory, threads.",
     # 5xx the ISA, assembly, images, machine descriptions
     "E501": "An operand or suffix in assembly is not of the kind that the instruction takes.",
@@ -53,6 +53,7 @@ CODES: dict[str, str] = {
     "E520": "The file is not a knapper image: it is no ELF file, or one for another machine.",
     "E521": "An image is damaged: it is cut short, or its checksum does not match its content.",
     "E522": "An image, or a program that is to become one, contradicts itself: the message says where.",
+    "E524": "A file is no record of a run, or a damaged one. `knapper run --record` writes them.",
     "E523": "An image has another major format version than this knapper reads. Compile the model again.",
     "E530": "A line of assembly cannot be read. The message shows the place and what was expected; the grammar is in isa/asm.lark.",
     "E531": "Assembly names an instruction, or a suffix of one, that does not exist.",
@@ -76,11 +77,14 @@ CODES: dict[str, str] = {
     "E614": "A warp branches in too many ways for timing to keep track of. It runs without timing: --no-timing.",
     "E615": "AsyncHazard: a kernel touches what a pending systolic command still uses, or does not wait for one. Seen in checked runs.",
     "E616": "A systolic command by a part of a warp, or more of them pending than a queue holds.",
+    "E617": "The recorded paths of a launch never end: its warps wait for others for ever.",
     # 7xx how knapper was called: the inputs of a run
     "E720": "An input is missing, or the network has none of that name.",
     "E721": "An input has another shape than the network expects.",
     "E722": "An input has another dtype than the network expects.",
     "E723": "There is no engine of that name: fast is the compiled one, reference the specification in plain Python.",
+    "E725": "A run without timing has no record.",
+    "E726": "A recorded run needs an extension that the machine to time it on lacks.",
     # 7xx how knapper was called
     "E701": "There is no input of that name, or one is missing. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",

@@ -134,7 +134,8 @@ class Session:
             counts.append(made)
         outputs = trimmed({port.name: self.memory.get(port) for port in self.program.outputs})
         provenance = self.provenance(inputs, engine, checked)
-        return Result(outputs, Stats(self.target, tuple(counts), provenance, self.machine.clock_hz))
+        clock = self.machine.clock_hz if timing else 0
+        return Result(outputs, Stats(self.target, tuple(counts), provenance, clock))
 
     @cached_property
     def machine(self) -> Machine:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scoreboard import Memory, Scoreboard, Step
 
+from knapper.compiler.driver import compile_graph
+from knapper.compiler.ir import Graph
 from knapper.isa import instructions as i
+from knapper.isa import program as isa
 from knapper.isa.core import Extent, Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.errors import IsaError, MachineFault, UsageError
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import (
     SR,
@@ -35,8 +42,11 @@ from knapper.isa.modifiers import (
 from knapper.isa.program import Kernel, Launch
 from knapper.runtime.counters import Counts, counters
 from knapper.runtime.decode import decode
-from knapper.runtime.paths import END, Paths, Trail
+from knapper.runtime.paths import END, EVENT, Paths, Trail
+from knapper.runtime.session import Result, Session
+from knapper.runtime.stats import Stats
 from knapper.runtime.timing.launch import Run, Timer
+from knapper.runtime.timing.record import Record, time_record
 
 REGISTERS = 64
 UNGUARDED = Guard(7)
@@ -353,3 +363,117 @@ def test_a_jump_changes_nothing(seed: int) -> None:
     fast, slow = (case.run(jump).timing() for jump in (True, False))
     assert fast.to_dict() == slow.to_dict()
     assert (fast.by_pc == slow.by_pc).all()
+
+
+# --- whole programs: both engines, records, other machines
+
+
+@pytest.fixture(scope="module")
+def network(read_onnx: Callable[[str], Graph]) -> isa.Program:
+    """A trained network of 20 layers."""
+    return compile_graph(
+        read_onnx("resnet20_cifar10.onnx"), Machine.load("volta-8tc"), None, "fp16"
+    )
+
+
+@pytest.fixture(scope="module")
+def timed(network: isa.Program) -> Result:
+    return Session(network).run(pictures(network), timing=True)
+
+
+def pictures(program: isa.Program) -> dict[str, Any]:
+    rng = np.random.default_rng(7)
+    return {p.name: rng.standard_normal(p.shape).astype(np.float32) for p in program.inputs}
+
+
+def numbers(stats: Stats) -> dict[str, Any]:
+    """All that is no provenance."""
+    return {k: v for k, v in stats.to_dict().items() if k not in ("provenance", "target")}
+
+
+def test_timing_changes_no_value_and_a_jump_no_cycle(network: isa.Program, timed: Result) -> None:
+    session, inputs = Session(network), pictures(network)
+    plain, slow = session.run(inputs), session.run(inputs, timing=True, jump=False)
+    for name, value in timed.outputs.items():
+        assert (plain.outputs[name] == value).all()
+    assert numbers(slow.stats) == numbers(timed.stats)
+    assert "cycles" not in plain.stats.to_dict()
+
+
+def test_both_engines_take_the_same_cycles(read_onnx: Callable[[str], Graph]) -> None:
+    program = compile_graph(read_onnx("resnet_tiny.onnx"), Machine.load("volta-8tc"), None, "fp16")
+    session, inputs = Session(program), pictures(program)
+    fast = session.run(inputs, timing=True)
+    slow = session.run(inputs, engine="reference", timing=True)
+    assert fast.stats.cycles == slow.stats.cycles > 0
+    assert numbers(fast.stats) == numbers(slow.stats)
+
+
+def test_cycles_and_energy_of_nodes_add_up(timed: Result) -> None:
+    stats = timed.stats.to_dict()
+    nodes = stats["nodes"].values()
+    assert (
+        sum(n["cycles"] for n in nodes)
+        == stats["cycles"]
+        == sum(k["cycles"] for k in stats["kernels"])
+    )
+    assert sum(n["energy_pj"] for n in nodes) == pytest.approx(stats["energy_pj"]["total"])
+    assert stats["seconds_at_clock"] == pytest.approx(stats["cycles"] / 1.53e9)
+
+
+def test_a_record_gives_what_a_run_gives(
+    network: isa.Program, timed: Result, tmp_path: Path
+) -> None:
+    Record.of(network, timed.stats).save(tmp_path / "run.npz")
+    record = Record.load(tmp_path / "run.npz")
+    assert numbers(time_record(record, Machine.load("volta-8tc"))) == numbers(timed.stats)
+    other = Machine.load("volta-8tc").with_(
+        **{"units.tensor.interval": 64, "l2_latency": 500, "sms": 40}
+    )
+    again = Session(dataclasses.replace(network, target=other.to_dict())).run(
+        pictures(network), timing=True
+    )
+    assert numbers(time_record(record, other)) == numbers(again.stats)
+    assert again.stats.cycles > timed.stats.cycles
+
+
+def test_what_is_no_record_is_said(network: isa.Program, timed: Result, tmp_path: Path) -> None:
+    good = Record.of(network, timed.stats).to_bytes()
+    place = tmp_path / "bad.npz"
+    with np.load(io.BytesIO(good)) as file:
+        columns = {name: file[name] for name in file}
+    wild = columns["events"].copy()
+    wild["pc"][0] = 1 << 30
+    short = columns["events"][:-1]
+    for bad in (wild, short):
+        np.savez(place, **(columns | {"events": bad}))
+        with pytest.raises(IsaError, match="E524"):
+            Record.load(place)
+    for content in (b"", b"no zip at all", good[: len(good) // 2]):
+        place.write_bytes(content)
+        with pytest.raises(IsaError, match="E524"):
+            Record.load(place)
+
+
+def test_a_run_without_timing_has_no_record(network: isa.Program) -> None:
+    with pytest.raises(UsageError, match="E725"):
+        Record.of(network, Session(network).run(pictures(network)).stats)
+
+
+def test_a_machine_must_have_what_the_program_uses(network: isa.Program, timed: Result) -> None:
+    with pytest.raises(UsageError, match=r"E726.*tensor"):
+        Record.of(network, timed.stats).time(Machine.load("sma2"))
+
+
+def test_paths_that_never_end_are_a_fault() -> None:
+    """Two warps, of which one leaves before the barrier: no engine records that."""
+    code = [i.BAR(id=Unsigned(0)), i.EXIT()]
+    walks = [[[Step(0, False, False), Step(1, False, False)], [Step(1, False, False)]]]
+    kernel = Kernel("k", Kernel.encode(code), (0, 0), (64, 1, 1), 8)
+    counts = Counts(counters(2), 0, 0, 0, Paths.of(tuple(map(path, b)) for b in walks))
+    early = np.array([(0, 1, 1), (1, END, 1)], EVENT)  # it skips the barrier and ends
+    assert counts.paths is not None
+    paths = Paths(((counts.paths.warps[0][0], early),), np.zeros(1, np.uint32))
+    case = Case(Machine.load("volta-8tc"), kernel, walks, dataclasses.replace(counts, paths=paths))
+    with pytest.raises(MachineFault, match=r"E617"):
+        case.run().timing()

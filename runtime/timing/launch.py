@@ -143,7 +143,7 @@ class Run:
         end = run(ops_, spans, events, path, sequence, *state, self.timer.jump)
         if end < 0:
             raise MachineFault(
-                "E619",
+                "E617",
                 "the recorded paths never end: warps wait for others for ever",
                 where=f"kernel {kernel.name}",
             )

@@ -15,8 +15,8 @@ from .state import LOAD_WEIGHTS, QUEUE, STREAM, SWAP_WEIGHTS, TICK
 
 @compiled
 def gather(sm: Any, gathered: Any, w: int, pc: int, kind: int) -> None:
-    """Remember a command until the warp commits; other instructions are none."""
-    if kind in (LOAD_WEIGHTS, SWAP_WEIGHTS, STREAM):
+    """Remember a command until the warp commits; other instructions are none. (More than the array holds no engine executes.)"""
+    if kind in (LOAD_WEIGHTS, SWAP_WEIGHTS, STREAM) and sm.gathers[w] < gathered.shape[1]:
         gathered[w, sm.gathers[w]] = pc
         sm.gathers[w] += 1
 

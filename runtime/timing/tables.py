@@ -273,9 +273,8 @@ class Costs:
         if "systolic" not in self.machine.extensions:
             return False
         kinds = self.structure.variant[self.structure.spans[name]]
-        modal = [v for v, i in enumerate(self.structure.instrs) if i.mnemonic == "MODE"]
         return SYSTOLIC in (kernel.mode_entry, kernel.mode_exit) or bool(
-            np.isin(kinds, modal).any()
+            np.isin(kinds, self._modal).any()
         )
 
     def queues(self, name: str) -> dict[str, int]:
@@ -291,7 +290,7 @@ class Costs:
     def peak(self, name: str) -> float:
         """Operations a second of the unit that does most of a kernel's multiply-accumulates, 0 if none does any."""
         s, machine = self.structure, self.machine
-        macs = np.array([i.macs(LANES) for i in s.instrs], np.int64)[s.variant[s.spans[name]]]
+        macs = self._macs[s.variant[s.spans[name]]]
         if not macs.any():
             return 0.0
         pc = int(macs.argmax())
@@ -300,6 +299,18 @@ class Costs:
         if op["kind"] == STREAM:
             a_cycle = machine.systolic_units * machine.array_rows * machine.array_columns
         return float(2 * a_cycle * machine.sms * machine.clock_hz)
+
+    @cached_property
+    def _macs(self) -> Ints:
+        """Multiply-accumulates of each variant. [variants]"""
+        return np.array([i.macs(LANES) for i in self.structure.instrs], np.int64)
+
+    @cached_property
+    def _modal(self) -> Ints:
+        """Variants of MODE."""
+        return np.array(
+            [v for v, i in enumerate(self.structure.instrs) if isinstance(i, MODE)], np.int64
+        )
 
     def on(self, unit: str) -> NDArray[np.bool_]:
         """Which instructions a unit executes."""
