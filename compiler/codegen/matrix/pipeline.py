@@ -1,7 +1,7 @@
 """The main loop of every tiled product: two operands, double-buffered through registers into shared memory.
 
-load 0 ─ store 0 ─┬─► load s+1 ─ compute s ─ store s+1 ─ BAR ─┬─► compute last
-                  └───────────────────────────────────────────┘
+load 0 ─ clear ─ store 0 ─┬─► load s+1 ─ compute s ─ store s+1 ─ BAR ─┬─► compute last
+                          └───────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -44,15 +44,19 @@ class Buffers:
     def __post_init__(self) -> None:
         self.base = self.b.shared(self.nbytes * (2 if self.steps > 1 else 1), 128)
         self.toggles: list[tuple[VUReg, Number]] = []
+        self.private: list[VUReg] = []
         self.write = self.pointer(0)
 
-    def pointer(self, offset: Number) -> VUReg:
-        """A register that points `offset` bytes into the buffer that is current for it; at first buffer 0."""
+    def pointer(self, offset: Number, private: bool = False) -> VUReg:
+        """A register that points `offset` bytes into the buffer that is current for it; at first buffer 0.
+
+        A `private` one is swapped by who asked for it, when it is named.
+        """
         here = uadd(self.b, offset, self.base)
-        if self.steps == 1:
-            return umov(self.b, here)
         u = umov(self.b, here)
-        self.toggles.append((u, self._toggle(here)))
+        if self.steps > 1:
+            self.toggles.append((u, self._toggle(here)))
+            self.private += [u] if private else []
         return u
 
     def _toggle(self, here: Number) -> Number:
@@ -62,9 +66,9 @@ class Buffers:
         return uxor(self.b, here, uadd(self.b, here, self.nbytes))
 
     def swap(self, which: list[VUReg] | None = None) -> None:
-        """Point into the other buffer: all pointers, or those named."""
+        """Point into the other buffer: all pointers but the private ones, or those named."""
         for u, mask in self.toggles:
-            if which is None or u in which:
+            if u in which if which is not None else u not in self.private:
                 self.b.emit(ULOP, Logic.XOR, u, u, mask)
 
 
@@ -86,16 +90,18 @@ def run(
 ) -> None:
     """Emit the whole walk over k.
 
-    From three steps on the loop's body is the only copy beside the last step's, so accumulators are set beforehand.
+    From three steps on the loop's body is the only copy beside the last step's, so accumulators are set beforehand, while the first
+    loads are on their way.
     """
     walk = Walk(b, [*(t.access for t in tiles), *unit.beside])
-    _store(b, tiles, _load(b, tiles), buffers)
+    fetched = _load(b, tiles)
+    if steps > 2 or not unit.peel:
+        unit.clear()
+    _store(b, tiles, fetched, buffers)
     if steps > 1:
         walk.first()
         buffers.swap([buffers.write])
     b.emit(BAR, 0)
-    if steps > 2 or not unit.peel:
-        unit.clear()
     if steps == 1:
         unit.compute(unit.peel, last=True)
         return

@@ -30,6 +30,7 @@ from knapper.isa.instructions import (
     BRA,
     LSMA,
     MODE,
+    MOV,
     SMA_COMMIT,
     SMA_LDB,
     SMA_SWAP,
@@ -40,7 +41,7 @@ from knapper.isa.modifiers import SR, Cmp, Element, Mode, Space, Start, Width
 from knapper.isa.systolic import ARRAY, LANES, MOST
 
 from ...ir import Array, Attr
-from ..builder import KernelBuilder, VReg
+from ..builder import RZ, KernelBuilder, VPred, VReg
 from ..generator import MODES, Group, Options, modes_of, register
 from . import cost
 from .access import Packed
@@ -190,16 +191,31 @@ class Kernel(TiledKernel[Strips]):
     def begin(self) -> None:
         self.warp = special(self.b, SR.WARPID)
         self.strips = strips(self.t, columns(self.p))
+        self.others = {s: self._others(s) for s in self.strips}
+
+    def _others(self, s: Strip) -> VPred | None:
+        """The warps that do not have the strip, None if there are none."""
+        if s.last - s.first == self.t.warps:
+            return None
+        cmp, bound = (Cmp.NE, s.first) if s.last - s.first == 1 else (Cmp.GE, s.last)
+        return ucompare(self.b, cmp, self.warp, bound)
 
     def connect(self, buffers: Buffers, tiles: list[Tile]) -> None:
         b, (a, right) = self.b, tiles
         wide = self.strips[0].width * self.element
-        self.a_at = buffers.pointer(a.start)
-        self.b_at = buffers.pointer(uadd(b, umul(b, self.warp, wide), right.start))
+        self.buffers = buffers
+        self.a_at = buffers.pointer(a.start, private=True)
+        self.b_at = buffers.pointer(uadd(b, umul(b, self.warp, wide), right.start), private=True)
         self.acc = b.reg(max(self._registers(s) for s in self.strips))
 
     def accumulators(self) -> list[VReg]:
         return [self.acc]
+
+    def clear(self) -> None:
+        for s in self.strips:
+            with self._only(s):
+                for r in range(self._registers(s)):
+                    self.b.emit(MOV, self.acc[r], RZ)
 
     def _registers(self, s: Strip) -> int:
         return -(-self.t.bm * s.width // LANES)
@@ -245,25 +261,25 @@ class Kernel(TiledKernel[Strips]):
     # --- the product
 
     def compute(self, first: bool, last: bool) -> None:
-        b = self.b
+        """Warps without a strip skip all of it in one branch."""
         for s in self.strips:
             with self._only(s):
                 self._commands(s, first)
-        b.emit(SMA_COMMIT)
+                self.b.emit(SMA_COMMIT)
+                if not last:
+                    self.b.emit(SMA_WAIT, 1)
+                    self.buffers.swap([self.a_at, self.b_at])
         if not last:
-            b.emit(SMA_WAIT, 1)
-            b.emit(BAR, 0)
+            self.b.emit(BAR, 0)
 
     @contextmanager
     def _only(self, s: Strip) -> Iterator[None]:
         """What is emitted inside is for the strip's warps."""
-        b, over = self.b, self.b.label()
-        if s.first:
-            b.emit(BRA, over, guard=ucompare(b, Cmp.LT, self.warp, s.first))
-        if s.last < self.t.warps:
-            b.emit(BRA, over, guard=ucompare(b, Cmp.GE, self.warp, s.last))
+        over = self.b.label()
+        if (others := self.others[s]) is not None:
+            self.b.emit(BRA, over, guard=others)
         yield
-        b.place(over)
+        self.b.place(over)
 
     def _commands(self, s: Strip, first: bool) -> None:
         """The strip's part of one k step."""
