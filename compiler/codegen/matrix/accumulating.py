@@ -1,0 +1,370 @@
+"""Matrix products on systolic arrays of any shape that have accumulator memory: C lies there, not in registers.
+
+    block tile bm × bn × bk            C: strip after strip, each bm rows of `width` words; bm · bn words fit the memory
+    ┌────────┬────────┬────┐
+    │strip 0 │strip 1 │ 2  │           per array_rows of k and strip:  SMA.LDB, SMA.SWAP, LSMA.ACC, all from warp 0
+    │ bm × w │        │    │           per bk:                         one COMMIT; the other buffer is filled meanwhile
+    └────────┴────────┴────┘           at the end:                     every warp takes its rows of C, ACC.LD, epilogue
+
+Operands come into shared memory as for `systolic`, whose loop this is. Rows of a tile are as many as the product has where they fit: an array
+with accumulators pays its fill for each fold of weights, so a fold should stream all of A.
+
+The dataflow does not show here. Weight stationary or output stationary, an LSMA continues the chain of each element of C, and what
+differs is how long it takes (`knapper.isa.dataflow`). Output stationary, C is one tile of the array: its memory has room for no more, and a
+chain begins with `.SET`. That is why the first step is not made of cleared accumulators: whether it is the first is asked in the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from math import gcd
+from typing import Any
+
+from knapper.isa import dataflow
+from knapper.isa.core import SIMD, SYSTOLIC
+from knapper.isa.instructions import (
+    ACC_LD,
+    BAR,
+    BRA,
+    LSMA,
+    MODE,
+    SMA_COMMIT,
+    SMA_LDB,
+    SMA_SWAP,
+    SMA_WAIT,
+    UMOV,
+)
+from knapper.isa.machine import Machine
+from knapper.isa.modifiers import Cmp, Mode, Space, Start
+from knapper.isa.systolic import LANES, STEP, UNITS, WORD
+from knapper.isa.systolic import QUEUE as COMMANDS
+from knapper.isa.systolic import Array as Units
+
+from ..builder import VReg, VUReg
+from ..generator import Group, register
+from . import cost
+from .blocks import access, vector_a, vector_b
+from .code import add, divmod_, lane_id, uadd, ucompare, umov, umul
+from .engine import TiledEngine
+from .epilogue import Frame, Spot
+from .pipeline import Buffers, Tile
+from .product import Product
+from .systolic import (
+    ELEMENTS,
+    SIZES,
+    SKEW,
+    WARPS,
+    Strip,
+    Strips,
+    converts_only,
+    mode_pairs,
+    strips,
+    widths,
+)
+from .systolic import Kernel as SystolicKernel
+
+CHUNK = 32
+"""Registers of C that a warp holds at once."""
+HEIGHTS = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+"""Bounds on the rows of a block tile, before it is cut evenly."""
+DEPTHS = (1024, 512, 256, 128, 64, 32)
+"""k a step, before it is made a multiple of the array's rows."""
+VECTOR = 16
+"""Bytes of the widest access."""
+PREFETCHED = 160
+"""Registers in which a thread carries its part of the next step."""
+
+
+def column_of(p: Product, machine: Machine) -> int:
+    """Columns of one unit for this type."""
+    return units_of(machine).columns_of(ELEMENTS[p.dtype].lane)
+
+
+def units_of(machine: Machine) -> Units:
+    """The machine's arrays, as the ISA sees them."""
+    return Units(
+        machine.array_rows,
+        machine.array_columns,
+        machine.systolic_units,
+        machine.accumulator_bytes // WORD,
+    )
+
+
+# --- tiles
+
+
+def tilings(p: Product, machine: Machine) -> Iterator[Strips]:
+    """Block tiles that may pay for this product, without their modes."""
+    column = column_of(p, machine)
+    for units in range(min(machine.systolic_units, UNITS), 0, -1):
+        for bn in breadths(p, column, units, machine):
+            for bm in heights(p, bn, column, machine):
+                for bk in depths(p, machine):
+                    t = Strips(bm, bn, bk, units, WARPS)
+                    if fits(p, t, column, machine):
+                        yield t
+
+
+def breadths(p: Product, column: int, units: int, machine: Machine) -> list[int]:
+    """Widths that cut n into equal tiles. Output stationary, C is what the units hold at once."""
+    if machine.dataflow != "os":
+        return widths(p.n, column, units)
+    return [column * min(units, -(-p.n // column))]
+
+
+def heights(p: Product, bn: int, column: int, machine: Machine) -> list[int]:
+    """Rows that cut m evenly, and fill whole registers."""
+    room = machine.accumulator_bytes // WORD // bn
+    if machine.dataflow == "os":
+        room = min(room, machine.array_rows)
+    whole = LANES // gcd(column, LANES)
+    cut = (-(-p.m // -(-p.m // top)) for top in (room, *(h for h in HEIGHTS if h < room)) if top)
+    return [h for h in dict.fromkeys(-(-h // whole) * whole for h in cut) if h <= room]
+
+
+def depths(p: Product, machine: Machine) -> list[int]:
+    """Multiples of the array's rows: all of k, or as deep as the channels of a tap allow, or for mixed taps as deep as there is room."""
+    rows = machine.array_rows
+    found = dict.fromkeys(-(-min(d, p.k) // rows) * rows for d in DEPTHS)
+    inside = [bk for bk in found if p.channels % bk == 0]
+    return inside or [*found]
+
+
+def fits(p: Product, t: Strips, column: int, machine: Machine) -> bool:
+    """Whether buffers fit shared memory, the next step's loads the registers, commands the queue."""
+    size, buffers = SIZES[p.dtype], 2 if p.k > t.bk else 1
+    nbytes = buffers * (t.bk * (t.bm + t.bn) * size + SKEW * (t.bk + t.bm))
+    folds = len(parts(t, column)) * t.bk // machine.array_rows
+    return (
+        nbytes <= machine.shared_bytes_per_block
+        and buffers * (3 * folds + 1) <= COMMANDS
+        and carried(p, t, size) <= PREFETCHED
+        and not (p.trans_a and t.bm > t.threads and t.bm % t.threads)
+    )
+
+
+def carried(p: Product, t: Strips, size: int) -> int:
+    """Registers that a thread needs for its loads of a step, the places of mixed taps included."""
+    most = 16 // size
+    ways = ((p.trans_a, t.bm, vector_a(p, most)), (p.trans_b, t.bn, vector_b(p, most)))
+    places = 3 if access(p, t.bk) == "gather" else 1
+    total = 0
+    for (transposed, length, vector), beside in zip(ways, (places, 0), strict=True):
+        v = 1 if transposed else vector
+        moves = -(-t.bk * length // (v * t.threads))
+        total += moves * (-(-v * size // WORD) + beside)
+    return total
+
+
+def parts(t: Strips, column: int) -> list[Strip]:
+    """The strips, each with its units and its width; `first` is its number."""
+    return strips(t, column)
+
+
+# --- the kernel
+
+
+class Kernel(SystolicKernel):
+    """One launch being emitted."""
+
+    fresh: VUReg | None = None
+    """1 until the first step of a loop has begun the chains."""
+
+    def begin(self) -> None:
+        super().begin()
+        column = column_of(self.p, self.machine)
+        found = strips(self.t, column)
+        whole = [Strip(i, i + 1, s.units, s.width) for s in found for i in range(s.first, s.last)]
+        self.strips = whole
+
+    def connect(self, buffers: Buffers, tiles: list[Tile]) -> None:
+        self.a_at, self.b_at = (buffers.pointer(tile.start) for tile in tiles)
+
+    def accumulators(self) -> list[VReg]:
+        return []
+
+    def clear(self) -> None:
+        """Nothing is cleared: the first step sets."""
+        self.fresh = umov(self.b, 1)
+
+    def origin(self, s: Strip) -> int:
+        """Where a strip begins in accumulator memory, and in bytes of a row of B."""
+        return s.first * self.strips[0].width
+
+    def _tile(
+        self, rows: int, cols: int, v: int, transposed: bool, start: int, reach: Any
+    ) -> tuple[Tile, int, int]:
+        """Rows may be any number: what lies behind the tile begins where vectors can."""
+        tile, pitch, end = super()._tile(rows, cols, v, transposed, start, reach)
+        return tile, pitch, -(-end // VECTOR) * VECTOR
+
+    # --- the product
+
+    def compute(self, first: bool, last: bool) -> None:
+        b = self.b
+        with self._sender():
+            for s in self.strips:
+                self._commands(s, first)
+            if self.fresh is not None:
+                b.emit(UMOV, self.fresh, 0)
+            b.emit(SMA_COMMIT)
+        if not last:
+            b.emit(SMA_WAIT, 1)
+            b.emit(BAR, 0)
+
+    @contextmanager
+    def _sender(self) -> Iterator[None]:
+        """What is emitted inside is for warp 0."""
+        b, over = self.b, self.b.label()
+        b.emit(BRA, over, guard=ucompare(b, Cmp.NE, self.warp, 0))
+        yield
+        b.place(over)
+
+    def _commands(self, s: Strip, first: bool) -> None:
+        """The strip's part of one k step."""
+        b, rows, right = self.b, self.machine.array_rows, self.origin(s) * self.element
+        for i in range(self.t.bk // rows):
+            at = right + i * rows * self.pitch_b
+            b.emit(SMA_LDB, self.type, s.units, self.b_at, at, self.pitch_b)
+            b.emit(SMA_SWAP, s.units)
+            if first or i or self.fresh is None:
+                self._stream(s, i, Start.SET if first and not i else Start.ADD)
+            else:
+                self._begin_or_continue(s, self.fresh)
+
+    def _begin_or_continue(self, s: Strip, fresh: VUReg) -> None:
+        """The first LSMA of a loop's step."""
+        b, more, over = self.b, self.b.label(), self.b.label()
+        b.emit(BRA, more, guard=ucompare(b, Cmp.EQ, fresh, 0))
+        self._stream(s, 0, Start.SET)
+        b.emit(BRA, over)
+        b.place(more)
+        self._stream(s, 0, Start.ADD)
+        b.place(over)
+
+    def _stream(self, s: Strip, i: int, start: Start) -> None:
+        at = i * self.machine.array_rows * self.element
+        self.b.emit(
+            LSMA, self.type, start, Space.ACC, self.t.bm * self.origin(s), s.units, self.t.bm,
+            self.a_at, at, self.pitch_a,
+        )  # fmt: skip
+
+    # --- the epilogue
+
+    def results(self) -> Iterator[tuple[Frame, list[Spot]]]:
+        """Every warp takes some rows of each strip: chunk by chunk into registers, whose lanes lie alike in all chunks."""
+        b, stays = self.b, converts_only(self.group, self.p)
+        lanes = {s.width: [*self._lanes(s.width)] for s in self.strips}
+        if stays:
+            b.emit(SMA_WAIT, 0)
+            b.emit(BAR, 0)
+        else:
+            b.emit(MODE, Mode.SIMD)
+        for s in self.strips:
+            for share in self._shares(s.width):
+                with self._only(share):
+                    yield from self._rows(s, share, lanes[s.width])
+        if (self.t.modes[1] == SYSTOLIC) != stays:
+            b.emit(MODE, Mode.SIMD if stays else Mode.SYSTOLIC)
+
+    def _lanes(self, width: int) -> Iterator[tuple[VReg, VReg]]:
+        """Row and column of each lane in the registers of a period, after which they repeat some rows further down."""
+        for i in range(width // gcd(width, LANES)):
+            yield divmod_(self.b, add(self.b, lane_id(self.b), i * LANES), width)
+
+    def _shares(self, width: int) -> list[Strip]:
+        """How a strip's rows are dealt to warps: in whole periods, evenly, the last one what is left. `width` is rows here."""
+        step = LANES // gcd(width, LANES)
+        each = step * -(-self.t.bm // (step * self.t.warps))
+        whole, rest = divmod(self.t.bm, each)
+        found = [Strip(0, whole, 0, each)] if whole else []
+        return found + ([Strip(whole, whole + 1, 0, rest)] if rest else [])
+
+    def _rows(
+        self, s: Strip, share: Strip, lanes: list[tuple[VReg, VReg]]
+    ) -> Iterator[tuple[Frame, list[Spot]]]:
+        """A warp's rows of a strip."""
+        b, width = self.b, s.width
+        each, step = self._shares(width)[0].width, LANES // gcd(width, LANES)
+        first = umul(b, self.warp, each)
+        words = umov(b, umul(b, first, width, self.t.bm * self.origin(s)))
+        col0 = uadd(b, self.block.n0, self.origin(s))
+        chunk = max(1, CHUNK // len(lanes)) * step
+        for row in range(0, share.width, chunk):
+            height = min(chunk, share.width - row)
+            count = height * width // LANES
+            acc = b.reg(count)
+            b.emit(ACC_LD, count, acc, words, row * width)
+            row0 = uadd(b, self.block.m0, uadd(b, first, row))
+            for i, (down, across) in enumerate(lanes):
+                spots = [
+                    Spot(acc[r], r // len(lanes) * step, 0) for r in range(i, count, len(lanes))
+                ]
+                yield self.frame(row0, col0, down, across), spots
+
+
+# --- the generator
+
+
+class Accumulating(TiledEngine[Strips]):
+    """The generator."""
+
+    kind = "accumulating"
+    extensions = frozenset({"systolic", "conv"})
+    tiling, kernel = Strips, Kernel
+
+    def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
+        if not machine.accumulator_bytes:
+            return f"{machine.name} has no accumulator memory"
+        rows, columns = machine.array_rows, machine.array_columns
+        if rows % STEP or columns % (2 * STEP):
+            return f"{machine.name} has units of {rows} × {columns}"
+        if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
+            return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the arrays take f16, bf16 and f32"
+        if next(tilings(p, machine), None) is None:
+            return f"no tile of its operands fits {machine.name}"
+        return None
+
+    def tilings(self, group: Group, p: Product, machine: Machine) -> Iterator[Strips]:
+        for t in tilings(p, machine):
+            for modes in mode_pairs(group, p, t, machine):
+                yield replace(t, modes=modes)
+
+    def cycles(self, group: Group, p: Product, t: Strips, way: str, machine: Machine) -> float:
+        modes = [t.modes[0], SYSTOLIC, SYSTOLIC if converts_only(group, p) else SIMD, t.modes[1]]
+        switches = sum(a != b for a, b in pairwise(modes))
+        return predicted(p, t, way, machine, len(group.nodes), switches)
+
+
+def predicted(
+    p: Product, t: Strips, way: str, machine: Machine, nodes: int, switches: int
+) -> float:
+    """Cycles of a launch of `nodes` nodes: a step takes as long as the array, the port of shared memory, L2's port or a load's latency."""
+    size, column, units = SIZES[p.dtype], column_of(p, machine), machine.units
+    blocks = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
+    steps, count = -(-p.k // t.bk), sum(s.last - s.first for s in strips(t, column))
+    array = count * (t.bk // machine.array_rows) * fold(t, machine, first=False)
+    begins = count * (fold(t, machine, first=True) - fold(t, machine, first=False))
+    tile = (t.bm + t.bn) * t.bk * size
+    accesses = 2 * tile // 128 + carried(p, t, size) * t.warps * (4 if way == "gather" else 1)
+    latency = machine.l2_latency + 2 * units["barrier"].latency
+    fetch = max(accesses * units["lsu_shared"].interval, tile / machine.sm_bytes_per_cycle, latency)
+    results = -(-t.bm * t.bn // (LANES * machine.subcores))
+    epilogue = results * max(units["cvt"].interval, 2 * (2 + nodes)) + latency
+    block = fetch + latency + (steps - 1) * max(array, fetch) + array + begins + epilogue
+    drains = switches * machine.mode_switch_cycles + machine.lsma_fill
+    instructions = blocks * (steps * 20 * t.warps + results * machine.subcores * (2 + nodes))
+    total: Any = -(-blocks // machine.sms) * (block + drains)
+    return float(machine.launch_cycles + total + cost.WEIGHT * instructions)
+
+
+def fold(t: Strips, machine: Machine, first: bool) -> int:
+    """Cycles of the array for one LDB and its LSMA."""
+    one = dataflow.stream(machine, t.bm, t.units, accumulators=True, first=first)
+    return one + (0 if machine.weight_double_buffer else dataflow.load(machine))
+
+
+register(Accumulating())
