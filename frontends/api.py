@@ -52,6 +52,7 @@ class Image:
         engine: Literal["fast", "reference"] = "fast",
         checked: bool = False,
         limit: int | None = None,
+        timing: bool = False,
     ) -> Result:
         """Execute on the emulator: `result.outputs` by name, `result.stats` with every counter.
 
@@ -60,10 +61,11 @@ class Image:
             engine: "fast", or "reference" (the specification, in plain Python).
             checked: also detect races and reads of memory that was never written.
             limit: warp instructions that the run may execute; a block counts as 256, at least. None: what no honest network meets.
+            timing: also cycles and energy: `result.stats.cycles`, and more in `result.stats.to_dict()`.
 
         Raises UsageError E720 to E722 for inputs that do not fit, MachineFault if the program does something illegal.
         """
-        return self.session.run(inputs, engine=engine, checked=checked, work=limit)
+        return self.session.run(inputs, engine=engine, checked=checked, work=limit, timing=timing)
 
 
 def compile(

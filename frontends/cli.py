@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
     commands = root.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for declare in (
-        _demo, _compile, _run, _check, _dis, _asm, _inspect, _ops, _passes, _targets, _isa, _explain,
+        _demo, _compile, _run, _time, _check, _dis, _asm, _inspect, _ops, _passes, _targets, _isa, _explain,
     ):  # fmt: skip
         declare(commands)
     return root
@@ -242,7 +242,34 @@ def _run(commands: Any) -> None:
     )  # fmt: skip
     p.add_argument("-o", "--output", metavar="OUT.npz", help="write the outputs, by name")
     p.add_argument("--stats", metavar="FILE.json", help="write every counter")
+    p.add_argument("--record", metavar="FILE.npz", help="write what `knapper time` needs")
+    p.add_argument("--no-timing", action="store_true", help="values and counters only")
+    _jump(p)
     _running(p)
+    _json(p)
+
+
+def _jump(p: Any) -> None:
+    p.add_argument(
+        "--no-jump", action="store_true", help="time steady loops cycle by cycle, to the same end"
+    )
+
+
+def _time(commands: Any) -> None:
+    p = _command(
+        commands, "time", "commands.timing:time_file", "what a run takes on other machines, without running it again",
+        "  knapper run model.elf --input random:0 --record run.npz\n"
+        "  knapper time run.npz -t v100-pcie -t ./mine.toml",
+    )  # fmt: skip
+    p.add_argument("file", metavar="IMAGE|RECORD", help="an image is run first")
+    p.add_argument(
+        "-t", "--target", action="append", default=[], metavar="NAME|FILE.toml",
+        help="machine; may be repeated (default: the one it is compiled for)",
+    )  # fmt: skip
+    p.add_argument(
+        "--input", action="append", default=[], metavar="SPEC", help="of an image, as for `run` (random:0)"
+    )  # fmt: skip
+    _jump(p)
     _json(p)
 
 

@@ -29,7 +29,11 @@ log = logging.getLogger("knapper")
 
 def run_image(a: argparse.Namespace) -> None:
     """`knapper run`."""
-    for written in filter(None, (a.output, a.stats)):
+    if a.record and a.no_timing:
+        raise UsageError(
+            "E704", "--record keeps what timing needs: it does not go with --no-timing"
+        )
+    for written in filter(None, (a.output, a.stats, a.record)):
         files.check_place(written)
     image = load(a.image)
     if image.program.inputs and not a.input:
@@ -44,6 +48,10 @@ def run_image(a: argparse.Namespace) -> None:
     if a.output:
         files.write(a.output, npz(result.outputs))
     stats = result.stats.to_dict()
+    if a.record:
+        from knapper.runtime.timing.record import Record
+
+        files.write(a.record, Record.of(image.program, result.stats).to_bytes())
     if a.stats:
         files.write(a.stats, json.dumps(stats, indent=1) + "\n")
     if a.json:
@@ -57,7 +65,9 @@ def run_image(a: argparse.Namespace) -> None:
 def run(image: Image, arrays: dict[str, Array], a: argparse.Namespace) -> Result:
     """Run with a progress line on a terminal."""
     with Progress("running", quiet=a.quiet > 0) as progress:
-        return image.session.run(arrays, **how(a), progress=progress)
+        return image.session.run(
+            arrays, **how(a), progress=progress, timing=not a.no_timing, jump=not a.no_jump
+        )
 
 
 def how(a: argparse.Namespace) -> dict[str, Any]:
@@ -111,9 +121,18 @@ def counts_table(stats: Stats, seconds: float) -> str:
         ("macs", f"{stats.macs:,}"),
         ("macs executed", f"{stats.macs_executed:,}{share}"),
         ("DRAM", f"{size(read)} read, {size(written)} written"),
+        *_measured(stats),
         ("time", f"{seconds:.3f} s on this computer"),
     ]
     return "\n".join(f"{name:<14}{text}" for name, text in rows)
+
+
+def _measured(stats: Stats) -> list[tuple[str, str]]:
+    """Cycles and energy, of a run that was timed."""
+    if not stats.timed:
+        return []
+    cycles = f"{stats.cycles:,}, {1e3 * stats.seconds_at_clock:.4g} ms on {stats.target}"
+    return [("cycles", cycles), ("energy", f"{1e-9 * stats.energy_pj['total']:.4g} mJ")]
 
 
 def mnemonics_table(stats: Stats, most: int = 10) -> str:

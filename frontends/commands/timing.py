@@ -1,0 +1,74 @@
+"""time: a run, or what was recorded of one, on other machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from knapper.isa.machine import Machine
+
+from .. import files
+from ..api import load
+from ..inputs import gather
+from ..progress import Progress
+from ..tables import table
+
+if TYPE_CHECKING:
+    from knapper.runtime.stats import Stats
+    from knapper.runtime.timing.record import Record
+
+ELF = b"\x7fELF"
+HEAD = ("target", "cycles", "ms", "mJ", "busiest", "seconds to time")
+
+
+def time_file(a: argparse.Namespace) -> None:
+    """`knapper time`."""
+    machines = [Machine.load(name) for name in a.target]
+    record = read(a)
+    rows = []
+    for machine in machines or [Machine.from_dict(record.program.target)]:
+        started = time.perf_counter()
+        stats = record.time(machine, jump=not a.no_jump)
+        rows.append((stats, time.perf_counter() - started))
+    if a.json:
+        print(json.dumps([stats.to_dict() for stats, _ in rows]))
+    else:
+        print(table([row(stats, seconds) for stats, seconds in rows], HEAD))
+
+
+def read(a: argparse.Namespace) -> Record:
+    """The record in a file; of an image, one is made by running it."""
+    from knapper.runtime.timing.record import Record
+
+    if files.read(a.file)[: len(ELF)] != ELF:
+        return Record.load(a.file)
+    image = load(a.file)
+    arrays = gather(image.program.inputs, a.input or ["random:0"])
+    with Progress("running", quiet=a.quiet > 0) as progress:
+        result = image.session.run(arrays, timing=True, jump=not a.no_jump, progress=progress)
+    return Record.of(image.program, result.stats)
+
+
+def row(stats: Stats, seconds: float) -> tuple[Any, ...]:
+    """One machine."""
+    return (
+        stats.target,
+        stats.cycles,
+        1e3 * stats.seconds_at_clock,
+        1e-9 * stats.energy_pj["total"],
+        busiest(stats),
+        seconds,
+    )
+
+
+def busiest(stats: Stats) -> str:
+    """The resource that bounds the launches that take most of the time, and their share of it."""
+    share: dict[str, int] = {}
+    for s in stats.launches:
+        if s.measured is not None:
+            timing = s.measured.timing
+            share[timing.roofline.bound] = share.get(timing.roofline.bound, 0) + timing.cycles
+    name = max(share, key=lambda bound: share[bound], default="")
+    return f"{name} ({share[name] / stats.cycles:.0%})" if name else ""
