@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import gcd
 from typing import Any
@@ -38,7 +38,7 @@ from knapper.isa.instructions import (
     UMOV,
 )
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import Cmp, Mode, Space, Start
+from knapper.isa.modifiers import SR, Cmp, Mode, Space, Start
 from knapper.isa.systolic import LANES, STEP, UNITS, WORD
 from knapper.isa.systolic import QUEUE as COMMANDS
 from knapper.isa.systolic import Array as Units
@@ -47,7 +47,7 @@ from ..builder import VReg, VUReg
 from ..generator import Group, register
 from . import cost
 from .blocks import access, vector_a, vector_b
-from .code import add, divmod_, lane_id, uadd, ucompare, umov, umul
+from .code import add, divmod_, lane_id, special, uadd, ucompare, umov, umul
 from .engine import TiledEngine
 from .epilogue import Frame, Spot
 from .pipeline import Buffers, Tile
@@ -137,7 +137,7 @@ def fits(p: Product, t: Strips, column: int, machine: Machine) -> bool:
     """Whether buffers fit shared memory, the next step's loads the registers, commands the queue."""
     size, buffers = SIZES[p.dtype], 2 if p.k > t.bk else 1
     nbytes = buffers * (t.bk * (t.bm + t.bn) * size + SKEW * (t.bk + t.bm))
-    folds = len(parts(t, column)) * t.bk // machine.array_rows
+    folds = count(t, column) * t.bk // machine.array_rows
     return (
         nbytes <= machine.shared_bytes_per_block
         and buffers * (3 * folds + 1) <= COMMANDS
@@ -159,12 +159,22 @@ def carried(p: Product, t: Strips, size: int) -> int:
     return total
 
 
-def parts(t: Strips, column: int) -> list[Strip]:
-    """The strips, each with its units and its width; `first` is its number."""
-    return strips(t, column)
+def count(t: Strips, column: int) -> int:
+    """Strips of a block tile."""
+    return strips(t, column)[-1].last
 
 
 # --- the kernel
+
+
+@dataclass(frozen=True)
+class Share:
+    """`warps` warps from number `first` on take `rows` rows of a strip each; warp w begins at row w · pitch."""
+
+    first: int
+    warps: int
+    rows: int
+    pitch: int
 
 
 class Kernel(SystolicKernel):
@@ -174,11 +184,11 @@ class Kernel(SystolicKernel):
     """1 until the first step of a loop has begun the chains."""
 
     def begin(self) -> None:
-        super().begin()
-        column = column_of(self.p, self.machine)
-        found = strips(self.t, column)
-        whole = [Strip(i, i + 1, s.units, s.width) for s in found for i in range(s.first, s.last)]
-        self.strips = whole
+        self.warp = special(self.b, SR.WARPID)
+        found = strips(self.t, column_of(self.p, self.machine))
+        self.strips = [
+            replace(s, first=i, last=i + 1) for s in found for i in range(s.first, s.last)
+        ]
 
     def connect(self, buffers: Buffers, tiles: list[Tile]) -> None:
         self.a_at, self.b_at = (buffers.pointer(tile.start) for tile in tiles)
@@ -205,7 +215,7 @@ class Kernel(SystolicKernel):
 
     def compute(self, first: bool, last: bool) -> None:
         b = self.b
-        with self._sender():
+        with self._warps(0, 1):
             for s in self.strips:
                 self._commands(s, first)
             if self.fresh is not None:
@@ -216,10 +226,13 @@ class Kernel(SystolicKernel):
             b.emit(BAR, 0)
 
     @contextmanager
-    def _sender(self) -> Iterator[None]:
-        """What is emitted inside is for warp 0."""
-        b, over = self.b, self.b.label()
-        b.emit(BRA, over, guard=ucompare(b, Cmp.NE, self.warp, 0))
+    def _warps(self, first: int, count: int) -> Iterator[None]:
+        """What is emitted inside is for some warps."""
+        b, over, last = self.b, self.b.label(), first + count
+        if first:
+            b.emit(BRA, over, guard=ucompare(b, Cmp.LT, self.warp, first))
+        if last < self.t.warps:
+            b.emit(BRA, over, guard=ucompare(b, Cmp.GE, self.warp, last))
         yield
         b.place(over)
 
@@ -265,7 +278,7 @@ class Kernel(SystolicKernel):
             b.emit(MODE, Mode.SIMD)
         for s in self.strips:
             for share in self._shares(s.width):
-                with self._only(share):
+                with self._warps(share.first, share.warps):
                     yield from self._rows(s, share, lanes[s.width])
         if (self.t.modes[1] == SYSTOLIC) != stays:
             b.emit(MODE, Mode.SIMD if stays else Mode.SYSTOLIC)
@@ -275,33 +288,32 @@ class Kernel(SystolicKernel):
         for i in range(width // gcd(width, LANES)):
             yield divmod_(self.b, add(self.b, lane_id(self.b), i * LANES), width)
 
-    def _shares(self, width: int) -> list[Strip]:
-        """How a strip's rows are dealt to warps: in whole periods, evenly, the last one what is left. `width` is rows here."""
+    def _shares(self, width: int) -> list[Share]:
+        """How a strip's rows are dealt to warps: in whole periods, evenly, the last one what is left."""
         step = LANES // gcd(width, LANES)
         each = step * -(-self.t.bm // (step * self.t.warps))
         whole, rest = divmod(self.t.bm, each)
-        found = [Strip(0, whole, 0, each)] if whole else []
-        return found + ([Strip(whole, whole + 1, 0, rest)] if rest else [])
+        found = [Share(0, whole, each, each)] if whole else []
+        return found + ([Share(whole, 1, rest, each)] if rest else [])
 
     def _rows(
-        self, s: Strip, share: Strip, lanes: list[tuple[VReg, VReg]]
+        self, s: Strip, share: Share, lanes: list[tuple[VReg, VReg]]
     ) -> Iterator[tuple[Frame, list[Spot]]]:
         """A warp's rows of a strip."""
         b, width = self.b, s.width
-        each, step = self._shares(width)[0].width, LANES // gcd(width, LANES)
-        first = umul(b, self.warp, each)
+        step, first = LANES // gcd(width, LANES), umul(b, self.warp, share.pitch)
         words = umov(b, umul(b, first, width, self.t.bm * self.origin(s)))
         col0 = uadd(b, self.block.n0, self.origin(s))
         chunk = max(1, CHUNK // len(lanes)) * step
-        for row in range(0, share.width, chunk):
-            height = min(chunk, share.width - row)
-            count = height * width // LANES
-            acc = b.reg(count)
-            b.emit(ACC_LD, count, acc, words, row * width)
+        for row in range(0, share.rows, chunk):
+            height = min(chunk, share.rows - row)
+            registers = height * width // LANES
+            acc = b.reg(registers)
+            b.emit(ACC_LD, registers, acc, words, row * width)
             row0 = uadd(b, self.block.m0, uadd(b, first, row))
             for i, (down, across) in enumerate(lanes):
                 spots = [
-                    Spot(acc[r], r // len(lanes) * step, 0) for r in range(i, count, len(lanes))
+                    Spot(acc[r], r // len(lanes) * step, 0) for r in range(i, registers, len(lanes))
                 ]
                 yield self.frame(row0, col0, down, across), spots
 
@@ -345,9 +357,9 @@ def predicted(
     """Cycles of a launch of `nodes` nodes: a step takes as long as the array, the port of shared memory, L2's port or a load's latency."""
     size, column, units = SIZES[p.dtype], column_of(p, machine), machine.units
     blocks = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
-    steps, count = -(-p.k // t.bk), sum(s.last - s.first for s in strips(t, column))
-    array = count * (t.bk // machine.array_rows) * fold(t, machine, first=False)
-    begins = count * (fold(t, machine, first=True) - fold(t, machine, first=False))
+    steps, passes = -(-p.k // t.bk), count(t, column)
+    array = passes * (t.bk // machine.array_rows) * fold(t, machine, first=False)
+    begins = passes * (fold(t, machine, first=True) - fold(t, machine, first=False))
     tile = (t.bm + t.bn) * t.bk * size
     accesses = 2 * tile // 128 + carried(p, t, size) * t.warps * (4 if way == "gather" else 1)
     latency = machine.l2_latency + 2 * units["barrier"].latency
