@@ -21,6 +21,7 @@ from typing import Any
 from knapper.isa.instructions import HMMA, LDG, LDSM
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Cmp, Half, Trans, Width
+from knapper.isa.tensor import ACCUMULATOR
 
 from ...ir import Array
 from ..builder import PT, RZ, KernelBuilder, VPred, VReg, VUReg
@@ -190,6 +191,8 @@ class Fragmented(TiledKernel[Fragments]):
 
     peel = True
     vector = 8
+    accumulator = ACCUMULATOR
+    """Registers of a fragment of C."""
 
     def packed_weights(self, padded: Array) -> Array:
         """[z, k, n, lane, 8]: a lane's 16 bytes are the four words of its registers, word r from row 4r + lane // 8."""
@@ -213,7 +216,7 @@ class Fragmented(TiledKernel[Fragments]):
             offset = uadd(b, umul(b, self.wn, t.fn * self.stride_b * FRAGMENT), tiles[1].start)
             self.right = Shared(self, buffers.pointer(offset))
         self.beside = self.right.accesses
-        self.acc = [[b.reg(8) for _ in range(t.fn)] for _ in range(t.fm)]
+        self.acc = [[b.reg(self.accumulator) for _ in range(t.fn)] for _ in range(t.fm)]
         self.guards = self._row_guards()
         self.rows = [f for f, guard in enumerate(self.guards) if guard is not None]
 
@@ -278,11 +281,13 @@ class Fragmented(TiledKernel[Fragments]):
             for f, x in zip(self.rows, a, strict=True):
                 for y, acc in zip(bs, self.acc[f], strict=True):
                     c = RZ if first and not kk else acc
-                    self.b.emit(
-                        HMMA, Half[self.p.dtype.upper()], acc, x, y, c, guard=self.guards[f]
-                    )
+                    self.hmma(acc, x, y, c, self.guards[f])
             if not last:
                 self.right.refill(kk)
+
+    def hmma(self, d: VReg, a: VReg, b: VReg, c: Any, guard: Any) -> None:
+        """d = a · b + c, of fragments."""
+        self.b.emit(HMMA, Half[self.p.dtype.upper()], d, a, b, c, guard=guard)
 
     def fragment(
         self, base: VUReg, transposed: bool, kk: int, f: int, stride: int, width: int

@@ -1,0 +1,260 @@
+"""Small kernels that measure one number of a machine each, as people measure it on hardware.
+
+A loop's cost is the difference of two lengths, so that what happens once (launch, first loads) drops out. A chase is a chain of loads, each at
+the address that the one before it gave: nothing can overlap, so its time by its length is the latency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from knapper.compiler.codegen.builder import RZ, KernelBuilder, VReg, VUReg
+from knapper.compiler.codegen.matrix.code import (
+    fixed,
+    mul,
+    param,
+    special,
+    thread_id,
+    ucompare,
+    umov,
+    umul,
+)
+from knapper.compiler.codegen.matrix.code import move_base as move
+from knapper.isa.core import SIMD
+from knapper.isa.instructions import (
+    BRA,
+    EXIT,
+    HMMA,
+    HMMA_F16,
+    LDG,
+    LDS,
+    LSMA,
+    MODE,
+    MOV,
+    SMA_COMMIT,
+    SMA_LDB,
+    SMA_SWAP,
+    SMA_WAIT,
+    STG,
+    STS,
+    UIADD,
+    UIREM,
+)
+from knapper.isa.machine import Machine
+from knapper.isa.modifiers import SR, Bits32, Cmp, Element, Half, Mode, Space, Start, Width
+from knapper.isa.program import BASE, Kernel, Launch, Object, Operand, Port, Program
+
+from .claims import Lab, Workload
+from .recording import Replay
+
+UNROLL = 16
+"""Loads of a chase in a turn of its loop."""
+SECTOR = 32
+ROWS = 128
+"""Rows of A that an LSMA streams: the tile height of SMA's kernels."""
+DEPTH = 8
+"""LSMAs in a turn: 64 of k, a step of our kernels."""
+CHUNK = 1 << 16
+"""Bytes that a block of a copy moves."""
+THREADS = 256
+
+
+def program(machine: Machine, kernel: Kernel, launches: tuple[Launch, ...], **more: Any) -> Program:
+    """A program of one kernel."""
+    return Program(machine.to_dict(), {kernel.name: kernel}, launches, more.pop("inputs", ()), (), **more)
+
+
+@contextmanager
+def turns(b: KernelBuilder, count: int) -> Iterator[None]:
+    """What is emitted inside runs `count` times."""
+    left, top = umov(b, count), b.label()
+    b.place(top)
+    yield
+    b.emit(UIADD, Bits32._32, left, left, -1)
+    b.emit(BRA, top, guard=ucompare(b, Cmp.NE, left, 0))
+
+
+class Loop(Workload, Protocol):
+    """A workload that repeats something `turns` times."""
+
+    @property
+    def turns(self) -> int: ...
+
+
+L = TypeVar("L", bound=Any)
+
+
+def per_turn(lab: Lab, loop: L, target: str, of: Callable[[Replay], float] = lambda r: r.cycles) -> float:
+    """What a turn adds: cycles, or another number of a run."""
+    longer = replace(loop, turns=2 * loop.turns)
+    return (of(lab.run(longer, target)) - of(lab.run(loop, target))) / loop.turns
+
+
+# --- matrix units
+
+
+@dataclass(frozen=True)
+class HmmaLoop:
+    """HMMAs on registers and nothing else: `chains` independent ones a turn in each of `warps` warps of each block."""
+
+    blocks: int
+    warps: int
+    chains: int
+    turns: int
+    half: bool = False
+    """fp16 accumulators."""
+
+    def program(self, machine: Machine) -> Program:
+        b = KernelBuilder("hmma_loop", (32 * self.warps, 1, 1), machine, matrix=True)
+        x, y = zeros(b, 4), zeros(b, 4)
+        sums = [zeros(b, 4 if self.half else 8) for _ in range(self.chains)]
+        with turns(b, self.turns):
+            for c in sums:
+                operands: tuple[Any, ...] = (c, x, y, c) if self.half else (Half.F16, c, x, y, c)
+                b.emit(HMMA_F16 if self.half else HMMA, *operands)
+        b.emit(EXIT)
+        return program(machine, b.finish(), (Launch("hmma_loop", (self.blocks, 1, 1), (), ("loop",)),))
+
+
+@dataclass(frozen=True)
+class LsmaLoop:
+    """LSMAs of `ROWS` rows on all units, each with weights of its own, in one warp of each block; a turn is `DEPTH` of them."""
+
+    blocks: int
+    turns: int
+    units: int
+
+    def program(self, machine: Machine) -> Program:
+        b = KernelBuilder("lsma_loop", (32, 1, 1), machine, matrix=True, modes=(SIMD, SIMD))
+        row, wide = 2 * machine.array_rows, 2 * machine.array_columns * self.units
+        a, w = b.shared(ROWS * row), b.shared(machine.array_rows * wide)
+        fill(b, ROWS * row + machine.array_rows * wide)
+        c = zeros(b, ROWS * machine.array_columns * self.units // 32)
+        a_at, w_at = umov(b, a), umov(b, w)
+        b.emit(MODE, Mode.SYSTOLIC)
+        with turns(b, self.turns):
+            for _ in range(DEPTH):
+                b.emit(SMA_LDB, Element.F16, self.units, w_at, 0, wide)
+                b.emit(SMA_SWAP, self.units)
+                b.emit(LSMA, Element.F16, Start.ADD, Space.REG, c, self.units, ROWS, a_at, 0, row)
+            b.emit(SMA_COMMIT)
+            b.emit(SMA_WAIT, 1)
+        b.emit(MODE, Mode.SIMD)
+        b.emit(EXIT)
+        return program(machine, b.finish(), (Launch("lsma_loop", (self.blocks, 1, 1), (), ("loop",)),))
+
+
+def zeros(b: KernelBuilder, words: int) -> VReg:
+    """Registers that hold 0."""
+    r = b.reg(words)
+    for i in range(words):
+        b.emit(MOV, r[i], RZ)
+    return r
+
+
+def fill(b: KernelBuilder, nbytes: int) -> None:
+    """Shared memory from 0 on = 0, by one warp."""
+    zero, base, lane = zeros(b, 4), umov(b, 0), mul(b, thread_id(b), 16)
+    for at in range(0, nbytes, 512):
+        b.emit(STS, Width._128, base, lane, at, zero)
+    b.shared(-nbytes % 512)
+
+
+# --- latencies
+
+
+@dataclass(frozen=True)
+class GlobalChase:
+    """One warp walks a ring of `sectors` sectors of 32 bytes, `steps` loads a launch."""
+
+    sectors: int
+    steps: int
+    launches: int = 1
+
+    def program(self, machine: Machine) -> Program:
+        b = KernelBuilder("chase", (32, 1, 1), machine)
+        base, at = param(b, 0), fixed(b, 0)
+        self._walk(b, base, at)
+        ring = np.zeros((self.sectors, SECTOR // 4), np.uint32)
+        ring[:, 0] = (np.arange(self.sectors) + 1) % self.sectors * SECTOR
+        launch = Launch("chase", (1, 1, 1), (BASE,), ("loop",), (Operand("ring", BASE, ring.nbytes, "r"),))
+        objects = (Object("ring", BASE, ring.nbytes),)
+        return program(machine, b.finish(), (launch,) * self.launches, rodata=ring.tobytes(), objects=objects)
+
+    def _walk(self, b: KernelBuilder, base: VUReg, at: VReg) -> None:
+        with turns(b, self.steps // UNROLL):
+            for _ in range(UNROLL):
+                b.emit(LDG, Width._32, at, base, at, 0)
+        b.emit(EXIT)
+
+
+@dataclass(frozen=True)
+class SharedChase:
+    """One warp loads from shared memory, over and over, the address that it loads from."""
+
+    turns: int
+
+    def program(self, machine: Machine) -> Program:
+        b = KernelBuilder("chase", (32, 1, 1), machine)
+        base, at = umov(b, b.shared(512)), fixed(b, 0)
+        b.emit(STS, Width._32, base, at, 0, at)
+        with turns(b, self.turns):
+            for _ in range(UNROLL):
+                b.emit(LDS, Width._32, at, base, at, 0)
+        b.emit(EXIT)
+        return program(machine, b.finish(), (Launch("chase", (1, 1, 1), (), ("loop",)),))
+
+
+def last(replay: Replay) -> float:
+    """Cycles of a run's last launch, from its first instruction on."""
+    return replay.launches[-1].timing.cycles - replay.machine.launch_cycles
+
+
+# --- bandwidths
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Every block loads (or stores) a chunk of 64 KB, 16 bytes a lane; block i takes chunk i mod `chunks`."""
+
+    blocks: int
+    chunks: int
+    writes: bool = False
+    launches: int = 1
+
+    def program(self, machine: Machine) -> Program:
+        b = KernelBuilder("copy", (THREADS, 1, 1), machine)
+        base, chunk = param(b, 0), b.ureg()
+        b.emit(UIREM, chunk, special(b, SR.CTAID_X), self.chunks)
+        move(b, base, umul(b, chunk, CHUNK))
+        self._move(b, base, mul(b, thread_id(b), 16))
+        b.emit(EXIT)
+        nbytes = self.chunks * CHUNK
+        ports = () if self.writes else (Port("data", "u8", (nbytes,), BASE),)
+        operand = Operand("data", BASE, nbytes, "w" if self.writes else "r")
+        launch = Launch("copy", (self.blocks, 1, 1), (BASE,), ("copy",), (operand,))
+        return program(machine, b.finish(), (launch,) * self.launches, inputs=ports, arena_bytes=nbytes)
+
+    def _move(self, b: KernelBuilder, base: VUReg, at: VReg) -> None:
+        value = zeros(b, 4)
+        for offset in range(0, CHUNK, 16 * THREADS):
+            if self.writes:
+                b.emit(STG, Width._128, base, at, offset, value)
+            else:
+                b.emit(LDG, Width._128, b.reg(4), base, at, offset)
+
+    @property
+    def bytes(self) -> int:
+        """Moved in a launch."""
+        return self.blocks * CHUNK
+
+
+def bandwidth(lab: Lab, copy: Copy, target: str) -> float:
+    """Bytes a second of the last launch."""
+    r = lab.run(copy, target)
+    return copy.bytes * r.machine.clock_hz / last(r)
