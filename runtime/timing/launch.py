@@ -30,7 +30,7 @@ from .footprint import Footprint, Traffic, footprint
 from .report import Roofline, Timing
 from .residency import Residency
 from .sm import run
-from .state import REASONS, TICK, State, blank
+from .state import REASONS, STREAM, TICK, State, blank
 from .tables import PREDICATES, SECTOR, UNIFORMS, Costs, Structure
 
 
@@ -163,6 +163,9 @@ class Run:
         )
         total = self.active * max(cycles, 1)
         utilisation = self.utilisation(busy, total)
+        array = self.streamed()
+        if array:
+            utilisation["array"] = array / total
         l1_missed = self.traffic.loads * self.foot.l1_misses
         l2, from_dram = l1_missed + self.traffic.stores, l1_missed * self.foot.l2_misses
         return Timing(
@@ -175,9 +178,16 @@ class Run:
             active_sms=self.active,
             l2_sectors=round(l2),
             dram_sectors=round(from_dram + self.traffic.stores * self.foot.written_back),
+            array_cycles=array,
             by_pc=by_pc,
             roofline=self.roofline(cycles, utilisation),
         )  # fmt: skip
+
+    def streamed(self) -> int:
+        """Cycles that the arrays streamed, of all SMs: every command that takes the array, as often as it was executed."""
+        times = self.counts.instructions["executed"] - self.counts.instructions["skipped"]
+        streams = self.ops["kind"] == STREAM
+        return int((self.ops["work"] * times.astype(np.int64))[streams].sum())
 
     def utilisation(self, busy: NDArray[np.int64], total: int) -> dict[str, float]:
         """Per unit that worked, and of the shares of L2 and DRAM."""

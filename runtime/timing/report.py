@@ -41,7 +41,7 @@ class Timing:
     stalls: Mapping[str, int]
     """Issue slots (sub-core × cycle) by what became of them: `state.REASONS`."""
     busy: Mapping[str, float]
-    """Share of the cycles, launch excluded, that each unit that worked at all, `l2` and `dram` were busy, on average."""
+    """Share of the cycles, launch excluded, that each unit that worked at all, `array`, `l2` and `dram` were busy, on average."""
     occupancy: float
     """Resident warps by what an SM can hold, on average over the cycles of the active SMs."""
     blocks_per_sm: int
@@ -54,6 +54,8 @@ class Timing:
     """Sectors of 32 bytes between L1 and L2: loads that missed, and stores."""
     dram_sectors: int
     """Sectors between L2 and DRAM."""
+    array_cycles: int
+    """Cycles that the systolic arrays streamed operands, weights without a buffer of their own included. How long is in `knapper.isa.dataflow`."""
     by_pc: NDArray[np.int64]
     """Issue slots that each instruction took or that went by before it could issue."""
     roofline: Roofline
@@ -67,5 +69,6 @@ class Timing:
             "occupancy": round(self.occupancy, 6),
             "blocks_per_sm": self.blocks_per_sm,
             "limited_by": self.limited_by,
+            "array_cycles": self.array_cycles,
             "roofline": self.roofline.to_dict(),
         }

@@ -56,7 +56,6 @@ from .systolic import (
     ELEMENTS,
     SIZES,
     SKEW,
-    WARPS,
     Strip,
     Strips,
     converts_only,
@@ -66,6 +65,7 @@ from .systolic import (
 )
 from .systolic import Kernel as SystolicKernel
 
+WARPS = 8
 CHUNK = 32
 """Registers of C that a warp holds at once."""
 HEIGHTS = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
