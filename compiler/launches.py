@@ -47,7 +47,7 @@ ELEMENTWISE = CHEAP | _ops("""
 """Ops whose element i depends on element i of their (broadcast) operands only."""
 EPILOGUE = ELEMENTWISE & _ops("""
     Abs Add Cast Ceil Clip Cos Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu Log Max Min
-    Mish Mul Neg PRelu Pow Reciprocal Relu Round Sigmoid Sin Softplus Softsign Sqrt Sub Swish Tanh
+    Mish Mul Neg PRelu Reciprocal Relu Round Sigmoid Sin Softplus Softsign Sqrt Sub Swish Tanh
     ThresholdedRelu
 """)
 """Those that a matrix kernel can do to its accumulators."""

@@ -297,9 +297,3 @@ def _(b: KernelBuilder, x: VReg, *, approximate: str = "none") -> VReg:
     else:
         gate = special(b, Fn.ERF, scaled(b, x, math.sqrt(0.5)))
     return arith(b, FMUL, scaled(b, x, 0.5), plus(b, gate, 1))
-
-
-@lowers("Pow")
-def _(b: KernelBuilder, x: VReg, y: VReg) -> VReg:
-    """2^(y · log2 x): for x > 0."""
-    return special(b, Fn.EX2, arith(b, FMUL, y, special(b, Fn.LG2, x)))

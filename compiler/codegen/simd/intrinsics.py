@@ -312,7 +312,7 @@ def _power(e: Emitter, x: Value, y: Value) -> Value:
     size = magnitude(e, x)
     result = special(e, Fn.EX2, mul(e, special(e, Fn.LG2, size), y))
     result = choose(e, test(e, Cmp.EQ, size, 1.0), 1.0, result)
-    result = choose(e, _has_sign(e, x), _for_negative(e, y, result), result)
+    result = choose(e, _has_sign(e, x), _for_negative(e, size, y, result), result)
     return choose(
         e, e.logic(Logic.OR, test(e, Cmp.EQ, y, 0.0), test(e, Cmp.EQ, x, 1.0)), 1.0, result
     )
@@ -325,8 +325,8 @@ def _has_sign(e: Emitter, x: Value) -> Value:
     return Value("bool", p)
 
 
-def _for_negative(e: Emitter, y: Value, result: Value) -> Value:
-    """|x|^y for a negative x: negated for an odd y, NaN for one that is no integer (but for 0 and infinity)."""
+def _for_negative(e: Emitter, size: Value, y: Value, result: Value) -> Value:
+    """|x|^y for a negative x: negated for an odd y, NaN for one that is no integer (unless x is −0 or −infinity)."""
     half = mul(e, y, 0.5)
     integer = test(e, Cmp.EQ, integral(e, Rounding.RZ, y), y)
     even = test(e, Cmp.EQ, integral(e, Rounding.RZ, half), half)
@@ -335,7 +335,7 @@ def _for_negative(e: Emitter, y: Value, result: Value) -> Value:
     plain = e.logic(
         Logic.OR,
         integer,
-        e.logic(Logic.OR, test(e, Cmp.EQ, result, 0.0), test(e, Cmp.EQ, result, math.inf)),
+        e.logic(Logic.OR, test(e, Cmp.EQ, size, 0.0), test(e, Cmp.EQ, size, math.inf)),
     )
     return choose(e, plain, signed, math.nan)
 
