@@ -255,7 +255,7 @@ def _request(group: Group) -> tuple[str, Json]:
     literal = {
         v: base64.b64encode(a.tobytes()).decode()
         for v, a in g.constants.items()
-        if a.size <= LITERAL
+        if 0 < a.size <= LITERAL
     }
     inputs = [_input(v, t, literal) for v, t in g.inputs.items()]
     outputs = [v for v, t in g.outputs.items() if t.count]  # an empty one is never written

@@ -5,6 +5,7 @@ A lowered PrimFunc is one or more launch regions, perhaps inside host statements
     AllocBuffer (global)                 → a scratch buffer
     AttrStmt thread_extent blockIdx.x    → a kernel; everything under it is its body
     For on the host                      → the kernels inside, once an iteration
+    BufferStore, and what follows        → a kernel of one thread
 
 What comes out is described in `tir.py`. Whatever is not in the tables below is an error that names it.
 """
@@ -119,6 +120,9 @@ class Exporter:
                     yield from self._host_loop(s)
                 case "IfThenElse":
                     yield from self._host_if(s)
+                case "BufferStore":
+                    yield self._single(body[i:])
+                    return
                 case "Evaluate":
                     pass
                 case other:
@@ -185,6 +189,11 @@ class Exporter:
         bind = ["let", self.number(s.loop_var), ["add", "i32", iteration, self.expr(s.min)]]
         inside = ["lt", "bool", iteration, ["int", "i32", n]]
         return self._launch(["seq", bind, ["if", inside, self.stmt(s.body), ["seq"]]])
+
+    def _single(self, body: list[Any]) -> Json:
+        """What TVM leaves of a parallel loop that has one iteration (a scan of one row): the work of one thread."""
+        self.threads, self.axes = {}, {}
+        return self._launch(["seq", *map(self.stmt, body)])
 
     def _launch(self, body: Json) -> Json:
         """A kernel of the threads that were found."""
