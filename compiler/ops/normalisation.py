@@ -337,9 +337,9 @@ def _(x: Array, axis: int = -1, p: int = 2) -> Array:
 @LpNormalization.relax
 @wide
 def _(R: Any, x: Any, axis: int = -1, p: int = 2) -> Any:
-    zero = const(R, 0, x)
     norm = emit(R, relax_root(R, R.op.sum(relax_power(R, x, p), axis, keepdims=True), p, x))
-    return R.op.where(R.op.equal(norm, zero), zero, R.op.divide(x, norm))
+    one_for_zero = R.op.astype(R.op.equal(norm, const(R, 0, x)), dtype_of(x))
+    return R.op.divide(x, R.op.add(norm, one_for_zero))
 
 
 @LpNormalization.example

@@ -113,7 +113,7 @@ def window_sizes(
     for i in range(n):
         room = sizes[i] + pads[i] + pads[n + i] - (dilations[i] * (kernel[i] - 1) + 1)
         require(
-            room >= 0,
+            room > (-strides[i] if ceil_mode else -1),
             f"{name}: window {tuple(kernel)} does not fit into sizes {tuple(sizes)} with pads {tuple(pads)}",
         )
         steps = -(-room // strides[i]) if ceil_mode else room // strides[i]

@@ -55,11 +55,12 @@ def Sign(x: Type) -> Type:
 def _sign(R: Any, x: Any) -> Any:
     zero, one = const(R, 0, x), const(R, 1, x)
     neither = R.op.where(R.op.isnan(x), x, zero) if is_float(x) else zero
-    below = R.op.where(R.op.less(x, zero), const(R, -1, x), neither)
+    signed = not str(dtype_of(x)).startswith("uint")
+    below = R.op.where(R.op.less(x, zero), const(R, -1, x), neither) if signed else neither
     return R.op.where(R.op.greater(x, zero), one, below)
 
 
-unary(Sign, np.sign, _sign, dtypes="f32 f16 f64 i32")
+unary(Sign, np.sign, _sign, dtypes="f32 f16 f64 i32 u8")
 
 
 @op
