@@ -183,6 +183,16 @@ def test_old_batch_normalization_lists_results_that_inference_lacks() -> None:
         read(model([norm, reader], {"x": IMAGE}, ["z"], statistics, 8))
 
 
+def test_old_group_normalization_scales_groups() -> None:
+    weights = {"s": f32(2), "b": f32(2)}
+    norm = node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=2)
+    graph = agrees(model([norm], {"x": (2, 6, 5)}, weights=weights, opset=18), x=f32(2, 6, 5))
+    assert ops(graph) == ["GroupNormalization"]
+    norm.attribute[0].i = 3
+    with pytest.raises(FrontendError, match=r"E206.*should have 3 elements, one a group"):
+        read(model([norm], {"x": (2, 6, 5)}, weights=weights, opset=18))
+
+
 def test_a_clip_with_computed_bounds_is_max_and_min() -> None:
     bound = node("ReduceMax", ["x"], ["hi"], keepdims=0)
     graph = agrees(

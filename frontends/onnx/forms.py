@@ -151,6 +151,27 @@ def _(b: Builder, call: Call) -> Call:
     return replace(call, outputs=call.outputs[:1])
 
 
+@form("GroupNormalization")
+def _(b: Builder, call: Call) -> Call:
+    """Before opset 21 scale and bias had one element a group."""
+    shape, groups = b.shape(call.operand(0)), call.integer("num_groups")
+    if call.version >= 21 or len(shape) < 2 or groups < 1 or shape[1] % groups:
+        return call
+
+    def per_channel(v: str) -> str:
+        if b.shape(v) != (groups,):
+            raise FrontendError(
+                "E206", f"scale and bias should have {groups} elements, one a group"
+            )
+        (column,) = b.emit("Reshape", [v], {"shape": (groups, 1)}, loc=call.loc)
+        full = (groups, shape[1] // groups)
+        (spread,) = b.emit("Expand", [column], {"shape": full}, loc=call.loc)
+        return b.emit("Reshape", [spread], {"shape": shape[1:2]}, loc=call.loc)[0]
+
+    x, *vectors = call.inputs.items()
+    return replace(call, inputs=dict([x, *((name, per_channel(v)) for name, v in vectors)]))
+
+
 @form("CastLike", needs_op=False)
 def _(b: Builder, call: Call) -> list[str]:
     to = b.type(call.operand(1)).dtype
