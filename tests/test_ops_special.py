@@ -16,7 +16,12 @@ import pytest
 from onnx import helper
 
 import knapper
+from knapper.compiler.driver import compile_graph
+from knapper.compiler.ir import Graph, Node, Type, infer
+from knapper.compiler.launches import EPILOGUE
 from knapper.isa.errors import KnapperError
+from knapper.isa.machine import Machine
+from knapper.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
 INF, NAN = math.inf, math.nan
@@ -173,6 +178,7 @@ WINDOWS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((2, 3, 8, 7), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
     ((2, 3, 8, 7), {"kernel_shape": [2, 3], "dilations": [2, 1]}),
     ((2, 3, 8, 7), {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+    ((2, 3, 1, 7), {"kernel_shape": [2, 3], "strides": [2, 2], "ceil_mode": 1}),
     ((2, 3, 9), {"kernel_shape": [3], "pads": [1, 0]}),
     ((2, 2, 4, 5, 6), {"kernel_shape": [2, 2, 2], "strides": [2, 1, 2]}),
 ]
@@ -231,9 +237,39 @@ def test_large_angles_are_reduced_by_all_of_pi(op: str) -> None:
     np.testing.assert_allclose(run(op, wide), truth(wide), 1e-14)
 
 
+def test_the_sign_of_an_unsigned_number() -> None:
+    np.testing.assert_array_equal(run("Sign", np.array([0, 1, 255], np.uint8)), [0, 1, 1])
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_the_sign_of_nan_is_nan(dtype: Any) -> None:
     np.testing.assert_array_equal(run("Sign", np.array([NAN, -INF, 0, 3], dtype)), [NAN, -1, 0, 1])
+
+
+def test_an_operator_has_the_same_bits_behind_a_product_and_alone() -> None:
+    """x · 1 is x (but for −0); what follows it is done by the matrix kernel, and by a kernel of its own."""
+    x = EDGES[EDGES.view(np.int32) != f32(-0.0).view(np.int32)[0], None]
+    feeds = {"x": x, "k": x[::-1].copy()}
+    nodes, types = [], {n: Type.of(a) for n, a in (*feeds.items(), ("w", ones(1, 1)))}
+
+    def add(op: str, operands: tuple[str, ...], out: str, **attrs: Any) -> None:
+        (types[out],) = made = infer(op, [types[v] for v in operands], attrs)
+        nodes.append(Node(op, operands, (out,), made, attrs, out))
+
+    names = sorted(EPILOGUE - {"Cast"})
+    for op in names:
+        more = ("k",) if op in {"Add", "Div", "Max", "Min", "Mul", "PRelu", "Sub"} else ()
+        attrs = {"min": -1.0, "max": 2.0} if op == "Clip" else {}
+        add("MatMul", ("x", "w"), f"{op}.product")
+        add(op, (f"{op}.product", *more), f"{op}.behind", **attrs)
+        add(op, ("x", *more), f"{op}.alone", **attrs)
+    outputs = {v: v for op in names for v in (f"{op}.behind", f"{op}.alone")}
+    graph = Graph("net", {n: types[n] for n in feeds}, outputs, tuple(nodes), {"w": ones(1, 1)})
+    program = compile_graph(graph.verify(), Machine.load("volta-8tc"), precision="fp32")
+    assert len(program.launches) == 2 * len(names)
+    y = Session(program).run(feeds).outputs
+    for op in names:
+        np.testing.assert_array_equal(y[f"{op}.behind"], y[f"{op}.alone"], op)
 
 
 POWERS = (0, -0.0, 1, -1, 2, -2, 0.5, -0.5, 3, -3, INF, -INF, NAN)
@@ -248,6 +284,13 @@ def test_special_powers_are_those_of_c() -> None:
     np.testing.assert_array_equal(
         np.signbit(got)[~np.isnan(want)], np.signbit(want)[~np.isnan(want)]
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_broken_power_of_a_negative_number_is_nan_however_large(dtype: Any) -> None:
+    x = np.array([-1e38, -1e10, -1e-10, -1e-38], dtype)
+    assert np.isnan(run("Pow", x, np.array([88.5], dtype))).all()
+    assert np.isnan(run("Pow", x, np.array([-88.5], dtype))).all()
 
 
 @pytest.mark.parametrize("y", [0.0, -1.0, 0.5, 2.0, 3.0, INF, -INF, NAN])
@@ -333,6 +376,7 @@ EMPTY_TENSORS = [
     case("Tile", ones(2, 3), ints(0, 2), consts=[1]),
     case("Reshape", empty(0, 3), ints(3, 0), consts=[1], allowzero=1),
     case("Concat", empty(0, 3), ones(2, 3), axis=0),
+    case("Concat", ones(2, 3), empty(2, 0), ones(2, 1), consts=[1], axis=1),
     case("Concat", ones(1, 3), empty(0, 3), ones(2, 3), axis=0),
     case("MatMul", empty(0, 4), ones(4, 5)),
     case("MatMul", ones(3, 4), empty(4, 0)),
@@ -365,6 +409,19 @@ def test_an_integer_product_of_nothing_is_zero() -> None:
 def test_the_place_of_nothing_is_refused() -> None:
     with pytest.raises(KnapperError, match=r"net/ArgMax.*axis 0 of f32\[0,3\] is empty"):
         run("ArgMax", empty(0, 3), axis=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("exclusive", [0, 1])
+def test_a_running_sum_of_one_row(shape: tuple[int, ...], exclusive: int) -> None:
+    x = np.arange(1, 1 + np.prod(shape), dtype=np.int64).reshape(shape)
+    for axis in (0, 1):
+        assert_agrees("CumSum", x, np.array(axis), consts=[1], exclusive=exclusive)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_the_norm_of_one_number(p: int) -> None:
+    assert_agrees("LpNormalization", f32(3, -2, 0)[:, None], axis=1, p=p)
 
 
 def test_an_empty_value_inside_a_launch() -> None:
