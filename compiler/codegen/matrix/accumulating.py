@@ -44,9 +44,9 @@ from knapper.isa.systolic import QUEUE as COMMANDS
 from knapper.isa.systolic import Array as Units
 
 from ..builder import VReg, VUReg
-from ..generator import Group, register
+from ..generator import Group, Options, register
 from . import cost
-from .blocks import access, vector_a, vector_b
+from .blocks import access, product, vector_a, vector_b
 from .code import add, divmod_, lane_id, special, uadd, ucompare, umov, umul
 from .engine import TiledEngine
 from .epilogue import Frame, Spot
@@ -137,7 +137,7 @@ def fits(p: Product, t: Strips, column: int, machine: Machine) -> bool:
     """Whether buffers fit shared memory, the next step's loads the registers, commands the queue."""
     size, buffers = SIZES[p.dtype], 2 if p.k > t.bk else 1
     nbytes = buffers * (t.bk * (t.bm + t.bn) * size + SKEW * (t.bk + t.bm))
-    folds = count(t, column) * t.bk // machine.array_rows
+    folds = passes(t, column) * t.bk // machine.array_rows
     return (
         nbytes <= machine.shared_bytes_per_block
         and buffers * (3 * folds + 1) <= COMMANDS
@@ -159,7 +159,7 @@ def carried(p: Product, t: Strips, size: int) -> int:
     return total
 
 
-def count(t: Strips, column: int) -> int:
+def passes(t: Strips, column: int) -> int:
     """Strips of a block tile."""
     return strips(t, column)[-1].last
 
@@ -350,27 +350,40 @@ class Accumulating(TiledEngine[Strips]):
         switches = sum(a != b for a, b in pairwise(modes))
         return predicted(p, t, way, machine, len(group.nodes), switches)
 
+    def streaming(self, group: Group, options: Options, machine: Machine) -> int:
+        """Cycles that a launch takes of the arrays, of all SMs."""
+        return streaming(product(group), Strips.of(options), machine)
+
 
 def predicted(
     p: Product, t: Strips, way: str, machine: Machine, nodes: int, switches: int
 ) -> float:
     """Cycles of a launch of `nodes` nodes: a step takes as long as the array, the port of shared memory, L2's port or a load's latency."""
-    size, column, units = SIZES[p.dtype], column_of(p, machine), machine.units
-    blocks = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
-    steps, passes = -(-p.k // t.bk), count(t, column)
-    array = passes * (t.bk // machine.array_rows) * fold(t, machine, first=False)
-    begins = passes * (fold(t, machine, first=True) - fold(t, machine, first=False))
+    size, units, steps, count = SIZES[p.dtype], machine.units, -(-p.k // t.bk), blocks(p, t)
+    array = streaming(p, t, machine) / count
     tile = (t.bm + t.bn) * t.bk * size
     accesses = 2 * tile // 128 + carried(p, t, size) * t.warps * (4 if way == "gather" else 1)
     latency = machine.l2_latency + 2 * units["barrier"].latency
     fetch = max(accesses * units["lsu_shared"].interval, tile / machine.sm_bytes_per_cycle, latency)
     results = -(-t.bm * t.bn // (LANES * machine.subcores))
     epilogue = results * max(units["cvt"].interval, 2 * (2 + nodes)) + latency
-    block = fetch + latency + (steps - 1) * max(array, fetch) + array + begins + epilogue
+    block = fetch + latency + max(array, (steps - 1) * fetch + array / steps) + epilogue
     drains = switches * machine.mode_switch_cycles + machine.lsma_fill
-    instructions = blocks * (steps * 20 * t.warps + results * machine.subcores * (2 + nodes))
-    total: Any = -(-blocks // machine.sms) * (block + drains)
+    instructions = count * (steps * 20 * t.warps + results * machine.subcores * (2 + nodes))
+    total = -(-count // machine.sms) * (block + drains)
     return float(machine.launch_cycles + total + cost.WEIGHT * instructions)
+
+
+def streaming(p: Product, t: Strips, machine: Machine) -> int:
+    """Cycles of the arrays: for each strip of each block the folds of its chain, the first of which begins it."""
+    begins, goes_on = (fold(t, machine, first) for first in (True, False))
+    folds = -(-p.k // t.bk) * t.bk // machine.array_rows
+    return blocks(p, t) * passes(t, column_of(p, machine)) * (begins + (folds - 1) * goes_on)
+
+
+def blocks(p: Product, t: Strips) -> int:
+    """Blocks of a launch."""
+    return -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
 
 
 def fold(t: Strips, machine: Machine, first: bool) -> int:
