@@ -43,7 +43,7 @@ def run_image(a: argparse.Namespace) -> None:
     image.session  # noqa: B018  memory is asked for before inputs are made up to fill it
     arrays = gather(image.program.inputs, a.input)
     started = time.perf_counter()
-    result = run(image, arrays, a)
+    result = run(image, arrays, a, timing=not a.no_timing, jump=not a.no_jump)
     seconds = time.perf_counter() - started
     if a.output:
         files.write(a.output, npz(result.outputs))
@@ -62,12 +62,10 @@ def run_image(a: argparse.Namespace) -> None:
         print(counts_table(result.stats, seconds))
 
 
-def run(image: Image, arrays: dict[str, Array], a: argparse.Namespace) -> Result:
-    """Run with a progress line on a terminal."""
+def run(image: Image, arrays: dict[str, Array], a: argparse.Namespace, **timing: Any) -> Result:
+    """Run with a progress line on a terminal; `timing` and `jump` as a session takes them."""
     with Progress("running", quiet=a.quiet > 0) as progress:
-        return image.session.run(
-            arrays, **how(a), progress=progress, timing=not a.no_timing, jump=not a.no_jump
-        )
+        return image.session.run(arrays, **how(a), **timing, progress=progress)
 
 
 def how(a: argparse.Namespace) -> dict[str, Any]:
