@@ -171,7 +171,7 @@ class KernelBuilder:
             raise CompileError("E431", "a label was never placed", where=self.name)
         blocks = liveness.blocks(self.records, self.labels)
         live = liveness.live(self.records, blocks)
-        limits = self._limits()
+        limits = (self.registers, 63, 7)
         try:
             order = schedule.schedule(self.records, blocks, live, self.groups, limits)
             places = regalloc.allocate(
@@ -184,15 +184,12 @@ class KernelBuilder:
             )
         return self._encode(order, places)
 
-    def _limits(self) -> tuple[int, int, int]:
-        """Registers of each file that a thread may use."""
+    @property
+    def registers(self) -> int:
+        """Vector registers that a thread may use."""
         x, y, z = self.block
         warps = -(-x * y * z // 32)
-        return (
-            min(self.machine.registers_per_thread, self.machine.registers_per_sm // (32 * warps)),
-            63,
-            7,
-        )
+        return min(self.machine.registers_per_thread, self.machine.registers_per_sm // (32 * warps))
 
     def _encode(self, order: list[int], places: regalloc.Places) -> Kernel:
         kept = [i for i in order if not idle(self.records[i], places.at)]
