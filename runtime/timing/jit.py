@@ -65,6 +65,12 @@ def compiled(function: F) -> F:
     return made  # type: ignore[no-any-return]  # it is called as the function is
 
 
+def inlined(function: F) -> F:
+    """Compile into whoever calls it: what happens at every instruction, since a call with ten arrays takes as long as the work."""
+    made: Any = numba.njit(nogil=True, forceinline=True)(function)
+    return made  # type: ignore[no-any-return]  # it is called as the function is
+
+
 def present() -> bool:
     """Whether this machine has compiled the code before."""
     return KEEP and any(FOLDER.rglob("*.nbc"))

@@ -13,7 +13,8 @@ instruction (`fetch`), and the simulation goes from one cycle in which something
 Memory: an access takes the port of its unit, and by how many sectors miss, the SM's share of L2 and of DRAM, each a queue
 that is busy until some time. Its latency begins when the slowest of the three has taken it in. Stores do the same and are forgotten.
 
-Functions take few arrays and no tuples of them: passing an array costs as much as simulating an instruction.
+Functions take arrays and no tuples of them, and what happens at every instruction is compiled into `run`: passing arrays costs as much as
+simulating an instruction.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .jit import compiled
+from .jit import compiled, inlined
 from .state import (
     ALU,
     AT_BARRIER,
@@ -123,7 +124,7 @@ def begin(
     sm.live += warps
 
 
-@compiled
+@inlined
 def fetch(
     ops: Any, spans: Any, events: Any, sm: Any, board: Any, done: Any, w: int, after: int, reason: int
 ) -> None:  # fmt: skip
@@ -147,14 +148,14 @@ def fetch(
     sm.next[s] = min(sm.next[s], max(after, sm.idle[s]))
 
 
-@compiled
+@inlined
 def opens(sm: Any, w: int) -> int:
     """The first cycle in which the warp can issue, as far as is known now: others may take the port before."""
     at: int = max(sm.ready[w], sm.free[sm.port[w]] // TICK)
     return at
 
 
-@compiled
+@inlined
 def choose(sm: Any, s: int, t: int) -> int:
     """The warp of a sub-core that issues now, or -1: then `next` says before which cycle none can."""
     w: int = sm.greedy[s]
@@ -171,7 +172,7 @@ def choose(sm: Any, s: int, t: int) -> int:
     return -1
 
 
-@compiled
+@inlined
 def issue(
     ops: Any, spans: Any, events: Any, sm: Any, board: Any, gathered: Any, done: Any, blame: Any, w: int, s: int, t: int
 ) -> int:  # fmt: skip
@@ -203,7 +204,7 @@ def issue(
     return LOOP if leaves and to <= pc and oldest(sm, w) else ORDINARY
 
 
-@compiled
+@inlined
 def account(sm: Any, blame: Any, w: int, s: int, t: int, extra: int) -> None:
     """The issue slots since the sub-core's last one: this instruction's, and those that it kept waiting."""
     gap = t - sm.idle[s]
@@ -218,7 +219,7 @@ def account(sm: Any, blame: Any, w: int, s: int, t: int, extra: int) -> None:
     sm.idle[s] = sm.next[s] = t + 1 + extra
 
 
-@compiled
+@inlined
 def execute(
     ops: Any, spans: Any, sm: Any, board: Any, gathered: Any, done: Any, w: int, t: int, pc: int
 ) -> int:  # fmt: skip
