@@ -204,7 +204,7 @@ def random_program(rng: random.Random, systolic: bool) -> Program:
             p.groups()
 
     def stretch() -> None:
-        long = rng.choice((0, 0, 10))
+        long = rng.choice((0, 0, 8))
         steady = rng.randrange(1, 4) + long // 2
         kind = rng.randrange(4)
         if kind == 0:
@@ -295,7 +295,9 @@ def random_case(seed: int) -> Case:
         kinds.append(
             [p.walk(random.Random(walk_seed if alike else rng.random())) for _ in range(warps)]
         )
-    blocks = [rng.choice(kinds) for _ in range(rng.choice((1, 2, 5, 12)))]
+    blocks = [
+        rng.choice(kinds) for _ in range(rng.choice((1, 2, 5) if warps > 3 else (1, 2, 5, 12)))
+    ]
     kernel = Kernel("k", Kernel.encode(p.code), (0,) * len(p.code), (32 * warps, 1, 1), REGISTERS)
     return Case(machine, kernel, blocks, count(p.code, blocks, rng))
 
