@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -267,6 +268,31 @@ def test_folding_into_weights_costs_roundings_only(g: Graph) -> None:
         np.testing.assert_allclose(
             got[name], want[name], rtol=1e-5, atol=1e-5 * np.abs(want[name]).max()
         )
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div", "Add"])
+@pytest.mark.parametrize(
+    ("x", "w", "y", "c"),
+    [
+        ("[3,3]", "[3]", "[3]", "[3]"),
+        ("[4,3]", "[3]", "[4]", "[]"),
+        ("[2,4,3]", "[3]", "[2,4]", "[4]"),
+        ("[3]", "[3]", "[]", "[]"),
+        ("[3]", "[3,5]", "[5]", "[5]"),
+    ],
+)
+def test_a_vector_of_weights_has_no_columns_to_fold_into(
+    op: str, x: str, w: str, y: str, c: str
+) -> None:
+    g = text.parse(f"""graph @g(%x: f32{x}, %w: f32{w}, %c: f32{c}) {{
+        %0: f32{y} = MatMul %x, %w
+        %1: f32{y} = {op} %0, %c
+        return %1 }}""")
+    values = inputs_of(g)
+    constants = {n: np.abs(values[n]) + 1 for n in ("w", "c")}
+    fixed = replace(g, inputs={"x": g.inputs["x"]}, constants=constants)
+    want, got = (evaluate(h, {"x": values["x"]})["1"] for h in (fixed, run(fixed, "bn")))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 # --- launches and precision ---------------------------------------------------------------------

@@ -46,7 +46,7 @@ def normalization(w: Writer, x: str, epsilon: float, layout: str, **operands: st
     t = a["bias"] - a["mean"] * s
     axis = 1 if layout == "NCHW" else w.type(x).rank - 1
     n = w.maker(x)
-    folds = n is not None and n.op in PRODUCTS and _channel_axis(n) == axis
+    folds = n is not None and _has_columns(w, n) and _channel_axis(n) == axis
     return (_folded(w, x, s, t) if folds else None) or _affine(w, x, s, t, axis)
 
 
@@ -82,7 +82,7 @@ RULES = [
 def _folded(w: Writer, x: str, s: Array | None, t: Array | None) -> str | None:
     """The product that makes x, with weights · s and bias · s + t; None if there is none or others read it."""
     n = w.maker(x)
-    if n is None or n.op not in PRODUCTS or not w.once(x) or w.array(n.inputs[1]) is None:
+    if n is None or not _has_columns(w, n) or not w.once(x) or w.array(n.inputs[1]) is None:
         return None
     weights = w.known(n.inputs[1])
     bias = _bias(w, n)
@@ -147,12 +147,17 @@ def _vector(w: Writer, x: str, c: str) -> Array | None:
     """A constant in float64, if it is the same for all but the channels of the product that makes x."""
     n = w.maker(x)
     a = w.known(c)
-    if n is None or n.op not in PRODUCTS or a.ndim > n.types[0].rank:
+    if n is None or not _has_columns(w, n) or a.ndim > n.types[0].rank:
         return None
     axis = _channel_axis(n)
     full = a.reshape((1,) * (n.types[0].rank - a.ndim) + a.shape)
     along = full.shape[axis]
     return full.reshape(along).astype(np.float64) if full.size == along else None
+
+
+def _has_columns(w: Writer, n: Node) -> bool:
+    """Whether a node is a product with a column of weights for each channel; a matrix times a vector has none."""
+    return n.op in PRODUCTS and w.type(n.inputs[1]).rank > 1 and not n.attrs.get("trans_b")
 
 
 def _channel_axis(n: Node) -> int:
