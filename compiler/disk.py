@@ -2,12 +2,14 @@
 
 An entry is used when it is read or written; its modification time says when. Several processes may trim one folder at once: each
 removes whole files, a file that is gone already is as good as removed, and a reader to whom one is lost takes it for a miss.
+Looking through a folder of many thousand files takes a second, so `tidy` does it once an hour.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from knapper.isa.errors import UsageError
@@ -16,6 +18,10 @@ MEBIBYTES = 512
 """What a folder may hold, unless `$KNAPPER_CACHE_MB` says another size: some hundred networks."""
 ROOM = 0.75
 """The share of it that is left when a folder was trimmed, so that not every compile trims."""
+
+
+EVERY = 3600
+"""Seconds."""
 
 
 def limit() -> int:
@@ -30,6 +36,16 @@ def used(path: Path) -> None:
     """Note that an entry was read."""
     with contextlib.suppress(OSError):
         os.utime(path)
+
+
+def tidy(folder: Path, most: int) -> None:
+    """Trim a folder, if nobody did within the hour."""
+    stamp = folder / ".trimmed"
+    with contextlib.suppress(OSError):
+        if not stamp.exists() or time.time() - stamp.stat().st_mtime > EVERY:
+            folder.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
+            trim(folder, most)
 
 
 def trim(folder: Path, most: int) -> int:

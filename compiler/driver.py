@@ -111,8 +111,8 @@ def generate(
     known = {"knapper": __version__} | _origin(plan.graph, options)
     program = assemble(plan, lower(plan, cache, report), known)
     if report.lowered:
-        disk.trim(cache.folder, most)
-        disk.trim(tir.folder(), most)
+        disk.tidy(cache.folder, most)
+        disk.tidy(tir.folder(), most)
     if dump:
         dump("program", program)
     return program

@@ -411,6 +411,11 @@ def test_a_compile_trims_what_it_filled(
     driver.generate(plan, options)  # nothing is lowered, nothing trimmed
     assert len(list(options.cache.rglob("*.json"))) == 3
     driver.generate(schedule(CHAIN, machine, {"*": {"mark": 8}}), options)
+    assert len(list(options.cache.rglob("*.json"))) == 6, "within the hour nobody looks again"
+    os.utime(options.cache / ".trimmed", (0, 0))
+    for entry in options.cache.rglob("*.json"):
+        entry.unlink()  # so that something is lowered
+    driver.generate(plan, options)
     assert not list(options.cache.rglob("*.json"))
     monkeypatch.setenv("KNAPPER_CACHE_MB", "much")
     with pytest.raises(UsageError, match=r"E704: \$KNAPPER_CACHE_MB is 'much'"):
