@@ -60,9 +60,14 @@ def _successors(end: Record, k: int, edges: list[int], n: int) -> tuple[int, ...
 
 
 def live(code: list[Record], found: list[Block]) -> Live:
-    """Words alive at entry and exit of each block."""
+    """Words alive at entry and exit of each block.
+
+    A word has no value before the first instruction that names it, or before the loop around that. So a write under a guard, or on one
+    side of a branch, does not keep a register from the kernel's start on only because a later read has another condition.
+    """
     uses, kills = zip(*(_exposed(code, b) for b in found), strict=True) if found else ((), ())
     into, out = [0] * len(found), [0] * len(found)
+    born = _born(code, found)
     changed = True
     while changed:
         changed = False
@@ -70,10 +75,28 @@ def live(code: list[Record], found: list[Block]) -> Live:
             after = 0
             for s in found[k].successors:
                 after |= into[s]
-            before = uses[k] | after & ~kills[k]
+            before = (uses[k] | after & ~kills[k]) & born[k]
             if after != out[k] or before != into[k]:
                 out[k], into[k], changed = after, before, True
     return Live(into, out)
+
+
+def _born(code: list[Record], found: list[Block]) -> list[int]:
+    """For each block the words that may have a value at its entry."""
+    loops = [(found[s].first, b.last) for k, b in enumerate(found) for s in b.successors if s <= k]
+    births: dict[int, int] = {}
+    for i, r in enumerate(code):
+        for w in (*r.reads, *r.writes):
+            if w not in births:
+                births[w] = min([i, *(first - 1 for first, last in loops if first <= i < last)])
+    order = sorted(births, key=lambda w: births[w])
+    born, bits, n = list[int](), 0, 0
+    for b in found:
+        while n < len(order) and births[order[n]] < b.first:
+            bits |= 1 << order[n]
+            n += 1
+        born.append(bits)
+    return born
 
 
 def _exposed(code: list[Record], b: Block) -> tuple[int, int]:

@@ -227,7 +227,7 @@ class TiledKernel(Emitter, Generic[T]):
         self.connect(buffers, tiles)
         self.multiply(tiles, buffers)
         for frame, spots in self.results():
-            Epilogue(b, self.group, self.p, frame, self.block.parameters).emit(spots)
+            self.epilogue(frame).emit(spots)
         b.emit(EXIT)
         return self.block.launch(b.finish())
 
@@ -278,6 +278,10 @@ class TiledKernel(Emitter, Generic[T]):
     @abstractmethod
     def results(self) -> Iterable[tuple[Frame, list[Spot]]]:
         """The accumulators and where they lie in C; spots of one frame have the same lane part."""
+
+    def epilogue(self, frame: Frame) -> Epilogue:
+        """What comes after the product, for spots of one frame."""
+        return Epilogue(self.b, self.group, self.p, frame, self.block.parameters)
 
     def frame(self, row0: Number, col0: Number, row: VReg, col: VReg) -> Frame:
         """Spots that begin at a uniform row and column plus a lane's row and column, within the edges of C."""

@@ -4,6 +4,9 @@ A generator hands over its accumulators as spots of a grid: a spot's place in th
 spots, plus a row and a column known now. So one address register serves all loads and stores of a tensor, values that depend on
 the column only are made once a column, and so on.
 
+No load passes a store, which might write what it reads. So operands of many spots are loaded before the first of them is stored,
+as many as there is `room` for in registers: their latencies pass together.
+
     row = thread's row + spot.row        col = thread's col + spot.col
 """
 
@@ -82,11 +85,27 @@ def operands(group: Group, p: Product) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+ROOM = 32
+"""Registers that operands take at a time, if a kernel does not say otherwise: about what the main loop had for its own."""
+
+
+def in_order(spots: list[Spot]) -> list[Spot]:
+    """By rows, then by columns."""
+    return sorted(spots, key=lambda s: (s.row, s.col))
+
+
 class Epilogue:
-    """Emits the epilogue of one kernel. `parameters` maps values in memory to their parameter's number."""
+    """Emits the epilogue of one kernel. `parameters` maps values in memory to their parameter's number; operands take up to `room`
+    registers."""
 
     def __init__(
-        self, b: KernelBuilder, group: Group, p: Product, frame: Frame, parameters: dict[str, int]
+        self,
+        b: KernelBuilder,
+        group: Group,
+        p: Product,
+        frame: Frame,
+        parameters: dict[str, int],
+        room: int = ROOM,
     ) -> None:
         self.b, self.group, self.p, self.frame, self.parameters = b, group, p, frame, parameters
         self.maker = {v: n for n in group.nodes for v in n.outputs}
@@ -98,12 +117,17 @@ class Epilogue:
         self.bases: dict[str, VUReg] = {}
         self.lanes: dict[tuple[Any, ...], VReg] = {}
         self.guards: dict[tuple[int, int], VPred | Any] = {}
-        read = operands(group, p)
+        self.read = operands(group, p)
         ways = {
-            v: broadcast_of(p, t) for v, t in self.types.items() if v in self.maker or v in read
+            v: broadcast_of(p, t)
+            for v, t in self.types.items()
+            if v in self.maker or v in self.read
         }
         self.ways = {v: way for v, way in ways.items() if isinstance(way, Broadcast)}
         self.own = self._dependent()
+        varying = sum(self.ways[v].row > 0 for v in self.read)
+        self.at_once = max(room // varying, 1) if varying else None
+        """Spots whose operands are loaded together; None: the operands are the same in all rows."""
 
     def _dependent(self) -> set[str]:
         """The values that depend on the product: one a spot, whatever their shape."""
@@ -113,18 +137,42 @@ class Epilogue:
                 found |= set(n.outputs)
         return found
 
+    def begin(self, spots: list[Spot]) -> None:
+        """Do what needs no accumulator yet: addresses, and loads for the first spots."""
+        for v in self.group.outputs:
+            self._base(v)
+            self._address(v, spots[0])
+        self._load(in_order(spots)[: self.at_once])
+
     def emit(self, spots: list[Spot]) -> None:
         """Compute and store every spot, a row of spots at a time."""
-        for s in sorted(spots, key=lambda s: (s.row, s.col)):
-            guard = self._guard(s)
-            for v in self.group.outputs:
-                self._store(v, s, guard)
-            self._forget(s)
+        spots, step = in_order(spots), self.at_once or len(spots)
+        for some in (spots[i : i + step] for i in range(0, len(spots), step)):
+            self._load(some)
+            for s in some:
+                guard = self._guard(s)
+                for v in self.group.outputs:
+                    self._store(v, s, guard)
+                self._forget(s)
+
+    def _load(self, spots: list[Spot]) -> None:
+        """Load the operands of spots as they are stored."""
+        for s in spots if self.read else ():
+            for v in self.read:
+                self._value(v, s, "raw")
+            self._forget_guards(s)
 
     def _forget(self, s: Spot) -> None:
+        """A spot is done: forget what no later one needs."""
         self.values = {
-            k: r for k, r in self.values.items() if k[1] is None or (k[2] is None and k[1] == s.row)
+            k: r
+            for k, r in self.values.items()
+            if k[1] is None or k[1] > s.row or (k[1] == s.row and (k[2] is None or k[2] > s.col))
         }
+        self._forget_guards(s)
+
+    def _forget_guards(self, s: Spot) -> None:
+        """There are few predicates: those of other rows are made again."""
         self.guards = {k: g for k, g in self.guards.items() if k[0] == s.row}
 
     # --- who takes part

@@ -45,9 +45,10 @@ from ..builder import RZ, KernelBuilder, VPred, VReg
 from ..generator import MODES, Group, Options, modes_of, register
 from . import cost
 from .access import Packed
+from .blocks import packs, vector_a, vector_b
 from .code import add, divmod_, lane_id, mul, special, uadd, ucompare, umul
 from .engine import TiledEngine, TiledKernel, Tiling
-from .epilogue import Frame, Spot
+from .epilogue import Epilogue, Frame, Spot
 from .geometry import Geometry, grid
 from .pipeline import Buffers, Tile
 from .product import Product
@@ -57,7 +58,12 @@ SIZES = {"f16": 2, "bf16": 2, "f32": 4}
 """Bytes of an element."""
 SKEW = 4
 """Bytes that set the rows of a transposed tile off, so that a column of it touches all banks."""
-WARPS = 8
+WARPS = (4, 8)
+"""Of a block. Few execute less; many have registers for large operands that are on their way to shared memory."""
+ROOM = 48
+"""Registers beside C and what is on its way: addresses, the epilogue."""
+PIXEL = 3
+"""Registers of a row of a convolution: where its first pixel lies, which one it is, the sum of an address."""
 DEPTHS = (64, 32)
 HEIGHTS = (128, 64, 32, 16, 8)
 
@@ -120,8 +126,8 @@ def mode_pairs(group: Group, p: Product, t: Strips, machine: Machine) -> Iterato
             yield entry, leave
 
 
-def tilings(p: Product, machine: Machine) -> Iterator[Strips]:
-    """Block tiles that may pay for this product, without their modes."""
+def tilings(p: Product, packed: bool, machine: Machine) -> Iterator[Strips]:
+    """Block tiles that may pay for this product, without their modes; `packed`: B lies as the tiles need it."""
     column, element = columns(p), SIZES[p.dtype]
     rows = next((h for h in reversed(HEIGHTS) if h >= p.m), HEIGHTS[0])
     for units in range(machine.systolic_units, 0, -1):
@@ -130,8 +136,8 @@ def tilings(p: Product, machine: Machine) -> Iterator[Strips]:
                 continue
             for bn in widths(p.n, column, units):
                 for bk in depths(p, element):
-                    t = Strips(bm, bn, bk, units, WARPS)
-                    if fits(t, element, column, machine):
+                    sizes = (Strips(bm, bn, bk, units, warps) for warps in WARPS)
+                    if t := next((t for t in sizes if fits(t, p, packed, machine)), None):
                         yield t
 
 
@@ -152,18 +158,42 @@ def depths(p: Product, element: int) -> list[int]:
     return deep or most[-1:]
 
 
-def fits(t: Strips, element: int, column: int, machine: Machine) -> bool:
-    """Whether two buffers fit shared memory, C the registers, and every thread has something to carry."""
+def fits(t: Strips, p: Product, packed: bool, machine: Machine) -> bool:
+    """Whether two buffers fit shared memory, strips the warps, and C and the next tiles a thread's registers."""
+    element, column = SIZES[p.dtype], columns(p)
     nbytes = 2 * t.bk * (t.bm * element + t.bn * element + SKEW) + 2 * t.bm * SKEW
     c = t.bm * column * t.units // LANES
-    parts = strips(t, column)
-    return nbytes <= machine.shared_bytes_per_block and c <= MOST and parts[-1].last <= t.warps
+    return (
+        nbytes <= machine.shared_bytes_per_block
+        and strips(t, column)[-1].last <= t.warps
+        and c + carried(t, p, packed) + ROOM <= registers(t, machine)
+    )
+
+
+def registers(t: Strips, machine: Machine) -> int:
+    """What a thread may have."""
+    return min(machine.registers_per_thread, machine.registers_per_sm // t.threads)
+
+
+def carried(t: Strips, p: Product, packed: bool) -> int:
+    """Registers of a thread for its part of the next tiles of A and B, on its way from load to store: data, and pixels of an image."""
+    element = SIZES[p.dtype]
+    most = 16 // element
+    a = 1 if p.trans_a else vector_a(p, most)
+    b = most if packed else 1 if p.trans_b else vector_b(p, most)
+    loads_a, loads_b = (-(-n * t.bk // (v * t.threads)) for n, v in ((t.bm, a), (t.bn, b)))
+    words_a, words_b = (-(-v * element // 4) for v in (a, b))
+    return loads_a * (words_a + (PIXEL if p.window else 0)) + loads_b * words_b
 
 
 class Kernel(TiledKernel[Strips]):
     """One launch being emitted."""
 
     peel = True
+
+    def __init__(self, group: Group, t: Strips, way: str, machine: Machine) -> None:
+        super().__init__(group, t, way, machine)
+        self.begun: dict[Frame, Epilogue] = {}
 
     @property
     def type(self) -> Element:
@@ -296,15 +326,31 @@ class Kernel(TiledKernel[Strips]):
     # --- the epilogue
 
     def results(self) -> Iterator[tuple[Frame, list[Spot]]]:
-        """Places are computed while the array works; then systolic mode is left if fp32 follows; then each strip's part of C."""
+        """While the array works, places are computed and operands loaded; then systolic mode is left if fp32 follows; then each strip's part of C."""
         b, stays = self.b, converts_only(self.group, self.p)
-        parts = [list(self._parts(s)) for s in self.strips]
+        parts = [self._begun(s) for s in self.strips]
         b.emit(*((SMA_WAIT, 0) if stays else (MODE, Mode.SIMD)))
         for s, frames in zip(self.strips, parts, strict=True):
             with self._only(s):
                 yield from frames
         if (self.t.modes[1] == SYSTOLIC) != stays:
             b.emit(MODE, Mode.SIMD if stays else Mode.SYSTOLIC)
+
+    def _begun(self, s: Strip) -> list[tuple[Frame, list[Spot]]]:
+        """A strip's frames, with their epilogues begun as far as registers allow."""
+        with self._only(s):
+            parts = list(self._parts(s))
+            room = (registers(self.t, self.machine) - self.acc.words - ROOM) // len(parts)
+            for frame, spots in parts:
+                made = Epilogue(
+                    self.b, self.group, self.p, frame, self.block.parameters, max(room, 1)
+                )
+                made.begin(spots)
+                self.begun[frame] = made
+        return parts
+
+    def epilogue(self, frame: Frame) -> Epilogue:
+        return self.begun.get(frame) or super().epilogue(frame)
 
     def _parts(self, s: Strip) -> Iterator[tuple[Frame, list[Spot]]]:
         """C's registers by the place of their lanes: every `period` registers it is the same, some rows further down."""
@@ -339,7 +385,7 @@ class Systolic(TiledEngine[Strips]):
         return None
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterator[Strips]:
-        for t in tilings(p, machine):
+        for t in tilings(p, packs(group, p), machine):
             for modes in mode_pairs(group, p, t, machine):
                 yield replace(t, modes=modes)
 
