@@ -55,6 +55,8 @@ from knapper.runtime.timing.record import Record, time_record
 from knapper.runtime.timing.residency import Residency
 
 REGISTERS = 64
+LONGEST = 10_000
+"""Instructions of a random case: the oracle is slow."""
 UNGUARDED = Guard(7)
 
 
@@ -298,6 +300,8 @@ def random_case(seed: int) -> Case:
     blocks = [
         rng.choice(kinds) for _ in range(rng.choice((1, 2, 5) if warps > 3 else (1, 2, 5, 12)))
     ]
+    if sum(len(steps) for block in blocks for steps in block) > LONGEST:
+        return random_case(seed + 1000)
     kernel = Kernel("k", Kernel.encode(p.code), (0,) * len(p.code), (32 * warps, 1, 1), REGISTERS)
     return Case(machine, kernel, blocks, count(p.code, blocks, rng))
 
