@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from knapper.isa.errors import CompileError, raise_all
-from knapper.isa.program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
+from knapper.isa.program import ALIGN, BASE, Kernel, Launch, Object, Offload, Operand, Port, Program
 
 from .codegen.generator import Emitted, Lowered
 from .ir import Array
@@ -118,8 +118,12 @@ def assemble(plan: Plan, made: Made, meta: Mapping[str, str]) -> Program:
         places = (
             _places(plan, job, arena) | constants[i] | _scratch_places(job, lowered, scratch, arena)
         )
-        for e, macs in zip(lowered.launches, _macs(job, lowered), strict=True):
-            launches.append(_launch(plan, job, e, macs, places, kernels))
+        made_of = zip(
+            lowered.launches, _macs(job, lowered), _hosts(plan, job, lowered), strict=True
+        )
+        launches += (
+            _launch(plan, job, e, macs, host, places, kernels) for e, macs, host in made_of
+        )
     return Program(
         target=plan.machine.to_dict(),
         kernels=kernels.by_name,
@@ -134,7 +138,13 @@ def assemble(plan: Plan, made: Made, meta: Mapping[str, str]) -> Program:
 
 
 def _launch(
-    plan: Plan, job: Job, e: Emitted, macs: int, places: Mapping[str, Place], kernels: Kernels
+    plan: Plan,
+    job: Job,
+    e: Emitted,
+    macs: int,
+    host: Offload | None,
+    places: Mapping[str, Place],
+    kernels: Kernels,
 ) -> Launch:
     touched = [(places[name], use) for name, use in e.uses.items()]
     return Launch(
@@ -145,6 +155,7 @@ def _launch(
         operands=tuple(Operand(p.value, p.address, p.bytes, use) for p, use in touched),
         macs=macs,
         note=step_line(plan, job.step),
+        host=host,
     )
 
 
@@ -152,6 +163,17 @@ def _macs(job: Job, lowered: Lowered) -> list[int]:
     """Useful multiply-accumulates a launch: as the generator splits them, or all in the first one."""
     split = [e.macs for e in lowered.launches]
     return split if any(split) or not split else [job.step.macs, *split[1:]]
+
+
+def _hosts(plan: Plan, job: Job, lowered: Lowered) -> list[Offload | None]:
+    """If the host computes the step: what crosses before its first launch, and after its last one."""
+    count = len(lowered.launches)
+    if (whole := plan.crossings.get(job.step.name)) is None:
+        return [None] * count
+    return [
+        Offload(whole.sent * (i == 0), whole.received * (i == count - 1), whole.asked and i == 0)
+        for i in range(count)
+    ]
 
 
 def _problems(job: Job, lowered: Lowered) -> Iterator[CompileError]:

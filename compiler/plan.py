@@ -17,13 +17,14 @@ import numpy as np
 
 from knapper.isa.errors import CompileError, IRError, KnapperError, raise_all
 from knapper.isa.machine import Machine
-from knapper.isa.program import ALIGN
+from knapper.isa.program import ALIGN, Offload
 from knapper.isa.rows import trimmed
 from knapper.isa.verify import MODES
 
 from .codegen.generator import GENERATORS, Generator, Group, Options, modes_of
 from .groups import groups, known, roots
 from .ir import DTYPES, Array, Graph, Type
+from .link import crossings
 from .memory import Buffer, collisions, lower_bound, peak, place
 from .text import show_attrs
 from .work import group_macs
@@ -101,6 +102,12 @@ class Plan:
     def known(self) -> dict[str, Array]:
         """Constants, and views of constants."""
         return known(self.graph)
+
+    @cached_property
+    def crossings(self) -> dict[str, Offload]:
+        """What crosses the link to the host, by launch that the host computes."""
+        results = frozenset(self.roots[v] for v in self.graph.outputs.values())
+        return crossings([(s.kind, s.group) for s in self.steps], self.roots, self.known, results)
 
     def buffer(self, value: str) -> Buffer | None:
         """Where a value lies in the arena; None for constants."""

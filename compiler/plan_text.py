@@ -70,7 +70,14 @@ def step_line(plan: Plan, s: Step) -> str:
     decided = (
         f"{text.name(s.name, '@')} = {s.kind}{text.show_attrs(options, ' ')} {'..'.join(s.modes)}"
     )
-    return f"{decided}  // {ops}: {s.formats}, {plan.cycles(s):,.0f} cycles"
+    return f"{decided}  // {ops}: {s.formats}, {plan.cycles(s):,.0f} cycles{_crossing(plan, s)}"
+
+
+def _crossing(plan: Plan, s: Step) -> str:
+    """What crosses the link, for a launch of the host."""
+    if (x := plan.crossings.get(s.name)) is None:
+        return ""
+    return f", link {x.sent:,} and back {x.received:,} bytes" + (", asked" if x.asked else "")
 
 
 def _headline(plan: Plan) -> str:

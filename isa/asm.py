@@ -20,6 +20,7 @@
     .launch conv_0 7 7 1                // grid
     .params 0x10000000 0x10000200
     .node /layer1/Conv
+    .host 4096 512 1                    // the host computes it: bytes to it and back, whether it must be asked
 
 Bulk data stay out of the text: a file beside it, `<hash>.blob`, has them, each under the hash of its content. Comments start
 with `//`.
@@ -44,7 +45,7 @@ from .errors import IsaError, KnapperError, raise_all
 from .lines import Lines, parse_line
 from .listing import VERSION, bundle, disassemble, sha256
 from .machine import Machine
-from .program import BASE, Kernel, Launch, Object, Operand, Port, Program
+from .program import BASE, Kernel, Launch, Object, Offload, Operand, Port, Program
 
 __all__ = ["assemble", "disassemble", "load", "save"]
 
@@ -81,6 +82,7 @@ class _Launch:
     operands: list[Operand] = field(default_factory=list)
     macs: int = 0
     note: str = ""
+    host: Offload | None = None
 
 
 def assemble(
@@ -239,6 +241,9 @@ class _Reader:
     def on_macs(self, count: int) -> None:
         self.launch().macs = count
 
+    def on_host(self, sent: int, received: int, asked: int) -> None:
+        self.launch().host = Offload(sent, received, bool(asked))
+
     def on_note(self, text: str) -> None:
         self.launch().note = text
 
@@ -385,7 +390,8 @@ def _registers(code: Iterable[Instr]) -> int:
 
 
 def _launch(x: _Launch) -> Launch:
-    return Launch(x.kernel, x.grid, x.params, tuple(x.nodes), tuple(x.operands), x.macs, x.note)
+    nodes, operands = tuple(x.nodes), tuple(x.operands)
+    return Launch(x.kernel, x.grid, x.params, nodes, operands, x.macs, x.note, x.host)
 
 
 def _value(token: Token) -> Any:

@@ -32,7 +32,7 @@ from . import elf, verify
 from .elf import Section, Symbol
 from .errors import IsaError, KnapperError, Problems
 from .machine import Machine
-from .program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
+from .program import ALIGN, BASE, Kernel, Launch, Object, Offload, Operand, Port, Program
 
 FORMAT = (1, 0)
 """Major and minor of the file format."""
@@ -133,6 +133,7 @@ def _launch_record(x: Launch) -> dict[str, Any]:
         "operands": [[o.value, o.address, o.bytes, o.use] for o in x.operands],
         "macs": x.macs,
         "note": x.note,
+        **({"host": [x.host.sent, x.host.received, x.host.asked]} if x.host else {}),
     }
 
 
@@ -326,7 +327,14 @@ def _launch(r: Mapping[str, Any]) -> Launch:
         operands=tuple(map(_operand, _list(r, "operands", list, where))),
         macs=_get(r, "macs", int, where),
         note=_get(r, "note", str, where),
+        host=_offload(r["host"]) if "host" in r else None,
     )
+
+
+def _offload(fields: Any) -> Offload:
+    if not isinstance(fields, list) or [type(f) for f in fields] != [int, int, bool]:
+        raise IsaError("E522", "the host of a launch is not [bytes sent, bytes received, asked]")
+    return Offload(*fields)
 
 
 def _operand(fields: list[Any]) -> Operand:

@@ -144,3 +144,5 @@ def _launch_lines(launch: Launch) -> Iterator[str]:
     )
     if launch.macs:
         yield f".macs {launch.macs}"
+    if h := launch.host:
+        yield f".host {h.sent} {h.received} {int(h.asked)}"

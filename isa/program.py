@@ -89,6 +89,22 @@ class Operand:
 
 
 @dataclass(frozen=True)
+class Offload:
+    """A launch that the host computes, on machines whose `nonmatrix` is "host". The kernel says which values come out; the machine's host and
+    link say how long it takes.
+
+    What launches of the host that follow each other make for one another stays with it.
+    """
+
+    sent: int
+    """Bytes over the link before it: what it reads, and the host does not have."""
+    received: int
+    """Bytes over the link after it: what it makes, and launches behind the host's, or the network's results, need."""
+    asked: bool
+    """The launch before it was the accelerator's, so that the host must be asked."""
+
+
+@dataclass(frozen=True)
 class Launch:
     """One kernel over one grid. `params` are 64-bit words, the constant bank that `ULDC` reads from offset 0 on."""
 
@@ -102,6 +118,8 @@ class Launch:
     """Useful multiply-accumulates (of convolutions and matrix products)."""
     note: str = ""
     """The plan's line, for people."""
+    host: Offload | None = None
+    """None: the accelerator computes it."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from .core import MODES as MODES
 from .core import SIMD, Instr, Label, Reg
 from .errors import IsaError, KnapperError, raise_all
 from .instructions import BRA, EXIT, MODE
-from .machine import Machine
-from .program import BASE, Kernel, Launch, Object, Port, Program
+from .machine import HOST, Machine
+from .program import BASE, Kernel, Launch, Object, Offload, Port, Program
 from .rows import ROWS
 from .systolic import Array
 
@@ -65,7 +65,7 @@ def _program(p: Program, machine: Machine) -> Iterator[str]:
     nodes = {name: 1 + max(k.roles, default=0) for name, k in p.kernels.items()}
     mode = SIMD
     for i, launch in enumerate(p.launches):
-        found = [*_launch(p, launch, nodes), *_modes_of_launch(p, launch, machine, mode)]
+        found = [*_launch(p, launch, nodes, machine), *_modes_of_launch(p, launch, machine, mode)]
         yield from (f"launch {i} of {launch.kernel}: {text}" for text in found)
         mode = p.kernels[launch.kernel].mode_exit if launch.kernel in p.kernels else mode
     for o in p.objects:
@@ -117,7 +117,9 @@ def _modes_of_launch(p: Program, launch: Launch, machine: Machine, mode: str) ->
         )
 
 
-def _launch(p: Program, launch: Launch, nodes: Mapping[str, int]) -> Iterator[str]:
+def _launch(
+    p: Program, launch: Launch, nodes: Mapping[str, int], machine: Machine
+) -> Iterator[str]:
     """`nodes`: how many a launch of each kernel needs."""
     if launch.kernel not in nodes:
         yield f"there is no kernel {launch.kernel!r}"
@@ -129,12 +131,22 @@ def _launch(p: Program, launch: Launch, nodes: Mapping[str, int]) -> Iterator[st
         yield f"parameters: expected up to {PARAMS} unsigned 64-bit words"
     if launch.macs < 0:
         yield f"{launch.macs} multiply-accumulates"
+    yield from _offload(launch.host, machine)
     for o in launch.operands:
         if o.use not in ("r", "w", "rw"):
             yield f"operand {o.value}: use {o.use!r}, expected r, w or rw"
         yield from _range(
             p, f"operand {o.value}", o.address, o.bytes, BASE if o.use == "r" else p.arena_address
         )
+
+
+def _offload(host: Offload | None, machine: Machine) -> Iterator[str]:
+    if host is None:
+        return
+    if machine.nonmatrix != HOST:
+        yield f"the host computes it, but {machine.name} has none"
+    if not (0 <= host.sent <= MEMORY and 0 <= host.received <= MEMORY):
+        yield f"{host.sent} bytes to the host and {host.received} back, expected 0 to {MEMORY}"
 
 
 def _object(p: Program, o: Object) -> Iterator[str]:

@@ -135,10 +135,11 @@ def prices(machine: Machine) -> FLOATS:
     return np.array([*(machine.energy[event] for event in EVENTS), *cycle])
 
 
-def offload(machine: Machine, node: str, flops: int, link_bytes: int) -> Energy:
-    """A node on the host: its operations, and its operands and results over the link."""
+def offload(machine: Machine, node: str, flops: int, link_bytes: int, cycles: int = 0) -> Energy:
+    """A node on the host: its operations, its operands and results over the link, and the chip's cycles meanwhile."""
     counts = np.zeros((1, len(NAMES)))
-    counts[0, [COLUMN["host_flop"], COLUMN["link_byte"]]] = flops, link_bytes
+    columns = [COLUMN[name] for name in ("host_flop", "link_byte", "constant")]
+    counts[0, columns] = flops, link_bytes, cycles
     return Energy((node,), counts, prices(machine))
 
 

@@ -82,6 +82,11 @@ class LaunchStats:
     """None without timing."""
 
     @property
+    def mode(self) -> str:
+        """The SM's mode as it begins; "host" if the host computes it."""
+        return "host" if self.launch.host else self.kernel.mode_entry
+
+    @property
     def instructions(self) -> int:
         """Warp instructions issued."""
         return int(self.counts.instructions["executed"].sum())
@@ -130,7 +135,7 @@ class LaunchStats:
         return {
             "name": self.kernel.name,
             "nodes": list(dict.fromkeys(self.launch.nodes)),
-            "mode": self.kernel.mode_entry,
+            "mode": self.mode,
             "grid": list(self.launch.grid),
             "block": list(self.kernel.block),
             "instructions": self.instructions,

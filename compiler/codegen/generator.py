@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from knapper.isa.core import SIMD
-from knapper.isa.machine import Machine
+from knapper.isa.machine import HOST, Machine
 from knapper.isa.program import Kernel
 
 from ..ir import Array, Attr, Graph, Node, Type
@@ -111,6 +111,13 @@ class Packs(Protocol):
 
     def pack(self, group: Group, options: Options, machine: Machine) -> dict[str, Array]:
         """`lower(…).constants`, without emitting code."""
+
+
+def lanes_refuse(machine: Machine) -> str | None:
+    """Why the SIMD lanes of a machine compute no launch of their own, or None. Its matrix kernels use them for their epilogues all the same."""
+    if machine.nonmatrix == HOST:
+        return f"{machine.name} leaves what its matrix engines do not serve to the host"
+    return None
 
 
 GENERATORS: dict[str, Generator] = {}

@@ -19,6 +19,7 @@ from ..counters import Counts
 from ..decode import Decoded
 from ..energy import Rates, Usage, energy
 from ..stats import Measured
+from . import host
 from .jit import present
 from .launch import Timer
 from .tables import Costs, Structure
@@ -58,7 +59,10 @@ class Metering:
     timer: Timer
 
     def launch(self, launch: Launch, counts: Counts) -> Measured:
-        """The next launch."""
+        """The next launch. What the host made lies in L2, as if the accelerator had."""
+        if launch.host is not None:
+            self.timer.residency.launch(launch.operands)
+            return host.measured(self.meter.costs, launch, launch.host, counts)
         timing = self.timer.launch(launch, counts)
         kernel = self.timer.costs.kernels[launch.kernel]
         roles = np.array(kernel.roles, np.int64)

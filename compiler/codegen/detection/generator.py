@@ -10,7 +10,7 @@ import numpy as np
 from knapper.isa.machine import Machine
 
 from ...ir import Array, evaluate
-from ..generator import Group, Lowered, Options, register
+from ..generator import Group, Lowered, Options, lanes_refuse, register
 from . import roi_align, suppress
 from .operands import FAR, core_of
 
@@ -25,6 +25,8 @@ class Detection:
         node = core_of(group)
         if isinstance(node, str):
             return node
+        if why := lanes_refuse(machine):
+            return why
         if far := [v for v, t in (group.inputs | group.outputs).items() if t.bytes >= FAR]:
             return f"{far[0]} is larger than 2 GiB"
         return suppress.refusal(group, machine) if node.op == "NonMaxSuppression" else None

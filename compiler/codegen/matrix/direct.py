@@ -23,7 +23,7 @@ from knapper.isa.modifiers import SR, Bits32, Cmp, FloatType, Scalar
 from ...ir import Array
 from ...ops.numeric import accumulate, finish
 from ..builder import RZ, KernelBuilder, VReg
-from ..generator import Emitted, Group, Options, register
+from ..generator import Emitted, Group, Options, lanes_refuse, register
 from ..scalar import convert
 from . import blocks, evaluate
 from .access import FAR, WIDTHS, Image, Sums, pixel_of
@@ -211,6 +211,8 @@ class Direct(Engine):
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
         if p.window is None or p.channels != 1:
             return "is no depthwise convolution"
+        if why := lanes_refuse(machine):
+            return why
         return f"operands are {p.dtype}" if p.dtype not in TYPES else None
 
     def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:

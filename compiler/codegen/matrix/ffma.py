@@ -20,7 +20,7 @@ from knapper.isa.modifiers import Bits32, Cmp, FloatType, IntType, Scalar, Width
 
 from ...ir import Array
 from ..builder import KernelBuilder, VReg, VUReg
-from ..generator import Group, register
+from ..generator import Group, lanes_refuse, register
 from ..scalar import convert
 from . import cost
 from .access import WIDTHS, Packed
@@ -294,6 +294,8 @@ class Ffma(TiledEngine[Threads]):
     kernel = Lanes
 
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
+        if why := lanes_refuse(machine):
+            return why
         if p.dtype not in KINDS or p.a_type.dtype != p.b_type.dtype:
             return f"operands are {p.a_type.dtype} and {p.b_type.dtype}"
         floating = p.dtype in ("f32", "f16", "bf16")

@@ -16,7 +16,7 @@ from knapper.isa.machine import Machine
 from ...ir import OPS, Array, Node, evaluate
 from ...launches import MATRIX
 from ...structure import Canonical
-from ..generator import Emitted, Group, Lowered, Options, register
+from ..generator import Emitted, Group, Lowered, Options, lanes_refuse, register
 from .translate import Translated, translate
 
 Json = Any
@@ -37,6 +37,8 @@ class Simd:
     kind: str = "simd"
 
     def serves(self, group: Group, machine: Machine) -> str | None:
+        if why := lanes_refuse(machine):
+            return why
         if _is_empty(group):
             return None  # nothing to write, whatever the ops
         if matrix := sorted({n.op for n in group.nodes} & MATRIX):
