@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
     commands = root.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for declare in (
-        _demo, _compile, _run, _time, _check, _dis, _asm, _inspect, _ops, _passes, _targets, _isa, _explain,
+        _demo, _compile, _run, _time, _check, _dis, _asm, _inspect, _ops, _passes, _targets, _isa, _explain, _reproduce,
     ):  # fmt: skip
         declare(commands)
     return root
@@ -349,4 +349,15 @@ def _isa(commands: Any) -> None:
 def _explain(commands: Any) -> None:
     p = _command(commands, "explain", "commands.tables:explain", "what an error code means")
     p.add_argument("code", nargs="?", metavar="CODE", help="default: all of them")
+    _json(p)
+
+
+def _reproduce(commands: Any) -> None:
+    p = _command(
+        commands, "reproduce", "commands.reproduce:reproduce", "numbers of papers and hardware, ours beside each",
+        "The exit code is 1 if a row that counts as evidence fails. All of it takes some minutes.",
+    )  # fmt: skip
+    p.add_argument("names", nargs="*", metavar="NAME", help="baseline, sma, or a row such as S-3 (default: all)")
+    p.add_argument("--markdown", metavar="FILE", help="write the page of the documentation, too")
+    p.add_argument("--no-interval", action="store_true", help="leave out how assumed numbers move the rows")
     _json(p)

@@ -93,6 +93,7 @@ CODES: dict[str, str] = {
     "E705": "A file cannot be read or written.",
     "E706": "A check compared nothing, or found values that differ.",
     "E707": "There is no built-in network of that name, or not at that size.",
+    "E708": "A reproduced number that counts as evidence is missed, or nothing was compared. `knapper reproduce` shows all rows.",
 }
 
 

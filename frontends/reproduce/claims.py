@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Protocol
 
 from knapper.isa.machine import NUMBERS, Machine
@@ -31,7 +32,14 @@ EVIDENCE = ("published", "silicon")
 """Classes whose rows must pass."""
 UNSURE = ("assumed", "recalled")
 """Provenances whose numbers an interval moves."""
-SHAPE = ("systolic_units", "array_rows", "array_columns", "accumulator_bytes", "register_banks", "registers_per_thread")
+SHAPE = (
+    "systolic_units",
+    "array_rows",
+    "array_columns",
+    "accumulator_bytes",
+    "register_banks",
+    "registers_per_thread",
+)
 """Numbers that decide which programs there are: they cannot be moved under a recorded one."""
 PRICES = ("energy.", "sm_milliwatts", "constant_milliwatts")
 """How the keys of numbers begin that change prices and no times."""
@@ -50,11 +58,19 @@ class Sizes:
     """How large the experiments are: `FULL` for the table, smaller for tests."""
 
     gemm: tuple[int, ...] = (1024, 2048, 4096)
-    batches: tuple[int, ...] = (1, 16, 64)
+    """Sides of square products, the last for comparisons."""
+    rows: int = 12800
+    """Of B-1."""
+    networks: tuple[str, ...] = ("alexnet", "vgg16", "inception_v1", "resnet50")
+    few: tuple[str, ...] = ("alexnet", "resnet50")
+    """Networks that are also run at batches of `large` and more."""
+    large: int = 64
     loop: int = 64
     """Turns of a microbenchmark's loop."""
     image: int = 0
     """Side of a network's images; 0: the network's own."""
+    hybrid_image: int = 0
+    """The same of hybrid networks."""
 
 
 FULL = Sizes()
@@ -62,7 +78,7 @@ FULL = Sizes()
 
 @dataclass
 class Lab:
-    """Executed workloads, and machines with some numbers moved: key → factor."""
+    """Executed workloads, and machines with some numbers moved: key → factor. A key `sma3:lsma_bubble` moves one target's only."""
 
     sizes: Sizes = FULL
     moved: Mapping[str, float] = field(default_factory=dict)
@@ -75,14 +91,18 @@ class Lab:
     def machine(self, target: str) -> Machine:
         """A target, with what is moved."""
         self.asked.add(target)
-        own = Machine.load(target)
-        return own.with_(**_moved(own, self.moved))
+        return _machine(target, self._moved(target))
+
+    def _moved(self, target: str, prices: bool = True) -> tuple[tuple[str, float], ...]:
+        """The factors that concern a target: those of keys `TARGET:key` only if it is that one."""
+        named = {k.rpartition(":"): f for k, f in self.moved.items()}
+        mine = [(key, f) for (only, _, key), f in named.items() if only in ("", target)]
+        return tuple((k, f) for k, f in mine if prices or not k.startswith(PRICES))
 
     def run(self, workload: Workload, target: str) -> Replay:
         """A workload on a target."""
         machine = self.machine(target)
-        own = Machine.load(target)
-        timed = own.with_(**_moved(own, {k: f for k, f in self.moved.items() if not k.startswith(PRICES)}))
+        timed = _machine(target, self._moved(target, prices=False))
         key = (workload, target, timed.hash)
         if key not in self.replays:
             self.replays[key] = self.recording(workload, target).on(timed)
@@ -92,7 +112,7 @@ class Lab:
         """A workload compiled for a target as it is, and executed."""
         key = (workload, target)
         if key not in self.recordings:
-            program = workload.program(Machine.load(target))
+            program = workload.program(_machine(target))
             self.recordings[key] = Recording.of(program, self.progress)
         return self.recordings[key]
 
@@ -100,14 +120,33 @@ class Lab:
         """The same executions on machines with a number multiplied."""
         return replace(self, moved={**self.moved, key: factor}, asked=set())
 
+    def still(self) -> Lab:
+        """The same executions on machines as they are."""
+        return replace(self, moved={}, asked=set())
+
+    def priced(self, machine: Machine, table: str) -> Machine:
+        """A machine at another table's prices, of which those that are moved stay moved."""
+        plain = machine.with_(energy=table)
+        moved = {k: f for k, f in self.moved.items() if k.startswith("energy.")}
+        return plain.with_(**_scaled(plain, moved)) if moved else plain
+
     def unsure(self) -> Iterator[str]:
         """Keys of the numbers that nobody but us stands for, of all machines asked for."""
-        machines = [Machine.load(t) for t in sorted(self.asked)]
+        machines = [_machine(t) for t in sorted(self.asked)]
         keys = {k: None for m in machines for k, p in m.provenance.items() if p.kind in UNSURE}
         return (k for k in sorted(keys) if k not in SHAPE)
 
 
-def _moved(machine: Machine, factors: Mapping[str, float]) -> dict[str, Any]:
+@cache
+def _machine(target: str, factors: tuple[tuple[str, float], ...] = ()) -> Machine:
+    """A target with some of its numbers multiplied; keys that it has not are left out."""
+    if not factors:
+        return Machine.load(target)
+    machine = _machine(target)
+    return machine.with_(**_scaled(machine, dict(factors)))
+
+
+def _scaled(machine: Machine, factors: Mapping[str, float]) -> dict[str, Any]:
     """Values for `Machine.with_`, of the keys that the machine has."""
     flat = _numbers(machine)
     return {key: scaled(key, flat[key], f) for key, f in factors.items() if key in flat}
@@ -115,7 +154,9 @@ def _moved(machine: Machine, factors: Mapping[str, float]) -> dict[str, Any]:
 
 def _numbers(machine: Machine) -> dict[str, float]:
     units = {
-        f"units.{n}.{k}": getattr(u, k) for n, u in machine.units.items() for k in ("latency", "interval")
+        f"units.{n}.{k}": getattr(u, k)
+        for n, u in machine.units.items()
+        for k in ("latency", "interval")
     }
     energy = {f"energy.{event}": pj for event, pj in machine.energy.items()}
     own = {key: getattr(machine, key) for key in NUMBERS}

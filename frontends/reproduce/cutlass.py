@@ -80,12 +80,18 @@ class CutlassGemm:
         types = {"a": Type("f16", (self.m, self.k)), "b": Type("f16", (self.k, self.n))}
         result = Type("f16", (self.m, self.n))
         node = Node("MatMul", ("a", "b"), ("c",), (result,), {}, group="gemm")
-        return HalfKernel(Group("gemm", (node,), types, {"c": result}, {}), TILE, "dense", machine).emit()
+        return HalfKernel(
+            Group("gemm", (node,), types, {"c": result}, {}), TILE, "dense", machine
+        ).emit()
 
     def ports(self) -> tuple[tuple[Port, ...], int]:
         """A, B and C one behind the other, and where they end."""
         ports, end = list[Port](), BASE
-        for name, shape in (("a", (self.m, self.k)), ("b", (self.k, self.n)), ("c", (self.m, self.n))):
+        for name, shape in (
+            ("a", (self.m, self.k)),
+            ("b", (self.k, self.n)),
+            ("c", (self.m, self.n)),
+        ):
             ports.append(Port(name, "f16", shape, end))
             end += -(-ELEMENT * ports[-1].count // ALIGN) * ALIGN
         return tuple(ports), end

@@ -16,6 +16,7 @@ import numpy as np
 from knapper.compiler.codegen.builder import RZ, KernelBuilder, VReg, VUReg
 from knapper.compiler.codegen.matrix.code import (
     fixed,
+    lane_id,
     mul,
     param,
     special,
@@ -25,7 +26,6 @@ from knapper.compiler.codegen.matrix.code import (
     umul,
 )
 from knapper.compiler.codegen.matrix.code import move_base as move
-from knapper.isa.core import SIMD
 from knapper.isa.instructions import (
     BRA,
     EXIT,
@@ -66,7 +66,9 @@ THREADS = 256
 
 def program(machine: Machine, kernel: Kernel, launches: tuple[Launch, ...], **more: Any) -> Program:
     """A program of one kernel."""
-    return Program(machine.to_dict(), {kernel.name: kernel}, launches, more.pop("inputs", ()), (), **more)
+    return Program(
+        machine.to_dict(), {kernel.name: kernel}, launches, more.pop("inputs", ()), (), **more
+    )
 
 
 @contextmanager
@@ -89,7 +91,9 @@ class Loop(Workload, Protocol):
 L = TypeVar("L", bound=Any)
 
 
-def per_turn(lab: Lab, loop: L, target: str, of: Callable[[Replay], float] = lambda r: r.cycles) -> float:
+def per_turn(
+    lab: Lab, loop: L, target: str, of: Callable[[Replay], float] = lambda r: r.cycles
+) -> float:
     """What a turn adds: cycles, or another number of a run."""
     longer = replace(loop, turns=2 * loop.turns)
     return (of(lab.run(longer, target)) - of(lab.run(loop, target))) / loop.turns
@@ -118,35 +122,53 @@ class HmmaLoop:
                 operands: tuple[Any, ...] = (c, x, y, c) if self.half else (Half.F16, c, x, y, c)
                 b.emit(HMMA_F16 if self.half else HMMA, *operands)
         b.emit(EXIT)
-        return program(machine, b.finish(), (Launch("hmma_loop", (self.blocks, 1, 1), (), ("loop",)),))
+        return program(
+            machine, b.finish(), (Launch("hmma_loop", (self.blocks, 1, 1), (), ("loop",)),)
+        )
 
 
 @dataclass(frozen=True)
 class LsmaLoop:
-    """LSMAs of `ROWS` rows on all units, each with weights of its own, in one warp of each block; a turn is `DEPTH` of them."""
+    """LSMAs of `rows` rows, each with weights of its own: a turn is `DEPTH` of them in each warp of each block.
 
-    blocks: int
+    Warp w uses `strips[w]` units side by side. So a block's tile is 16 · sum(strips) columns wide.
+    """
+
+    strips: tuple[int, ...]
     turns: int
-    units: int
+    rows: int = ROWS
+    blocks: int = 1
 
     def program(self, machine: Machine) -> Program:
-        b = KernelBuilder("lsma_loop", (32, 1, 1), machine, matrix=True, modes=(SIMD, SIMD))
-        row, wide = 2 * machine.array_rows, 2 * machine.array_columns * self.units
-        a, w = b.shared(ROWS * row), b.shared(machine.array_rows * wide)
-        fill(b, ROWS * row + machine.array_rows * wide)
-        c = zeros(b, ROWS * machine.array_columns * self.units // 32)
-        a_at, w_at = umov(b, a), umov(b, w)
+        threads = 32 * len(self.strips)
+        b = KernelBuilder("lsma_loop", (threads, 1, 1), machine, matrix=True)
+        pitch, wide = 2 * machine.array_rows, 2 * machine.array_columns * max(self.strips)
+        a = b.shared(self.rows * pitch + machine.array_rows * wide)
+        fill(b, b.shared_bytes)
+        c = zeros(b, self.rows * machine.array_columns * max(self.strips) // 32)
+        warp, a_at, w_at = special(b, SR.WARPID), umov(b, a), umov(b, a + self.rows * pitch)
         b.emit(MODE, Mode.SYSTOLIC)
-        with turns(b, self.turns):
-            for _ in range(DEPTH):
-                b.emit(SMA_LDB, Element.F16, self.units, w_at, 0, wide)
-                b.emit(SMA_SWAP, self.units)
-                b.emit(LSMA, Element.F16, Start.ADD, Space.REG, c, self.units, ROWS, a_at, 0, row)
-            b.emit(SMA_COMMIT)
-            b.emit(SMA_WAIT, 1)
+        for w, units in enumerate(self.strips):
+            over = b.label()
+            b.emit(BRA, over, guard=ucompare(b, Cmp.NE, warp, w))
+            with turns(b, self.turns):
+                self._turn(b, units, c, a_at, pitch, w_at, wide)
+            b.place(over)
         b.emit(MODE, Mode.SIMD)
         b.emit(EXIT)
-        return program(machine, b.finish(), (Launch("lsma_loop", (self.blocks, 1, 1), (), ("loop",)),))
+        return program(
+            machine, b.finish(), (Launch("lsma_loop", (self.blocks, 1, 1), (), ("loop",)),)
+        )
+
+    def _turn(
+        self, b: KernelBuilder, units: int, c: VReg, a: VUReg, pitch: int, w: VUReg, wide: int
+    ) -> None:
+        for _ in range(DEPTH):
+            b.emit(SMA_LDB, Element.F16, units, w, 0, wide)
+            b.emit(SMA_SWAP, units)
+            b.emit(LSMA, Element.F16, Start.ADD, Space.REG, c, units, self.rows, a, 0, pitch)
+        b.emit(SMA_COMMIT)
+        b.emit(SMA_WAIT, 1)
 
 
 def zeros(b: KernelBuilder, words: int) -> VReg:
@@ -158,8 +180,8 @@ def zeros(b: KernelBuilder, words: int) -> VReg:
 
 
 def fill(b: KernelBuilder, nbytes: int) -> None:
-    """Shared memory from 0 on = 0, by one warp."""
-    zero, base, lane = zeros(b, 4), umov(b, 0), mul(b, thread_id(b), 16)
+    """Shared memory from 0 on = 0; every warp does it."""
+    zero, base, lane = zeros(b, 4), umov(b, 0), mul(b, lane_id(b), 16)
     for at in range(0, nbytes, 512):
         b.emit(STS, Width._128, base, lane, at, zero)
     b.shared(-nbytes % 512)
@@ -182,9 +204,13 @@ class GlobalChase:
         self._walk(b, base, at)
         ring = np.zeros((self.sectors, SECTOR // 4), np.uint32)
         ring[:, 0] = (np.arange(self.sectors) + 1) % self.sectors * SECTOR
-        launch = Launch("chase", (1, 1, 1), (BASE,), ("loop",), (Operand("ring", BASE, ring.nbytes, "r"),))
+        launch = Launch(
+            "chase", (1, 1, 1), (BASE,), ("loop",), (Operand("ring", BASE, ring.nbytes, "r"),)
+        )
         objects = (Object("ring", BASE, ring.nbytes),)
-        return program(machine, b.finish(), (launch,) * self.launches, rodata=ring.tobytes(), objects=objects)
+        return program(
+            machine, b.finish(), (launch,) * self.launches, rodata=ring.tobytes(), objects=objects
+        )
 
     def _walk(self, b: KernelBuilder, base: VUReg, at: VReg) -> None:
         with turns(b, self.steps // UNROLL):
@@ -238,7 +264,9 @@ class Copy:
         ports = () if self.writes else (Port("data", "u8", (nbytes,), BASE),)
         operand = Operand("data", BASE, nbytes, "w" if self.writes else "r")
         launch = Launch("copy", (self.blocks, 1, 1), (BASE,), ("copy",), (operand,))
-        return program(machine, b.finish(), (launch,) * self.launches, inputs=ports, arena_bytes=nbytes)
+        return program(
+            machine, b.finish(), (launch,) * self.launches, inputs=ports, arena_bytes=nbytes
+        )
 
     def _move(self, b: KernelBuilder, base: VUReg, at: VReg) -> None:
         value = zeros(b, 4)

@@ -9,6 +9,7 @@ What was decided with those numbers, the plan, stays as it was.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.machine import Machine
-from knapper.isa.program import Program
+from knapper.isa.program import Kernel, Program
 from knapper.runtime.decode import Decoded
 from knapper.runtime.energy import NAMES, prices
 from knapper.runtime.session import Progress, Session
@@ -58,7 +59,9 @@ class Replay:
     @cached_property
     def events(self) -> dict[str, float]:
         """How often each event of energy happened."""
-        total: NDArray[np.float64] = np.sum([m.energy.counts.sum(axis=0) for m in self.launches], axis=0)
+        total: NDArray[np.float64] = np.sum(
+            [m.energy.counts.sum(axis=0) for m in self.launches], axis=0
+        )
         return dict(zip(NAMES, total.tolist(), strict=True))
 
     @property
@@ -74,9 +77,9 @@ class Replay:
 
 @dataclass(frozen=True)
 class Recording:
-    """An executed program."""
+    """An executed program, without its data."""
 
-    program: Program
+    kernels: Mapping[str, Kernel]
     decoded: Decoded
     structure: Structure
     launches: tuple[LaunchStats, ...]
@@ -91,7 +94,7 @@ class Recording:
         finally:
             session.close()
         structure = Structure.of(session.decoded, program.kernels)
-        return Recording(program, session.decoded, structure, stats.launches)
+        return Recording(program.kernels, session.decoded, structure, stats.launches)
 
     @property
     def macs(self) -> int:
@@ -100,6 +103,6 @@ class Recording:
 
     def on(self, machine: Machine) -> Replay:
         """The run on a machine with the same instructions."""
-        meter = Meter.of(machine, self.program.kernels, self.decoded, self.structure).start()
+        meter = Meter.of(machine, self.kernels, self.decoded, self.structure).start()
         launches = tuple(meter.launch(s.launch, s.counts) for s in self.launches)
         return Replay(machine, self, launches)

@@ -38,7 +38,7 @@ class Gemm:
     m: int
     n: int
     k: int
-    options: tuple[tuple[str, Attr], ...] = ()
+    options: Tile = ()
 
     def program(self, machine: Machine) -> Program:
         kind = "systolic" if "systolic" in machine.extensions else "hmma"
@@ -58,10 +58,12 @@ class Gemm:
         return Graph("gemm", {v: types[v] for v in "ab"}, {"c": "c"}, tuple(nodes), {})
 
 
-def square(n: int, options: tuple[tuple[str, Attr], ...] = ()) -> Gemm:
+def square(n: int, options: Tile = ()) -> Gemm:
     """A product of two n × n matrices."""
     return Gemm(n, n, n, options)
 
 
-CUTLASS = (("tile", (128, 128, 32)), ("warps", (2, 2)))
+Tile = tuple[tuple[str, Attr], ...]
+"""What a kernel must have, as pairs of an option and its value; () leaves all to the planner."""
+CUTLASS: Tile = (("tile", (128, 128, 32)), ("warps", (2, 2)))
 """CUTLASS's Volta tile that its authors' users found fastest: blocks of 128×128×32, warps of 64×64×32."""

@@ -1,0 +1,65 @@
+"""reproduce: what papers and hardware say, ours beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+
+from knapper.isa.errors import KnapperError, raise_all
+
+from .. import files
+from ..progress import Progress
+from ..reproduce import Claim, Lab, Row, claims
+from ..reproduce.report import HEAD, cells, markdown
+
+
+def reproduce(a: argparse.Namespace) -> None:
+    """`knapper reproduce`."""
+    if a.markdown:
+        files.check_place(a.markdown)
+    chosen = claims(a.names)
+    rows = measured(chosen, Lab(), not a.no_interval, a.quiet)
+    if a.markdown:
+        files.write(a.markdown, markdown(rows).encode())
+    if a.json:
+        print(json.dumps([r.to_dict() for r in rows], indent=1))
+    else:
+        show(rows)
+    raise_all(failures(rows))
+
+
+def measured(chosen: Sequence[Claim], lab: Lab, interval: bool, quiet: int) -> list[Row]:
+    """The rows of claims, told about as they come."""
+    with Progress("reproduce", bool(quiet)) as progress:
+        rows = []
+        for i, c in enumerate(chosen):
+            progress(i, len(chosen), c.name)
+            rows.append(c.row(lab, interval))
+        return rows
+
+
+def show(rows: Sequence[Row]) -> None:
+    """A table on the terminal; a row that fails stands out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in HEAD:
+        table.add_column(
+            name, justify="left" if name in ("claim", "class", "") else "right", no_wrap=True
+        )
+    for r in rows:
+        table.add_row(*cells(r), style="red" if r.fails else None if r.passes else "yellow")
+    Console().print(table)
+
+
+def failures(rows: Sequence[Row]) -> Iterator[KnapperError]:
+    """An E708 for every row that counts as evidence and is missed; one as well if there is no row."""
+    if not rows:
+        yield KnapperError("E708", "nothing was compared")
+    for r in rows:
+        if r.fails:
+            low, high = r.claim.paper
+            problem = f"expected {low:g}{f' to {high:g}' if high != low else ''} ± {r.claim.tolerance:.0%}, got {r.ours:g}"
+            yield KnapperError("E708", problem, where=r.claim.name)
