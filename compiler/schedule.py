@@ -22,7 +22,7 @@ from knapper.isa.core import SIMD
 from knapper.isa.errors import CompileError, raise_all
 from knapper.isa.machine import Machine
 
-from .codegen.generator import Group, Options, generators, modes_of
+from .codegen.generator import MODES, Group, Options, generators, modes_of
 from .groups import groups
 from .ir import Attr, Graph
 from .plan import Plan, Step
@@ -40,6 +40,11 @@ class Choice:
     cost: float
     kind: str
     options: Options
+
+    @property
+    def described(self) -> Options:
+        """All that can be wished for: options, modes in any case, and the kind."""
+        return {MODES: modes_of(self.options), **self.options, "kind": self.kind}
 
 
 Modes = tuple[str, str]
@@ -134,7 +139,7 @@ class Scheduler:
         if (kind := wanted.get("kind", serving[0])) not in serving:
             raise misplaced(group, str(kind), refusals)
         offered = [c for kind in serving for c in self._offers(kind, group)]
-        fit = [c for c in offered if wanted.items() <= {**c.options, "kind": c.kind}.items()]
+        fit = [c for c in offered if wanted.items() <= c.described.items()]
         if not fit:
             legal = "; ".join(f"{c.kind} {show_attrs(c.options)}" for c in offered)
             problem = f"nothing offers {show_attrs(wanted)}"

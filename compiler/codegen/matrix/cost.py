@@ -120,41 +120,70 @@ def tiled(step: Step, p: Product, t: Tile, nodes: int, machine: Machine) -> floa
     return cycles(Work(count, -(-t.threads // 32), -(-p.k // t.bk), 2 + nodes, step), machine)
 
 
-def systolic(
-    p: Product,
-    t: Any,
-    passes: int,
-    size: int,
-    way: str,
-    machine: Machine,
-    nodes: int,
-    switches: int,
-) -> float:
-    """A launch on the systolic arrays: `passes` strips take turns on the units; operands are of `size` bytes; each of `switches`
-    changes of mode drains the SM."""
-    blocks = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
-    steps, folds = -(-p.k // t.bk), t.bk // machine.array_rows
-    tiles = (t.bm + t.bn) * t.bk * size // 128
-    gathers = 4 * t.bm * t.bk * size // 128 if way == "gather" else 0
+@dataclass(frozen=True)
+class Arrays:
+    """A launch on systolic arrays.
+
+    In a k step `strips` strips of a block take turns on the units, and a thread moves its part of the next tiles in `moves` loads and as
+    many stores; `read_a` of A's bytes come from L2, the others from L1. A warp has `results` accumulators, each of which takes `epilogue`
+    instructions, `converts` of them conversions; operands that differ by row, of `nbytes` a block, are loaded for `operands` results at a
+    time. `weights` are the bytes of B, which no launch has made; the SM changes its mode `switches` times.
+    """
+
+    strips: int
+    moves: int
+    read_a: float
+    results: int
+    epilogue: int
+    converts: int
+    operands: int
+    nbytes: int
+    weights: int
+    switches: int
+
+
+def from_l2(p: Product, t: Tile, size: int, machine: Machine) -> float:
+    """The part of a block's A that comes from L2: taps of a convolution read pixels again, which L1 still holds if they all fit."""
+    w = p.window
+    if w is None:
+        return 1.0
+    read = t.bm * w.taps
+    pixels = min(read, t.bm * w.sy * w.sx + (w.kh - 1) * w.dy * w.w)
+    room = machine.l1_bytes - 2 * (t.bm + t.bn) * t.bk * size
+    return pixels / read if pixels * p.channels * size <= room else 1.0
+
+
+def systolic(p: Product, t: Any, size: int, w: Arrays, machine: Machine) -> float:
+    """Cycles of a launch of tiles `t` whose operands are of `size` bytes. One block runs on an SM at a time.
+
+    A block: addresses, the first load, a step for each other load (the array's work, or the load if that is longer), the last step,
+    the results. Loads share L2 with those of the other SMs.
+    """
+    blocks, steps = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch, -(-p.k // t.bk)
+    nbytes, turns = (t.bm * w.read_a + t.bn) * t.bk * size, -(-t.warps // machine.subcores)
+    share = machine.clock_hz * min(blocks, machine.sms)
+    missing = min(w.weights / (blocks * steps * nbytes), 1.0)
+    rate = min(
+        machine.sm_bytes_per_cycle,
+        machine.l2_bytes_per_second / share,
+        machine.dram_bytes_per_second / share / max(missing, 1e-9),
+    )
+    latency = machine.l2_latency + missing * (machine.dram_latency - machine.l2_latency)
     one = dataflow.stream(machine, t.bm, t.units, accumulators=False, first=False)
-    array = passes * folds * (one + (0 if machine.weight_double_buffer else dataflow.load(machine)))
-    moves = (2 * tiles + gathers) * machine.units["lsu_shared"].interval
-    share = t.warps / machine.subcores
-    alone = machine.l2_latency + 2 * machine.units["barrier"].latency
-    step = max(
-        array,
-        moves * machine.shared_banks // (machine.shared_banks - machine.systolic_banks),
-        alone,
+    fold = one + (0 if machine.weight_double_buffer else dataflow.load(machine))
+    array = w.strips * t.bk // machine.array_rows * fold
+    stores = (
+        w.moves * t.warps * machine.shared_banks // (machine.shared_banks - machine.systolic_banks)
     )
-    results = -(-t.bm * t.bn // (32 * machine.subcores))
-    epilogue = results * max(machine.units["cvt"].interval, 2 * (2 + nodes))
-    first = machine.l2_latency + ADDRESSES * share + array + machine.lsma_fill
-    computing = -(-blocks // machine.sms) * (
-        first + (steps - 1) * step + epilogue + switches * machine.mode_switch_cycles
-    )
-    through_l2 = blocks * steps * tiles * 128 * machine.clock_hz / machine.l2_bytes_per_second
-    instructions = blocks * (
-        steps * (3 * folds * passes + 20 * t.warps) + results * machine.subcores * (2 + nodes)
-    )
-    total: float = machine.launch_cycles + max(computing, through_l2) + WEIGHT * instructions
-    return total
+    load = latency + nbytes / rate + max(stores, 2 * w.moves * turns)
+    each = max(w.converts * machine.units["cvt"].interval, 2 * w.epilogue)
+    results = -(-w.strips // machine.subcores) * w.results * each + w.nbytes / rate
+    results += latency * -(-w.results // w.operands) if w.nbytes else 0
+    block = (
+        ADDRESSES * turns + load + (steps - 1) * max(array, load + 2 * machine.units["barrier"].latency) + array
+        + machine.lsma_fill + results + w.switches * machine.mode_switch_cycles
+    )  # fmt: skip
+    commands = 3 * w.strips * t.bk // machine.array_rows
+    executed = steps * (commands + t.warps * (2 * w.moves + 12)) + w.strips * w.results * w.epilogue
+    rounds = -(-blocks // machine.sms)
+    return float(machine.launch_cycles + rounds * block + WEIGHT * blocks * executed)

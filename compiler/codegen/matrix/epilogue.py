@@ -85,6 +85,12 @@ def operands(group: Group, p: Product) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def varying_operands(group: Group, p: Product) -> list[str]:
+    """Those of them that differ from row to row."""
+    ways = {v: broadcast_of(p, group.inputs[v]) for v in operands(group, p)}
+    return [v for v, way in ways.items() if isinstance(way, Broadcast) and way.row]
+
+
 ROOM = 32
 """Registers that operands take at a time, if a kernel does not say otherwise: about what the main loop had for its own."""
 
@@ -125,7 +131,7 @@ class Epilogue:
         }
         self.ways = {v: way for v, way in ways.items() if isinstance(way, Broadcast)}
         self.own = self._dependent()
-        varying = sum(self.ways[v].row > 0 for v in self.read)
+        varying = len(varying_operands(group, p))
         self.at_once = max(room // varying, 1) if varying else None
         """Spots whose operands are loaded together; None: the operands are the same in all rows."""
 

@@ -48,7 +48,7 @@ from .access import Packed
 from .blocks import packs, vector_a, vector_b
 from .code import add, divmod_, lane_id, mul, special, uadd, ucompare, umul
 from .engine import TiledEngine, TiledKernel, Tiling
-from .epilogue import Epilogue, Frame, Spot
+from .epilogue import BYTES, Epilogue, Frame, Spot, varying_operands
 from .geometry import Geometry, grid
 from .pipeline import Buffers, Tile
 from .product import Product
@@ -64,7 +64,7 @@ ROOM = 48
 """Registers beside C and what is on its way: addresses, the epilogue."""
 PIXEL = 3
 """Registers of a row of a convolution: where its first pixel lies, which one it is, the sum of an address."""
-DEPTHS = (64, 32)
+DEPTHS = (256, 128, 64, 32)
 HEIGHTS = (128, 64, 32, 16, 8)
 
 
@@ -175,15 +175,24 @@ def registers(t: Strips, machine: Machine) -> int:
     return min(machine.registers_per_thread, machine.registers_per_sm // t.threads)
 
 
-def carried(t: Strips, p: Product, packed: bool) -> int:
-    """Registers of a thread for its part of the next tiles of A and B, on its way from load to store: data, and pixels of an image."""
-    element = SIZES[p.dtype]
-    most = 16 // element
+def vectors(p: Product, packed: bool) -> tuple[int, int]:
+    """Elements of A and of B that a load takes."""
+    most = 16 // SIZES[p.dtype]
     a = 1 if p.trans_a else vector_a(p, most)
-    b = most if packed else 1 if p.trans_b else vector_b(p, most)
-    loads_a, loads_b = (-(-n * t.bk // (v * t.threads)) for n, v in ((t.bm, a), (t.bn, b)))
-    words_a, words_b = (-(-v * element // 4) for v in (a, b))
-    return loads_a * (words_a + (PIXEL if p.window else 0)) + loads_b * words_b
+    return a, most if packed else 1 if p.trans_b else vector_b(p, most)
+
+
+def loads(t: Strips, p: Product, packed: bool) -> tuple[int, int]:
+    """Loads of a thread for its part of the next tiles of A and B."""
+    a, b = vectors(p, packed)
+    return -(-t.bm * t.bk // (a * t.threads)), -(-t.bn * t.bk // (b * t.threads))
+
+
+def carried(t: Strips, p: Product, packed: bool) -> int:
+    """Registers of a thread for that part on its way from load to store: data, and pixels of an image."""
+    a, b = (-(-v * SIZES[p.dtype] // 4) for v in vectors(p, packed))
+    loads_a, loads_b = loads(t, p, packed)
+    return loads_a * (a + (PIXEL if p.window else 0)) + loads_b * b
 
 
 class Kernel(TiledKernel[Strips]):
@@ -391,9 +400,22 @@ class Systolic(TiledEngine[Strips]):
 
     def cycles(self, group: Group, p: Product, t: Strips, way: str, machine: Machine) -> float:
         modes = [t.modes[0], SYSTOLIC, SYSTOLIC if converts_only(group, p) else SIMD, t.modes[1]]
-        switches = sum(a != b for a, b in pairwise(modes))
-        passes = strips(t, columns(p))[-1].last
-        return cost.systolic(p, t, passes, SIZES[p.dtype], way, machine, len(group.nodes), switches)
+        results = -(-t.bm * strips(t, columns(p))[0].width // LANES)
+        varying = varying_operands(group, p)
+        size = SIZES[p.dtype]
+        work = cost.Arrays(
+            strips=strips(t, columns(p))[-1].last,
+            moves=sum(loads(t, p, packs(group, p))),
+            read_a=cost.from_l2(p, t, size, machine),
+            results=results,
+            epilogue=2 + len(group.nodes),
+            converts=sum(n.op == "Cast" for n in group.nodes),
+            operands=max((registers(t, machine) - results - ROOM) // max(len(varying), 1), 1),
+            nbytes=t.bm * t.bn * sum(BYTES[group.inputs[v].dtype] for v in varying),
+            weights=p.batch * p.k * p.n * size if p.b in group.constants else 0,
+            switches=sum(a != b for a, b in pairwise(modes)),
+        )
+        return cost.systolic(p, t, size, work, machine)
 
 
 register(Systolic())
