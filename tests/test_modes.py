@@ -18,13 +18,15 @@ from knapper.compiler import plan_text, text
 from knapper.compiler.codegen.generator import GENERATORS
 from knapper.compiler.driver import Options, generate
 from knapper.compiler.groups import groups
-from knapper.compiler.ir import Array, Graph, Node, Type, evaluate, infer
+from knapper.compiler.ir import DTYPES, Array, Graph, Node, Type, evaluate, infer
 from knapper.compiler.plan import Plan
 from knapper.compiler.schedule import Choice, Choices, Modes, cheapest, schedule
 from knapper.isa.core import SIMD, SYSTOLIC
 from knapper.isa.errors import CompileError
 from knapper.isa.instructions import MODE
 from knapper.isa.machine import Machine
+from knapper.isa.program import Kernel
+from knapper.isa.verify import mode_problems
 from knapper.runtime.session import Result, Session
 
 SMA2 = Machine.load("sma2")
@@ -33,23 +35,40 @@ FEW = SMA2.with_(sms=2)
 RNG = np.random.default_rng(0)
 
 
+class Net:
+    """A graph written launch by launch."""
+
+    def __init__(self, **inputs: Array) -> None:
+        self.inputs, self.constants = inputs, dict[str, Array]()
+        self.types, self.nodes = {v: Type.of(a) for v, a in inputs.items()}, list[Node]()
+
+    def known(self, data: Array) -> str:
+        name = f"w{len(self.constants)}"
+        self.constants[name], self.types[name] = data, Type.of(data)
+        return name
+
+    def op(self, group: str, name: str, *operands: str, **attrs: Any) -> str:
+        made = infer(name, [self.types[v] for v in operands], attrs)
+        outputs = tuple(f"v{len(self.types) + i}" for i in range(len(made)))
+        self.types |= zip(outputs, made, strict=True)
+        self.nodes.append(Node(name, operands, outputs, made, attrs, loc=outputs[0], group=group))
+        return outputs[0]
+
+    def graph(self, out: str) -> Graph:
+        types = {v: self.types[v] for v in self.inputs}
+        return Graph("net", types, {"y": out}, tuple(self.nodes), self.constants).verify()
+
+
 def chain(*after: str, rows: int = 24) -> tuple[Graph, dict[str, Array]]:
     """Products of x by known weights in a row, a launch each; `after` are the ops that follow each one: "" or an activation."""
     x = RNG.standard_normal((rows, 32)).astype(np.float16)
-    types, constants, nodes, v = {"x": Type.of(x)}, dict[str, Array](), list[Node](), "x"
+    net, v = Net(x=x), "x"
     for i, op in enumerate(after):
-        w = f"w{i}"
-        constants[w] = (RNG.standard_normal((32, 32)) / 6).astype(np.float16)
-        types[w] = Type.of(constants[w])
-        steps: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [("MatMul", (v, w), {"out": "f32"})]  # fmt: skip
-        steps += [(op, (), {})] if op else []
-        for name, operands, attrs in [*steps, ("Cast", (), {"to": "f16"})]:
-            read = operands or (v,)
-            made = infer(name, [types[o] for o in read], attrs)
-            v = f"v{len(types)}"
-            types[v] = made[0]
-            nodes.append(Node(name, read, (v,), made, attrs, loc=v, group=f"g{i}"))
-    return Graph("net", {"x": types["x"]}, {"y": v}, tuple(nodes), constants).verify(), {"x": x}
+        w = net.known((RNG.standard_normal((32, 32)) / 6).astype(np.float16))
+        v = net.op(f"g{i}", "MatMul", v, w, out="f32")
+        v = net.op(f"g{i}", op, v) if op else v
+        v = net.op(f"g{i}", "Cast", v, to="f16")
+    return net.graph(v), {"x": x}
 
 
 def modes(plan: Plan) -> list[Modes]:
@@ -66,6 +85,10 @@ def switches(plan: Plan) -> int:
     return sum(a != b for a, b in itertools.pairwise(seen))
 
 
+def mode_instructions(kernel: Kernel) -> int:
+    return sum(isinstance(i, MODE) for i in kernel.code)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
@@ -74,7 +97,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what is offered, and that it runs
 
 
-SMALL = {"tile": (8, 32, 32), "units": 2}
+SMALL: dict[str, Any] = {"tile": (8, 32, 32), "units": 2}
 """Three blocks for 24 rows."""
 
 
@@ -121,7 +144,7 @@ def test_a_launch_that_stays_in_systolic_mode_has_no_switch_at_all(cache: Path) 
     program = generate(plan, Options(cache=cache))
     kernels = [program.kernels[launch.kernel] for launch in program.launches]
     assert [(k.mode_entry, k.mode_exit) for k in kernels] == modes(plan)
-    assert [sum(isinstance(i, MODE) for i in k.code) for k in kernels] == [1, 0, 0, 1]
+    assert list(map(mode_instructions, kernels)) == [1, 0, 0, 1]
     result = Session(program).run(inputs)
     assert same(result.outputs["y"], evaluate(graph, inputs)["y"])
     assert result.stats.mode_switches == 2
@@ -134,6 +157,63 @@ def test_elided_switches_are_cheaper_than_those_of_each_launch_by_itself() -> No
     assert modes(alone) == [(SIMD, SIMD)] * 3
     saved = sum(map(alone.cycles, alone.steps)) - sum(map(free.cycles, free.steps))
     assert saved == 4 * SMA2.mode_switch_cycles
+
+
+# --- copies
+
+
+COPIES: dict[str, dict[str, Any]] = {
+    "Transpose": {"perm": (2, 0, 1)},
+    "Slice": {"starts": (1, 2), "ends": (3, 11), "axes": (0, 2), "steps": (1, 3)},
+    "Expand": {"shape": (2, 5, 7, 12)},
+    "Tile": {"repeats": (2, 1, 3)},
+    "Concat": {"axis": 1},
+    "Split": {"axis": 2, "split": (5, 7)},
+}
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32", "i8", "i64"])
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_run_in_systolic_mode(name: str, dtype: str, cache: Path) -> None:
+    """Between two launches in systolic mode nothing is switched, whatever the sizes and types."""
+    x = (RNG.standard_normal((5, 7, 12)) * 9).astype(DTYPES[dtype])
+    net = Net(x=x, a=RNG.standard_normal((8, 8)).astype(np.float16))
+    y = net.op("g0", name, *("x",) * (2 if name == "Concat" else 1), **COPIES[name])
+    plan = schedule(net.graph(y), SMA2)
+    (step,) = plan.steps
+    offered = [dict(o) for o in step.generator.candidates(step.group, SMA2)]
+    assert offered == [{}, {"modes": (SYSTOLIC, SYSTOLIC)}]
+    lowered = step.generator.lower(step.group, offered[1], SMA2)
+    kernels = [e.kernel for e in lowered.launches]
+    assert kernels
+    for k in kernels:
+        assert (k.mode_entry, k.mode_exit) == (SYSTOLIC, SYSTOLIC)
+        assert list(mode_problems(k)) == []
+
+
+def test_a_copy_between_products_saves_two_switches(cache: Path) -> None:
+    x = RNG.standard_normal((24, 32)).astype(np.float16)
+    net = Net(x=x)
+    w = [net.known((RNG.standard_normal((32, n)) / 6).astype(np.float16)) for n in (32, 8)]
+    y = net.op("g0", "Cast", net.op("g0", "MatMul", "x", w[0], out="f32"), to="f16")
+    y = net.op("g1", "Cast", net.op("g1", "Transpose", y, perm=(1, 0)), to="f32")
+    y = net.op("g2", "Cast", net.op("g2", "Transpose", y, perm=(1, 0)), to="f16")
+    y = net.op("g3", "Cast", net.op("g3", "MatMul", y, w[1], out="f32"), to="f16")
+    graph = net.graph(y)
+    plan = schedule(graph, SMA2).verify()
+    assert [s.kind for s in plan.steps] == ["systolic", "simd", "simd", "systolic"]
+    assert modes(plan)[1:3] == [(SYSTOLIC, SYSTOLIC)] * 2
+    result = run(plan, {"x": x}, cache)
+    assert same(result.outputs["y"], evaluate(graph, {"x": x})["y"])
+    assert [mode_instructions(s.kernel) for s in result.stats.launches] == [1, 0, 0, 0]
+
+
+def test_what_calculates_does_not_run_in_systolic_mode() -> None:
+    net = Net(x=RNG.standard_normal((5, 7, 12)).astype(np.float16))
+    for op, attrs in (("Relu", {}), ("Sigmoid", {}), ("Cast", {"to": "i64"})):
+        net.op(op, op, "x", **attrs)
+    for group in groups(net.graph("v1")):
+        assert [dict(o) for o in GENERATORS["simd"].candidates(group, SMA2)] == [{}]
 
 
 # --- the choice is the best one

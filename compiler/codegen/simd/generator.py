@@ -6,17 +6,28 @@ Kernels do not depend on the contents of constants, but for single numbers, whic
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from knapper.isa.core import SYSTOLIC
 from knapper.isa.machine import Machine
+from knapper.isa.program import Kernel
 
 from ...ir import OPS, Array, Node, evaluate
 from ...launches import MATRIX
 from ...structure import Canonical
-from ..generator import Emitted, Group, Lowered, Options, lanes_refuse, register
+from ..generator import (
+    MODES,
+    Emitted,
+    Group,
+    Lowered,
+    Options,
+    lanes_refuse,
+    modes_of,
+    register,
+)
 from .translate import Translated, translate
 
 Json = Any
@@ -26,6 +37,14 @@ COSTLY = frozenset(
     | {"Softmax", "Sqrt", "Swish", "Tanh"}
 )
 """Ops that spend time on the special-function unit."""
+COPIES = frozenset(
+    {"Concat", "DepthToSpace", "Expand", "Identity", "Slice", "SpaceToDepth", "Split", "Tile"}
+    | {"Transpose"}
+)
+"""Ops that need integers, loads and stores only. Their sizes are known, so indices are divided by multiplying, not on the
+special-function unit."""
+CONVERTED = frozenset({"f16", "bf16", "f32"})
+"""Types between which one conversion leads."""
 ADDRESSING, ARITHMETIC, FUNCTION = 2, 2, 8
 """Instructions an element: to address it, for a cheap op, for a costly one; measured by tests/bench/bench_simd.py."""
 
@@ -47,7 +66,10 @@ class Simd:
         return f"{', '.join(missing)} cannot be lowered by TVM" if missing else None
 
     def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
+        """Copies can run in systolic mode too, where the arrays have the fp32 lanes: between two products that saves switches."""
         yield {}
+        if "systolic" in machine.extensions and _copies(group):
+            yield {MODES: (SYSTOLIC, SYSTOLIC)}
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
         """Cycles by the busiest of issue slots, special functions and memory.
@@ -80,6 +102,7 @@ class Simd:
             return Lowered(())
         canonical = Canonical.of(group)
         made = client.fetch(group)
+        entry, leave = modes_of(options)
         kernels = [
             translate(k, f"{canonical.group.name.lower()}{i or ''}", machine)
             for i, k in enumerate(made["kernels"])
@@ -89,7 +112,8 @@ class Simd:
         }
         nodes = tuple(n.loc or n.outputs[0] for n in group.nodes)
         launches = tuple(
-            _launch(t, k, names, nodes) for t, k in zip(kernels, made["kernels"], strict=True)
+            _launch(t, replace(t.kernel, mode_entry=entry, mode_exit=leave), k, names, nodes)
+            for t, k in zip(kernels, made["kernels"], strict=True)
         )
         return Lowered(
             launches,
@@ -111,10 +135,21 @@ def _is_empty(group: Group) -> bool:
     return not any(t.count for t in group.outputs.values())
 
 
-def _launch(t: Translated, kernel: Json, names: dict[str, str], nodes: tuple[str, ...]) -> Emitted:
-    x, y, z = kernel["grid"]
+def _copies(group: Group) -> bool:
+    """Whether a group does nothing that systolic mode forbids."""
+    types = group.graph().types()
+    return all(
+        {types[n.inputs[0]].dtype, n.types[0].dtype} <= CONVERTED if n.op == "Cast" else n.op in COPIES
+        for n in group.nodes
+    )  # fmt: skip
+
+
+def _launch(
+    t: Translated, kernel: Kernel, made: Json, names: dict[str, str], nodes: tuple[str, ...]
+) -> Emitted:
+    x, y, z = made["grid"]
     uses = {names[v]: use for v, use in t.uses.items()}
-    return Emitted(t.kernel, (x, y, z), tuple(names[v] for v in t.params), uses, nodes)
+    return Emitted(kernel, (x, y, z), tuple(names[v] for v in t.params), uses, nodes)
 
 
 def _instructions(n: Node, group: Group) -> float:
