@@ -33,7 +33,8 @@ def crossings(
     for kind, run in groupby(range(len(steps)), key=lambda i: steps[i][0]):
         if kind != HOST:
             continue
-        numbers, there = [*run], set[str]()
+        numbers = [i for i in run if any(t.count for t in steps[i][1].outputs.values())]
+        there = set[str]()
         for i in numbers:
             group = steps[i][1]
             read = _by_root({v: t for v, t in group.inputs.items() if v not in known}, roots)

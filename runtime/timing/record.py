@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from knapper.isa import image
 from knapper.isa.errors import IsaError, UsageError
-from knapper.isa.machine import Machine
+from knapper.isa.machine import HOST, Machine
 from knapper.isa.program import Program
 from knapper.isa.systolic import Array
 
@@ -122,11 +122,15 @@ class Record:
         return {name: KernelFacts.of(k, self.decoded) for name, k in self.program.kernels.items()}
 
     def time(self, machine: Machine, jump: bool = True) -> Stats:
-        """What the run would have been on a machine. UsageError E726 if it lacks an extension that the program uses."""
+        """What the run would have been on a machine. UsageError E726 if it lacks an extension, or a host, that the program uses."""
         if missing := {*self.program.target["extensions"]} - {*machine.extensions} - {"custom"}:
             names = " and ".join(sorted(missing))
             raise UsageError(
                 "E726", f"{machine.name} lacks {names}, which the recorded program is compiled for"
+            )
+        if machine.nonmatrix != HOST and any(x.host for x in self.program.launches):
+            raise UsageError(
+                "E726", f"{machine.name} has no host, which computes recorded launches"
             )
         kernels = self.program.kernels
         metering = Meter.of(machine, kernels, self.decoded, self._structure).start(jump)

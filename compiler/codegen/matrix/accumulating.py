@@ -217,7 +217,7 @@ class Kernel(SystolicKernel):
         b = self.b
         with self._warps(0, 1):
             for s in self.strips:
-                self._commands(s, first)
+                self._folds(s, first, last)
             if self.fresh is not None:
                 b.emit(UMOV, self.fresh, 0)
             b.emit(SMA_COMMIT)
@@ -236,14 +236,14 @@ class Kernel(SystolicKernel):
         yield
         b.place(over)
 
-    def _commands(self, s: Strip, first: bool) -> None:
+    def _folds(self, s: Strip, first: bool, last: bool) -> None:
         """The strip's part of one k step."""
         b, rows, right = self.b, self.machine.array_rows, self.origin(s) * self.element
         for i in range(self.t.bk // rows):
             at = right + i * rows * self.pitch_b
             b.emit(SMA_LDB, self.type, s.units, self.b_at, at, self.pitch_b)
             b.emit(SMA_SWAP, s.units)
-            if first or i or self.fresh is None:
+            if first or last or i or self.fresh is None:
                 self._stream(s, i, Start.SET if first and not i else Start.ADD)
             else:
                 self._begin_or_continue(s, self.fresh)

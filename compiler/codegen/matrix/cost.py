@@ -172,9 +172,9 @@ def systolic(p: Product, t: Any, size: int, w: Arrays, machine: Machine) -> floa
     one = dataflow.stream(machine, t.bm, t.units, accumulators=False, first=False)
     fold = one + (0 if machine.weight_double_buffer else dataflow.load(machine))
     array = w.strips * t.bk // machine.array_rows * fold
-    stores = (
-        w.moves * t.warps * machine.shared_banks // (machine.shared_banks - machine.systolic_banks)
-    )
+    banks = machine.shared_banks
+    left = max(banks - machine.systolic_banks, 0) or banks  # who needs all has memory of its own
+    stores = w.moves * t.warps * banks // left
     load = latency + nbytes / rate + max(stores, 2 * w.moves * turns)
     each = max(w.converts * machine.units["cvt"].interval, 2 * w.epilogue)
     results = -(-w.strips // machine.subcores) * w.results * each + w.nbytes / rate
