@@ -419,6 +419,16 @@ def test_a_running_sum_of_one_row(shape: tuple[int, ...], exclusive: int) -> Non
         assert_agrees("CumSum", x, np.array(axis), consts=[1], exclusive=exclusive)
 
 
+@pytest.mark.parametrize("shape", [(5,), (2, 7), (2, 3, 2), (1, 2, 3, 2), (4, 16, 24)], ids=str)
+def test_a_tensor_is_normalised_as_one_row(shape: tuple[int, ...]) -> None:
+    """One pass over it: what reduces and what reads the result are in one launch, once."""
+    x, scale = np.random.default_rng(2).normal(size=(2, *shape)).astype(np.float32)
+    proto, feeds = model("LayerNormalization", (x, scale), consts=[1], axis=0)
+    image = knapper.compile(proto, precision="fp32")
+    np.testing.assert_allclose(image.run(feeds).outputs["y0"], theirs(proto, feeds)[0], 1e-5, 1e-6)
+    assert len(image.program.launches) == 1
+
+
 @pytest.mark.parametrize("p", [1, 2])
 def test_the_norm_of_one_number(p: int) -> None:
     assert_agrees("LpNormalization", f32(3, -2, 0)[:, None], axis=1, p=p)

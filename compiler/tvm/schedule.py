@@ -242,7 +242,7 @@ class _Rule(_Blocks):
         )
         threads = WARP if length <= WARP_LIMIT else BLOCK
         loops = self._reordered(final, rows)
-        row = sch.fuse(*loops[: len(rows)]) if rows else sch.add_unit_loop(final)
+        row = sch.fuse(*loops[: len(rows)]) if rows else self._around(final)
         block, group = sch.split(row, [None, gcd(n, ROWS) if threads == WARP else 1])
         sch.bind(block, "blockIdx.x")
         sch.bind(group, "threadIdx.y")
@@ -263,7 +263,7 @@ class _Rule(_Blocks):
         sch, loops = self.sch, self.sch.get_loops(r)
         reduced = len(self.extents(r, REDUCE))
         n, length = prod(self.extents(r, PARALLEL)), prod(self.extents(r, REDUCE))
-        rows = loops[:-reduced] or [sch.add_unit_loop(r)]
+        rows = loops[:-reduced] or [self._around(r)]
         if self._cooperates([r]):
             threads = WARP if length <= WARP_LIMIT else BLOCK
             block, group = sch.split(
@@ -286,6 +286,11 @@ class _Rule(_Blocks):
             self.sch.reorder(*order)
         return order
 
+    def _around(self, b: Any) -> Any:
+        """A loop of one iteration around all of a block's loops: the row where there is only one."""
+        loops = self.sch.get_loops(b)
+        return self.sch.add_unit_loop(loops[0] if loops else b)
+
     def _under(self, r: Any, loop: Any) -> None:
         """Compute a reduction where its result is needed, into registers."""
         self.sch.compute_at(r, loop, preserve_unit_loops=True)
@@ -305,7 +310,7 @@ class _Rule(_Blocks):
     def _spread(self, b: Any, loops: list[Any], n: int, width: int) -> tuple[Any, Any, Any]:
         """Bind loops to blocks and threads, with `width` neighbours of the last axis in each: (block, thread, inner)."""
         sch = self.sch
-        loops = list(loops) or [sch.add_unit_loop(b)]
+        loops = list(loops) or [self._around(b)]
         long = (i for i in reversed(range(len(loops))) if int(sch.get(loops[i]).extent) > 1)
         last = next(long, len(loops) - 1)
         outer, inner = sch.split(loops[last], [None, width])
