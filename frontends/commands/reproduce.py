@@ -10,7 +10,8 @@ from knapper.isa.errors import KnapperError, raise_all
 
 from .. import files
 from ..progress import Progress
-from ..reproduce import Claim, Lab, Row, claims
+from ..reproduce import claims
+from ..reproduce.claims import Claim, Lab, Row
 from ..reproduce.report import HEAD, cells, markdown
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 from .claims import Claim, Lab
 from .cutlass import CutlassGemm
@@ -12,8 +13,8 @@ from .microbench import (
     GlobalChase,
     HmmaLoop,
     SharedChase,
+    after_launch,
     bandwidth,
-    last,
     per_turn,
 )
 from .simulators import references
@@ -21,83 +22,81 @@ from .simulators import references
 PCIE, SXM2 = "v100-pcie", "v100-sxm2"
 GIB = 2**30
 MT4G = "MT4G report on a V100-PCIE-16GB"
-RAIHAN = "Raihan et al. 2019, fig. on WMMA timing"
+RAIHAN = "Raihan et al. 2019, timing of WMMA"
 SETS = 4
 """Sets of HMMA.884 steps in a 16×16×16 product."""
 STEPS = 8192
-"""Loads of a chase."""
+"""Loads of a chase over L1."""
+FAR = 16384
+"""Loads of one over L2 or DRAM, each of another sector."""
 
 
 def rows() -> Iterator[Claim]:
     """All of them."""
     yield from gemms()
-    yield hmma_rate()
-    yield from tensor_latencies()
+    yield from loops()
     yield from latencies()
     yield from bandwidths()
     yield from arrays()
 
 
-# --- matrix products
+# --- Tensor Cores
+
+
+def microseconds(lab: Lab, n: int, k: int) -> float:
+    """A product of B-1."""
+    return 1e6 * lab.run(CutlassGemm(lab.sizes.rows, n, k), PCIE).seconds
 
 
 def gemms() -> Iterator[Claim]:
     """B-1."""
-    measured = {
-        (768, 768): (252.7, 252.7),
-        (768, 3072): (832.0, 874.0),
-        (3072, 768): (850.0, 921.0),
-    }
-    for (n, k), paper in measured.items():
-
-        def ours(lab: Lab, n: int = n, k: int = k) -> float:
-            return 1e6 * lab.run(CutlassGemm(lab.sizes.rows, n, k), PCIE).seconds
-
+    for n, k, paper in (
+        (768, 768, (252.7, 252.7)),
+        (768, 3072, (832.0, 874.0)),
+        (3072, 768, (850.0, 921.0)),
+    ):
         yield Claim(
-            f"B-1.{n}x{k}", f"12800×{n}×{k} (m×n×k), fp16 accumulators, µs", paper, "silicon", 0.2, ours,
+            f"B-1.{n}x{k}", f"12800×{n}×{k} (m×n×k), fp16 accumulators, µs", paper, "silicon", 0.2, partial(microseconds, n=n, k=k),
             "the authors' CUTLASS 1.3 volta884 kernels on a V100-PCIE; ours: a kernel with their tile (128×128×32, warps 64×64×32), executed",
             "units.tensor_f16.interval",
         )  # fmt: skip
 
 
-def hmma_rate() -> Claim:
-    """B-3."""
-    return Claim(
-        "B-3", "HMMA on registers only, whole chip, TFLOPS", (91.0, 93.0), "silicon", 0.2, teraflops,
-        "HMMA microbenchmark on a V100-SXM2; ours: 8 warps an SM, 4 independent HMMAs a turn, 80 SMs. The interval of 40 cycles is from another source",
-        "units.tensor.interval",
-    )  # fmt: skip
-
-
 def teraflops(lab: Lab) -> float:
-    """2 · 4,096 operations an HMMA."""
+    """Of HMMAs, two operations a multiply-accumulate."""
     machine = lab.machine(SXM2)
     loop = HmmaLoop(machine.sms, warps=8, chains=4, turns=lab.sizes.loop)
-    operations = per_turn(
-        lab, loop, SXM2, lambda r: 2 * sum(s.macs_executed for s in r.recording.launches)
-    )
+    operations = per_turn(lab, loop, SXM2, lambda r: 2 * r.macs)
     return operations * machine.clock_hz / per_turn(lab, loop, SXM2) / 1e12
 
 
-def tensor_latencies() -> Iterator[Claim]:
-    """WMMA latency and set pitch."""
+def alone(lab: Lab, chains: int, half: bool = False) -> float:
+    """Cycles of an HMMA of one warp that has the chip to itself, in so many independent chains."""
+    return per_turn(lab, HmmaLoop(1, 1, chains, lab.sizes.loop, half), SXM2) / chains
 
-    def alone(half: bool, chains: int) -> Callable[[Lab], float]:
-        return lambda lab: (
-            per_turn(lab, HmmaLoop(1, 1, chains, lab.sizes.loop, half), SXM2) / chains
-        )
 
+def pitch(lab: Lab) -> float:
+    """Cycles of a set of steps, of four that an HMMA stands for."""
+    return alone(lab, 8) / SETS
+
+
+def loops() -> Iterator[Claim]:
+    """B-3, and what one warp sees."""
+    yield Claim(
+        "B-3", "HMMA on registers only, whole chip, TFLOPS", (91.0, 93.0), "silicon", 0.2, teraflops,
+        "HMMA microbenchmark on a V100-SXM2; ours: 8 warps an SM, 4 independent HMMAs a turn; the interval of 40 cycles is from another source",
+        "units.tensor.interval",
+    )  # fmt: skip
     for name, half, cycles, key in (
         ("latency-f32", False, 54, "units.tensor.latency"),
         ("latency-f16", True, 64, "units.tensor_f16.latency"),
     ):
         yield Claim(
             f"wmma.{name}", "16×16×16 product, cycles to its last result", (cycles, cycles), "calibrated", 0.02,
-            alone(half, 1), f"{RAIHAN}; sets {key}; ours: a chain of dependent HMMAs", key,
+            partial(alone, chains=1, half=half), f"{RAIHAN}; sets {key}; ours: a chain of dependent HMMAs", key,
         )  # fmt: skip
     yield Claim(
-        "wmma.pitch", "cycles from one set of HMMA.884 steps to the next", (10, 10), "calibrated", 0.02,
-        lambda lab: alone(False, 8)(lab) / SETS,
+        "wmma.pitch", "cycles from one set of HMMA.884 steps to the next", (10, 10), "calibrated", 0.02, pitch,
         f"{RAIHAN}; sets units.tensor.interval, 4 sets; ours: independent HMMAs of one warp", "units.tensor.interval",
     )  # fmt: skip
 
@@ -105,63 +104,74 @@ def tensor_latencies() -> Iterator[Claim]:
 # --- memory
 
 
+def in_shared(lab: Lab) -> float:
+    """Over a word of shared memory."""
+    return per_turn(lab, SharedChase(lab.sizes.loop), PCIE) / UNROLL
+
+
+def in_l1(lab: Lab) -> float:
+    """Over a few sectors, again and again."""
+    return after_launch(lab.run(GlobalChase(UNROLL, STEPS), PCIE)) / STEPS
+
+
+def in_l2(lab: Lab, launch: int) -> float:
+    """Over a ring once: in the first launch nobody has read it yet, in the next L2 has it."""
+    return after_launch(lab.run(GlobalChase(FAR, FAR, 2), PCIE), launch) / FAR
+
+
 def latencies() -> Iterator[Claim]:
     """Pointer chases."""
-
-    def cold(lab: Lab) -> float:
-        r = lab.run(GlobalChase(2 * STEPS, 2 * STEPS, 2), PCIE)
-        return (r.launches[0].timing.cycles - r.machine.launch_cycles) / (2 * STEPS)
-
-    ways: tuple[tuple[str, float, str, Callable[[Lab], float], str], ...] = (
-        ("shared", 23.5, "units.lsu_shared.latency",
-         lambda lab: per_turn(lab, SharedChase(lab.sizes.loop), PCIE) / UNROLL, "a word of shared memory over and over"),
-        ("l1", 30.1, "l1_latency",
-         lambda lab: last(lab.run(GlobalChase(UNROLL, STEPS), PCIE)) / STEPS, "a ring of 512 bytes"),
-        ("l2", 214, "l2_latency",
-         lambda lab: last(lab.run(GlobalChase(2 * STEPS, 2 * STEPS, 2), PCIE)) / (2 * STEPS), "a ring of 512 KB, in L2 from the launch before"),
-        ("dram", 408, "dram_latency", cold, "a ring of 512 KB that nothing has read yet"),
-    )  # fmt: skip
-    for name, paper, key, ours, what in ways:
+    for name, paper, key, ours, what in (
+        ("shared", 23.5, "units.lsu_shared.latency", in_shared, "a word of shared memory"),
+        ("l1", 30.1, "l1_latency", in_l1, "a ring of 512 bytes"),
+        ("l2", 214, "l2_latency", partial(in_l2, launch=1), "512 KB, in L2 from the launch before"),
+        ("dram", 408, "dram_latency", partial(in_l2, launch=0), "512 KB that nothing has read yet"),
+    ):
         yield Claim(
             f"latency.{name}", "cycles of a load", (paper, paper), "calibrated", 0.1, ours,
             f"{MT4G}; sets {key}; ours: a pointer chase over {what}", key,
         )  # fmt: skip
 
 
+def gigabytes(lab: Lab, copy: Copy) -> float:
+    """A second."""
+    return bandwidth(lab, copy, PCIE) / 1e9
+
+
 def bandwidths() -> Iterator[Claim]:
     """Copies by the whole chip."""
-    for name, gib, writes, far, key in (
-        ("dram-read", 647, False, True, "dram_bytes_per_second"),
-        ("dram-write", 600, True, True, "dram_bytes_per_second"),
-        ("l2-read", 958, False, False, "l2_bytes_per_second"),
-        ("l2-write", 1087, True, False, "l2_bytes_per_second"),
+    far, near = partial(Copy, 2560, 2560), partial(Copy, 1280, 64, launches=2)
+    for name, gib, copy, key in (
+        ("dram-read", 647, far(), "dram_bytes_per_second"),
+        ("dram-write", 600, far(writes=True), "dram_bytes_per_second"),
+        ("l2-read", 958, near(), "l2_bytes_per_second"),
+        ("l2-write", 1087, near(writes=True), "l2_bytes_per_second"),
     ):
-        chunks, launches = (2560, 1) if far else (64, 2)
-        copy = Copy(2560 if far else 1280, chunks, writes, launches)
         paper = gib * GIB / 1e9
         yield Claim(
-            f"bandwidth.{name}", "GB/s, whole chip", (paper, paper), "silicon", 0.2,
-            lambda lab, copy=copy: bandwidth(lab, copy, PCIE) / 1e9,
-            f"{MT4G}, {gib} GiB/s; ours: every warp moves 16 bytes a lane, {chunks * 64 // 1024} MB in all; {key} is from another source", key,
+            f"bandwidth.{name}", "GB/s, whole chip", (paper, paper), "silicon", 0.2, partial(gigabytes, copy=copy),
+            f"{MT4G}, {gib} GiB/s; ours: 16 bytes a lane, {copy.footprint >> 20} MB in all; {key} is from another source", key,
         )  # fmt: skip
 
 
 # --- simulators of systolic arrays
 
 
+def worst(lab: Lab, simulator: str) -> float:
+    """Our cycles by a simulator's, of the product where they differ most."""
+    return 1 + max((r.difference(lab) for r in references(simulator)), key=abs)
+
+
 def arrays() -> Iterator[Claim]:
     """B-4."""
-
-    def worst(simulator: str) -> Callable[[Lab], float]:
-        return lambda lab: 1 + max((r.difference(lab) for r in references(simulator)), key=abs)
-
     for simulator, kind, why in (
         ("scale-sim", "derived", "its 2R + C + m - 2 cycles a fold are our rule for this dataflow"),
         ("stonne", "calibrated", "its k + 35 cycles a tile set lsma_fill"),
     ):
         found = list(references(simulator))
         yield Claim(
-            f"B-4.{simulator}", f"array's cycles by {simulator}'s, the worst of {len(found)} products", (1.0, 1.0), kind, found[0].tolerance,
-            worst(simulator), f"stored numbers of {simulator}, which {found[0].target} is made after ({why}); ours: compiled and executed, cycles in which the array worked",
+            f"B-4.{simulator}", f"array's cycles by {simulator}'s, the worst of {len(found)} products", (1.0, 1.0), kind,
+            found[0].tolerance, partial(worst, simulator=simulator),
+            f"stored numbers of {simulator}, which {found[0].target} is made after ({why}); ours: executed, cycles in which the array worked",
             "lsma_fill",
         )  # fmt: skip

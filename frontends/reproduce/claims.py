@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from knapper.isa.machine import NUMBERS, Machine
 from knapper.isa.program import Program
 from knapper.runtime.session import Progress
+from knapper.runtime.timing.record import Record
 
-from .recording import Recording, Replay
+from .recording import Replay, executed
 
 CLASSES = {
     "published": "a paper's result",
@@ -57,20 +58,22 @@ class Workload(Protocol):
 class Sizes:
     """How large the experiments are: `FULL` for the table, smaller for tests."""
 
-    gemm: tuple[int, ...] = (1024, 2048, 4096)
-    """Sides of square products, the last for comparisons."""
+    shrink: int = 1
+    """What sides of products are divided by."""
     rows: int = 12800
     """Of B-1."""
-    networks: tuple[str, ...] = ("alexnet", "vgg16", "inception_v1", "resnet50")
-    few: tuple[str, ...] = ("alexnet", "resnet50")
-    """Networks that are also run at batches of `large` and more."""
-    large: int = 64
     loop: int = 64
-    """Turns of a microbenchmark's loop."""
+    """Turns of a microbenchmark's loop, …"""
+    turns: int = 8
+    """… and of one whose body is long."""
     image: int = 0
     """Side of a network's images; 0: the network's own."""
-    hybrid_image: int = 0
-    """The same of hybrid networks."""
+    hybrid: int = 0
+    """The same of networks that are not matrix products alone."""
+
+    def side(self, full: int) -> int:
+        """The side of a square product."""
+        return full // self.shrink
 
 
 FULL = Sizes()
@@ -83,7 +86,7 @@ class Lab:
     sizes: Sizes = FULL
     moved: Mapping[str, float] = field(default_factory=dict)
     progress: Progress | None = None
-    recordings: dict[tuple[Workload, str], Recording] = field(default_factory=dict)
+    records: dict[tuple[Workload, str], Record] = field(default_factory=dict)
     replays: dict[tuple[Workload, str, str], Replay] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
     """Targets that were asked for."""
@@ -105,16 +108,16 @@ class Lab:
         timed = _machine(target, self._moved(target, prices=False))
         key = (workload, target, timed.hash)
         if key not in self.replays:
-            self.replays[key] = self.recording(workload, target).on(timed)
+            self.replays[key] = Replay.of(self.record(workload, target), timed)
         return replace(self.replays[key], machine=machine)
 
-    def recording(self, workload: Workload, target: str) -> Recording:
+    def record(self, workload: Workload, target: str) -> Record:
         """A workload compiled for a target as it is, and executed."""
         key = (workload, target)
-        if key not in self.recordings:
+        if key not in self.records:
             program = workload.program(_machine(target))
-            self.recordings[key] = Recording.of(program, self.progress)
-        return self.recordings[key]
+            self.records[key] = executed(program, self.progress)
+        return self.records[key]
 
     def moving(self, key: str, factor: float) -> Lab:
         """The same executions on machines with a number multiplied."""
@@ -198,13 +201,14 @@ class Claim:
     """How ours is obtained, and where theirs is from."""
     moves: str
     """Key of a number of the machines that the row depends on."""
+    swept: bool = True
+    """Whether the row has an interval."""
 
     def row(self, lab: Lab, interval: bool = True) -> Row:
-        """Ours beside theirs."""
+        """Ours beside theirs; `interval`: with one, if the row is swept."""
         fresh = replace(lab, asked=set())
         ours = self.ours(fresh)
-        moved = self.interval(fresh, ours) if interval else Interval(ours, ours)
-        return Row(self, ours, moved)
+        return Row(self, ours, self.interval(fresh, ours) if interval and self.swept else None)
 
     def interval(self, lab: Lab, ours: float) -> Interval:
         """The range of ours as each number that nobody but us stands for moves by `SPREAD`, one at a time."""
@@ -239,7 +243,7 @@ class Row:
 
     claim: Claim
     ours: float
-    interval: Interval
+    interval: Interval | None = None
 
     @property
     def ratio(self) -> float:
@@ -270,7 +274,7 @@ class Row:
             "tolerance": self.claim.tolerance,
             "pass": self.passes,
             "how": self.claim.how,
-            "interval": [self.interval.low, self.interval.high],
+            "interval": [self.interval.low, self.interval.high] if self.interval else None,
         }
 
 

@@ -96,7 +96,8 @@ def per_turn(
 ) -> float:
     """What a turn adds: cycles, or another number of a run."""
     longer = replace(loop, turns=2 * loop.turns)
-    return (of(lab.run(longer, target)) - of(lab.run(loop, target))) / loop.turns
+    more: float = (of(lab.run(longer, target)) - of(lab.run(loop, target))) / loop.turns
+    return more
 
 
 # --- matrix units
@@ -236,9 +237,9 @@ class SharedChase:
         return program(machine, b.finish(), (Launch("chase", (1, 1, 1), (), ("loop",)),))
 
 
-def last(replay: Replay) -> float:
-    """Cycles of a run's last launch, from its first instruction on."""
-    return replay.launches[-1].timing.cycles - replay.machine.launch_cycles
+def after_launch(replay: Replay, launch: int = -1) -> float:
+    """Cycles of one of a run's launches, the last if not said, from its first instruction on."""
+    return replay.launches[launch].timing.cycles - replay.machine.launch_cycles
 
 
 # --- bandwidths
@@ -260,7 +261,7 @@ class Copy:
         move(b, base, umul(b, chunk, CHUNK))
         self._move(b, base, mul(b, thread_id(b), 16))
         b.emit(EXIT)
-        nbytes = self.chunks * CHUNK
+        nbytes = self.footprint
         ports = () if self.writes else (Port("data", "u8", (nbytes,), BASE),)
         operand = Operand("data", BASE, nbytes, "w" if self.writes else "r")
         launch = Launch("copy", (self.blocks, 1, 1), (BASE,), ("copy",), (operand,))
@@ -277,12 +278,12 @@ class Copy:
                 b.emit(LDG, Width._128, b.reg(4), base, at, offset)
 
     @property
-    def bytes(self) -> int:
-        """Moved in a launch."""
-        return self.blocks * CHUNK
+    def footprint(self) -> int:
+        """Bytes of all chunks."""
+        return self.chunks * CHUNK
 
 
 def bandwidth(lab: Lab, copy: Copy, target: str) -> float:
     """Bytes a second of the last launch."""
     r = lab.run(copy, target)
-    return copy.bytes * r.machine.clock_hz / last(r)
+    return copy.blocks * CHUNK * r.machine.clock_hz / after_launch(r)

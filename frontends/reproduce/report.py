@@ -30,7 +30,7 @@ def cells(row: Row) -> tuple[str, ...]:
     c = row.claim
     return (
         c.name, span(*c.paper), short(row.ours), f"{row.ratio:.3f}", c.kind, f"{c.tolerance:.0%}", verdict,
-        span(row.interval.low, row.interval.high),
+        span(row.interval.low, row.interval.high) if row.interval else "",
     )  # fmt: skip
 
 
@@ -73,8 +73,13 @@ def _table(rows: Iterable[Row]) -> Iterator[str]:
     yield "|---" * len(titles) + "|"
     for r in rows:
         name, *rest = cells(r)
-        ends = dict.fromkeys(f"`{k}`" for k in (r.interval.low_by, r.interval.high_by) if k)
-        yield f"| {' | '.join((name, r.claim.what, *rest, ', '.join(ends)))} |"
+        yield f"| {' | '.join((name, r.claim.what, *rest, _ends(r)))} |"
+
+
+def _ends(row: Row) -> str:
+    """The numbers that make an interval's ends."""
+    keys = (row.interval.low_by, row.interval.high_by) if row.interval else ()
+    return ", ".join(dict.fromkeys(f"`{k}`" for k in keys if k))
 
 
 def _how(rows: Iterable[Row]) -> Iterator[str]:
