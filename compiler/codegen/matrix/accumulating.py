@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import gcd
 from typing import Any
 
@@ -70,8 +70,8 @@ CHUNK = 32
 """Registers of C that a warp holds at once."""
 HEIGHTS = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 """Bounds on the rows of a block tile, before it is cut evenly."""
-DEPTHS = (1024, 512, 256, 128, 64, 32)
-"""k a step, before it is made a multiple of the array's rows."""
+DEPTHS = (1280, 512, 256, 128, 64, 32)
+"""Bounds on k a step, before it is made a multiple of the array's rows."""
 VECTOR = 16
 """Bytes of the widest access."""
 PREFETCHED = 160
@@ -126,11 +126,12 @@ def heights(p: Product, bn: int, column: int, machine: Machine) -> list[int]:
 
 
 def depths(p: Product, machine: Machine) -> list[int]:
-    """Multiples of the array's rows: all of k, or as deep as the channels of a tap allow, or for mixed taps as deep as there is room."""
-    rows = machine.array_rows
-    found = dict.fromkeys(-(-min(d, p.k) // rows) * rows for d in DEPTHS)
-    inside = [bk for bk in found if p.channels % bk == 0]
-    return inside or [*found]
+    """Multiples of the array's rows that cut the channels of a tap evenly; if there are none, what is filled up with zeros."""
+    rows, longest = machine.array_rows, DEPTHS[0]
+    parts = range(-(-p.channels // longest), p.channels // rows + 1)
+    even = (p.channels // n for n in parts if p.channels % (n * rows) == 0)
+    filled = (-(-min(d, p.k) // rows) * rows for d in DEPTHS)
+    return [*islice(even, len(DEPTHS))] or [*dict.fromkeys(filled)]
 
 
 def fits(p: Product, t: Strips, column: int, machine: Machine) -> bool:
@@ -364,10 +365,11 @@ def predicted(
     tile = (t.bm + t.bn) * t.bk * size
     accesses = 2 * tile // 128 + carried(p, t, size) * t.warps * (4 if way == "gather" else 1)
     latency = machine.l2_latency + 2 * units["barrier"].latency
-    fetch = max(accesses * units["lsu_shared"].interval, tile / machine.sm_bytes_per_cycle, latency)
+    load = max(accesses * units["lsu_shared"].interval, tile / machine.sm_bytes_per_cycle)
+    fetches = (steps - 1) * max(load, latency)
     results = -(-t.bm * t.bn // (LANES * machine.subcores))
     epilogue = results * max(units["cvt"].interval, 2 * (2 + nodes)) + latency
-    block = fetch + latency + max(array, (steps - 1) * fetch + array / steps) + epilogue
+    block = load + latency + max(array, fetches + array / steps) + epilogue
     drains = switches * machine.mode_switch_cycles + machine.lsma_fill
     instructions = count * (steps * 20 * t.warps + results * machine.subcores * (2 + nodes))
     total = -(-count // machine.sms) * (block + drains)
