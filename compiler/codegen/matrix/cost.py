@@ -1,9 +1,9 @@
 """Predicted cycles of a launch, from the unit table of the machine.
 
-A block's time is that of its busiest unit, or of a warp by itself if that is longer, plus what does not overlap: the first loads, the
-epilogue. Blocks go round by round over the SMs, and all of them share L2:
+A step takes as long as its busiest unit, all of its loads, a warp by itself, or the way of the next step's loads into shared memory, whichever
+is slowest; what does not overlap is the first load and the epilogue. Blocks go round by round over the SMs, whose loads share L2:
 
-    cycles = launch + max(rounds · (first load + steps · max over units + epilogue), bytes loaded / L2 bandwidth)
+    cycles = launch + rounds · (first load + steps · max(units, bytes, warp, load) + epilogue)
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Step:
 class Work:
     """A launch: blocks of so many warps that take so many k steps; a result costs `epilogue` instructions."""
 
+    product: Product
+    tile: Tile
     blocks: int
     warps: int
     steps: int
@@ -87,13 +89,39 @@ def cycles(w: Work, machine: Machine) -> float:
         machine.shared_bytes_per_sm // max(s.shared_bytes, 1), machine.blocks_per_sm, math.ceil(w.blocks / machine.sms),
     ))  # fmt: skip
     rounds = math.ceil(w.blocks / (machine.sms * resident))
-    step = max(resident * _busy(w, machine), _alone(w, machine))
+    nbytes, speed = (
+        from_l2(w.product, w.tile, resident * s.shared_bytes, machine),
+        rate(w.blocks, machine),
+    )
+    load = machine.l2_latency + min(nbytes, s.shared_bytes / 2) / speed
+    step = max(resident * max(_busy(w, machine), nbytes / speed), _alone(w, machine), load)
     share = max(1.0, resident * w.warps / machine.subcores)
     epilogue = s.results * share * max(machine.units["cvt"].interval, 2 * w.epilogue)
-    first = machine.l2_latency + 2 * machine.units["lsu_shared"].latency + 2 * ADDRESSES * share
+    first = load + 2 * machine.units["lsu_shared"].latency + 2 * ADDRESSES * share
     computing = rounds * (first + w.steps * step + epilogue)
-    through_l2 = w.blocks * w.steps * s.loads * 128 * machine.clock_hz / machine.l2_bytes_per_second
-    return machine.launch_cycles + max(computing, through_l2) + WEIGHT * w.instructions
+    return machine.launch_cycles + computing + WEIGHT * w.instructions
+
+
+def rate(blocks: int, machine: Machine, missing: float = 0.0) -> float:
+    """Bytes a cycle that an SM gets of its port, of L2, and of DRAM for the part that is `missing` in L2: the others load as well."""
+    each = machine.clock_hz * min(blocks, machine.sms)
+    dram = missing * each / machine.dram_bytes_per_second
+    return 1 / max(1 / machine.sm_bytes_per_cycle, each / machine.l2_bytes_per_second, dram)
+
+
+def from_l2(p: Product, t: Tile, held: int, machine: Machine) -> float:
+    """Bytes of A and B that a block loads from L2 in a step, while shared memory holds `held` bytes.
+
+    Taps of a convolution read pixels again, which come from L1 if it holds all pixels of a block.
+    """
+    size, w = p.a_type.bytes // p.a_type.count, p.window
+    a, b = (n * t.bk * size for n in (t.bm, t.bn))
+    if w is None:
+        return a + b
+    read = t.bm * w.taps
+    pixels = min(read, t.bm * w.sy * w.sx + (w.kh - 1) * w.dy * w.w)
+    fits = pixels * p.channels * size <= machine.l1_bytes - held
+    return a * pixels / read + b if fits else a + b
 
 
 def _busy(w: Work, machine: Machine) -> float:
@@ -110,14 +138,15 @@ def _alone(w: Work, machine: Machine) -> float:
     """Cycles a k step of one warp by itself: its multiplies, in a row or waiting for each other, the barrier, the next fragments."""
     s, units = w.step, machine.units
     multiply, shared = units[s.unit], units["lsu_shared"]
-    working = max(s.multiplies * multiply.interval, s.chain * multiply.latency)
-    return working + multiply.latency + shared.latency + units["barrier"].latency
+    in_a_row = (s.multiplies - 1) * multiply.interval + multiply.latency
+    working = max(in_a_row, s.chain * multiply.latency)
+    return working + shared.latency + units["barrier"].latency
 
 
 def tiled(step: Step, p: Product, t: Tile, nodes: int, machine: Machine) -> float:
     """Cycles of a launch of `nodes` nodes whose blocks compute tiles `t` of a product."""
     count = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
-    return cycles(Work(count, -(-t.threads // 32), -(-p.k // t.bk), 2 + nodes, step), machine)
+    return cycles(Work(p, t, count, -(-t.threads // 32), -(-p.k // t.bk), 2 + nodes, step), machine)
 
 
 @dataclass(frozen=True)
@@ -125,14 +154,13 @@ class Arrays:
     """A launch on systolic arrays.
 
     In a k step `strips` strips of a block take turns on the units, and a thread moves its part of the next tiles in `moves` loads and as
-    many stores; `read_a` of A's bytes come from L2, the others from L1. A warp has `results` accumulators, each of which takes `epilogue`
+    many stores. A warp has `results` accumulators, each of which takes `epilogue`
     instructions, `converts` of them conversions; operands that differ by row, of `nbytes` a block, are loaded for `operands` results at a
     time. `weights` are the bytes of B, which no launch has made; the SM changes its mode `switches` times.
     """
 
     strips: int
     moves: int
-    read_a: float
     results: int
     epilogue: int
     converts: int
@@ -142,17 +170,6 @@ class Arrays:
     switches: int
 
 
-def from_l2(p: Product, t: Tile, size: int, machine: Machine) -> float:
-    """The part of a block's A that comes from L2: taps of a convolution read pixels again, which L1 still holds if they all fit."""
-    w = p.window
-    if w is None:
-        return 1.0
-    read = t.bm * w.taps
-    pixels = min(read, t.bm * w.sy * w.sx + (w.kh - 1) * w.dy * w.w)
-    room = machine.l1_bytes - 2 * (t.bm + t.bn) * t.bk * size
-    return pixels / read if pixels * p.channels * size <= room else 1.0
-
-
 def systolic(p: Product, t: Any, size: int, w: Arrays, machine: Machine) -> float:
     """Cycles of a launch of tiles `t` whose operands are of `size` bytes. One block runs on an SM at a time.
 
@@ -160,14 +177,10 @@ def systolic(p: Product, t: Any, size: int, w: Arrays, machine: Machine) -> floa
     the results. Loads share L2 with those of the other SMs.
     """
     blocks, steps = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch, -(-p.k // t.bk)
-    nbytes, turns = (t.bm * w.read_a + t.bn) * t.bk * size, -(-t.warps // machine.subcores)
-    share = machine.clock_hz * min(blocks, machine.sms)
+    nbytes = from_l2(p, t, 2 * (t.bm + t.bn) * t.bk * size, machine)
+    turns = -(-t.warps // machine.subcores)
     missing = min(w.weights / (blocks * steps * nbytes), 1.0)
-    rate = min(
-        machine.sm_bytes_per_cycle,
-        machine.l2_bytes_per_second / share,
-        machine.dram_bytes_per_second / share / max(missing, 1e-9),
-    )
+    speed = rate(blocks, machine, missing)
     latency = machine.l2_latency + missing * (machine.dram_latency - machine.l2_latency)
     one = dataflow.stream(machine, t.bm, t.units, accumulators=False, first=False)
     fold = one + (0 if machine.weight_double_buffer else dataflow.load(machine))
@@ -175,9 +188,9 @@ def systolic(p: Product, t: Any, size: int, w: Arrays, machine: Machine) -> floa
     banks = machine.shared_banks
     left = max(banks - machine.systolic_banks, 0) or banks  # who needs all has memory of its own
     stores = w.moves * t.warps * banks // left
-    load = latency + nbytes / rate + max(stores, 2 * w.moves * turns)
+    load = latency + nbytes / speed + max(stores, 2 * w.moves * turns)
     each = max(w.converts * machine.units["cvt"].interval, 2 * w.epilogue)
-    results = -(-w.strips // machine.subcores) * w.results * each + w.nbytes / rate
+    results = -(-w.strips // machine.subcores) * w.results * each + w.nbytes / speed
     results += latency * -(-w.results // w.operands) if w.nbytes else 0
     block = (
         ADDRESSES * turns + load + (steps - 1) * max(array, load + 2 * machine.units["barrier"].latency) + array

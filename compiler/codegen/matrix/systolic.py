@@ -406,7 +406,6 @@ class Systolic(TiledEngine[Strips]):
         work = cost.Arrays(
             strips=strips(t, columns(p))[-1].last,
             moves=sum(loads(t, p, packs(group, p))),
-            read_a=cost.from_l2(p, t, size, machine),
             results=results,
             epilogue=2 + len(group.nodes),
             converts=sum(n.op == "Cast" for n in group.nodes),
