@@ -318,8 +318,8 @@ class _Launch:
 
     @cached_property
     def issued(self) -> FLOATS:
-        """Issue slots that every node took, also by instructions that their guard then skipped. [nodes]"""
-        return self.column("executed") + self.column("skipped")
+        """Issue slots that every node took; those of instructions that their guard skipped are among the executed. [nodes]"""
+        return self.column("executed")
 
     def by_class(self, column: str) -> FLOATS:
         """Sums by node and class. [nodes, classes]"""

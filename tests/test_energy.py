@@ -149,7 +149,7 @@ def test_three_instructions_by_hand():
     e = HOROWITZ
     assert got.events == pytest.approx(
         {
-            "issue": 32 * e["issue"],
+            "issue": 30 * e["issue"],  # a warp that skips an instruction has issued it
             "rf_read": (3 * 300 + 320) * e["rf_read"],
             "rf_write": (300 + 320) * e["rf_write"],
             "fp32_op": 300 * e["fp32_op"],
@@ -200,6 +200,33 @@ def test_an_executed_program_by_hand():
             "l1": 2 * e["l1"],  # all lanes want one word
         }
     )
+
+
+def test_an_instruction_that_is_skipped_costs_its_issue_once():
+    code = """\
+.target volta-4tc
+.arena 256
+.input x f32[32] 0x10000000
+.output y f32[32] 0x10000080
+
+.kernel skips
+.block 32 1 1
+    ISETP.LT.S32 P0, RZ, 0
+    @P0 FADD.F32 R3, RZ, RZ
+    EXIT
+
+.launch skips 2 1 1
+.node Nothing
+"""
+    session = Session(asm.assemble(code))
+    x = {"x": np.zeros(32, np.float32)}
+    for engine in ("reference", "fast"):
+        (launch,) = session.run(x, engine=engine, timing=True).stats.launches
+        assert launch.counts.instructions["executed"].tolist() == [2, 2, 2]
+        assert launch.counts.instructions["skipped"].tolist() == [0, 2, 0]
+        assert launch.measured is not None
+        assert launch.measured.energy.events["issue"] == 2 * 3 * HOROWITZ["issue"]
+        assert "fp32_op" not in launch.measured.energy.events
 
 
 def test_nodes_get_what_they_caused():
@@ -379,7 +406,7 @@ def test_arrays_agree_with_a_loop_over_instructions(seed):
     rates = Rates.of(m, kernels, decode(kernels, m.extensions))
     for kernel in kernels:
         counted = counters(len(kernel.code))
-        for name in ("executed", "lanes"):
+        for name in ("executed", "lanes", "skipped"):
             counted[name] = [rng.randrange(99) for _ in kernel.code]
         nodes = [f"n{r}" for r in range(max(kernel.roles, default=0) + 1)]
         got = energy.energy(rates, kernel, nodes, Counts(counted, 0, 0), IDLE)
