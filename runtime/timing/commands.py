@@ -1,20 +1,4 @@
-"""What systolic commands cost: a row a command, and how it follows from the dataflow.
-
-R, C are the rows and columns of a unit, u the units side by side, m the rows of A.
-
-sbws  (SMA) A[r, k] is broadcast along row k of the array, sums move down, a row of C leaves each cycle: an LSMA streams m cycles and
-      sets its addresses up (`lsma_bubble`). Weights come row by row, R cycles: before the stream, or beside the last one where there is a
-      second buffer. The pipeline (`lsma_fill`) empties while the next LSMA fills it.
-      m = 128, R = 8: 128 + 8 + 5 = 141 cycles; 133 with the second buffer; 128 are work.
-
-ws    A is passed from column to column, so C leaves diagonally: words of u · C columns of as many rows. Where C lies in registers, it must
-      go through the banks of shared memory with the R words of A: m · max(1, (R + u · C) / banks) cycles. Where it lies in accumulators of
-      the array's own, weights of the next fold wait until the last sum has left: R + m + (R - 1) + (C - 1) = 2R + C + m - 2, SCALE-Sim's
-      count, of which `lsma_fill` is (R - 1) + (C - 1).
-
-os    Sums stand still, one an element: an LSMA streams R steps of k for each R rows of C. The chain of LSMAs that a `.SET` begins is a
-      tile. Its last operands reach the far corner (R - 1) + (C - 1) cycles after the first ones (`lsma_fill`), and one cycle later
-      the tile is done: k + R + C - 1. STONNE counts k + 2 · 16 + 3 on 16 × 16: 64³ 1,584, 128³ 10,432, 256³ 74,496.
+"""What systolic commands cost: a row a command. How long the array takes is `isa.dataflow`'s matter.
 
 `MODE` drains (see `sm.arrive`), costs its unit's latency and, if the mode changes, `mode_switch_cycles`.
 """
@@ -24,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from knapper.isa import dataflow
 from knapper.isa.core import Instr
 from knapper.isa.machine import Machine
+from knapper.isa.modifiers import Space, Start
 
 from .state import BARRIER, COMMIT, DRAIN, LOAD_WEIGHTS, PLAIN, STREAM, SWAP_WEIGHTS, WAIT
 
@@ -34,9 +20,8 @@ Work = tuple[int, int]
 
 
 def _load(i: Any, machine: Machine) -> Work:
-    if machine.dataflow == "os":  # weights stream with A
-        return STREAM, 0
-    return LOAD_WEIGHTS if machine.weight_double_buffer else STREAM, machine.array_rows
+    beside = machine.weight_double_buffer and machine.dataflow != "os"
+    return LOAD_WEIGHTS if beside else STREAM, dataflow.load(machine)
 
 
 def _swap(i: Any, machine: Machine) -> Work:
@@ -44,33 +29,17 @@ def _swap(i: Any, machine: Machine) -> Work:
 
 
 def _stream(i: Any, machine: Machine) -> Work:
-    return STREAM, DATAFLOWS[machine.dataflow](i, machine) + machine.lsma_bubble
-
-
-def _sbws(i: Any, machine: Machine) -> int:
-    return int(i.m)
-
-
-def _ws(i: Any, machine: Machine) -> int:
-    if i.space.name == "ACC":
-        return int(i.m) + machine.lsma_fill
-    words = machine.array_rows + machine.array_columns * int(i.units)
-    return -(-int(i.m) * max(words, machine.shared_banks) // machine.shared_banks)
-
-
-def _os(i: Any, machine: Machine) -> int:
-    tiles = -(-int(i.m) // machine.array_rows)
-    begins = machine.lsma_fill + 1 if i.start.name == "SET" else 0
-    return tiles * (machine.array_rows + begins)
+    accumulators, first = i.space is Space.ACC, i.start is Start.SET
+    cycles = dataflow.stream(
+        machine, int(i.m), int(i.units), accumulators=accumulators, first=first
+    )
+    return STREAM, cycles
 
 
 def _commit(i: Any, machine: Machine) -> Work:
-    drained = machine.dataflow == "os" or (machine.dataflow == "ws" and machine.accumulator_bytes)
-    return COMMIT, 0 if drained else machine.lsma_fill
+    return COMMIT, 0 if dataflow.drains(machine) else machine.lsma_fill
 
 
-DATAFLOWS: dict[str, Callable[[Any, Machine], int]] = {"sbws": _sbws, "ws": _ws, "os": _os}
-"""Cycles that an LSMA takes of the array."""
 ROWS: dict[str, Callable[[Any, Machine], Work]] = {
     "BAR": lambda i, machine: (BARRIER, 0),
     "MODE": lambda i, machine: (DRAIN, 0),
