@@ -15,6 +15,10 @@ from ..reproduce.claims import Claim, Lab, Row
 from ..reproduce.report import HEAD, cells, markdown
 
 
+WIDTH = 120
+"""Columns of a table that no terminal shows."""
+
+
 def reproduce(a: argparse.Namespace) -> None:
     """`knapper reproduce`."""
     if a.markdown:
@@ -52,7 +56,10 @@ def show(rows: Sequence[Row]) -> None:
         )
     for r in rows:
         table.add_row(*cells(r), style="red" if r.fails else None if r.passes else "yellow")
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table)
 
 
 def failures(rows: Sequence[Row]) -> Iterator[KnapperError]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 
 from .claims import Claim, Lab
 from .cutlass import CutlassGemm
@@ -159,7 +160,8 @@ def bandwidths() -> Iterator[Claim]:
 
 def worst(lab: Lab, simulator: str) -> float:
     """Our cycles by a simulator's, of the product where they differ most."""
-    return 1 + max((r.difference(lab) for r in references(simulator)), key=abs)
+    chosen = islice(references(simulator), lab.sizes.products)
+    return 1 + max((r.difference(lab) for r in chosen), key=abs)
 
 
 def arrays() -> Iterator[Claim]:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from knapper.isa.machine import NUMBERS, Machine
 from knapper.isa.program import Program
-from knapper.runtime.session import Progress
 from knapper.runtime.timing.record import Record
 
 from .recording import Replay, executed
@@ -66,10 +65,16 @@ class Sizes:
     """Turns of a microbenchmark's loop, …"""
     turns: int = 8
     """… and of one whose body is long."""
+    network: str = ""
+    """The network that stands for all, if one does."""
+    batch: int = 64
+    """The largest batch."""
     image: int = 0
     """Side of a network's images; 0: the network's own."""
     hybrid: int = 0
     """The same of networks that are not matrix products alone."""
+    products: int | None = None
+    """How many products are compared with another simulator; None: all."""
 
     def side(self, full: int) -> int:
         """The side of a square product."""
@@ -85,7 +90,6 @@ class Lab:
 
     sizes: Sizes = FULL
     moved: Mapping[str, float] = field(default_factory=dict)
-    progress: Progress | None = None
     records: dict[tuple[Workload, str], Record] = field(default_factory=dict)
     replays: dict[tuple[Workload, str, str], Replay] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
@@ -116,7 +120,7 @@ class Lab:
         key = (workload, target)
         if key not in self.records:
             program = workload.program(_machine(target))
-            self.records[key] = executed(program, self.progress)
+            self.records[key] = executed(program)
         return self.records[key]
 
     def moving(self, key: str, factor: float) -> Lab:

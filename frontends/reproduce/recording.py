@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 from knapper.runtime.energy import NAMES, prices
-from knapper.runtime.session import Progress, Session
+from knapper.runtime.session import Session
 from knapper.runtime.stats import LaunchStats, Measured, Stats
 from knapper.runtime.timing.record import Record, time_record
 
@@ -30,12 +30,12 @@ REGISTER = 4
 """Bytes of a register of a lane."""
 
 
-def executed(program: Program, progress: Progress | None = None) -> Record:
+def executed(program: Program) -> Record:
     """A program run on seeded inputs, every instruction of it; its weights are not kept."""
     session = Session(program)
     try:
         inputs = randoms(program.inputs, SEED)
-        stats = session.run(inputs, timing=True, progress=progress).stats
+        stats = session.run(inputs, timing=True).stats
     finally:
         session.close()
     record = Record.of(program, stats)

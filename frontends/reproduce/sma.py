@@ -104,7 +104,7 @@ def speedup(lab: Lab, n: Network) -> float:
 
 def named(lab: Lab, name: str, batch: int) -> Network:
     """One of the regular networks, as large as the lab has it."""
-    return Network(name, batch, lab.sizes.image)
+    return Network(lab.sizes.network or name, min(batch, lab.sizes.batch), lab.sizes.image)
 
 
 def one(lab: Lab, name: str, batch: int) -> float:
