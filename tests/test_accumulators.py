@@ -193,7 +193,7 @@ def test_machines_without_accumulators_and_odd_arrays_are_refused() -> None:
 
 def test_the_plan_gives_products_to_the_array() -> None:
     for machine in (WS, OS):
-        plan = schedule(conv((1, 28, 28, 64), 64, 3, pad=1)[0], machine)
+        plan = schedule(conv((1, 28, 28, 128), 128, 3, pad=1)[0], machine)
         assert [s.kind for s in plan.steps] == ["accumulating"]
 
 
@@ -212,6 +212,21 @@ def test_arrays_that_differ_do_not_agree() -> None:
     fill = LAB.moving("lsma_fill", 0.9)
     seen = [abs(r.difference(fill)) > r.tolerance for r in references("scale-sim")]
     assert sum(seen) > 15
+
+
+@pytest.mark.parametrize("shape", [(784, 128, 1152), (784, 128, 128), (512, 256, 256), (1, 256, 512)])  # fmt: skip
+@pytest.mark.parametrize("machine", [WS, OS], ids=["ws", "os"])
+def test_predictions_are_near_what_is_timed(
+    machine: Machine, shape: tuple[int, int, int], cache: Path
+) -> None:
+    m, n, k = shape
+    graph, inputs = matmul((m, k), (k, n), known=True)
+    options = min(offers(graph, machine), key=lambda o: ENGINE.cost(group_of(graph), o, machine))
+    result = Session(program(graph, machine, options, cache)).run(inputs, timing=True)
+    (launch,) = result.stats.launches
+    assert launch.measured
+    predicted = ENGINE.cost(group_of(graph), options, machine)
+    assert predicted == pytest.approx(launch.measured.timing.cycles, rel=0.25)
 
 
 def test_what_a_launch_takes_is_more_than_what_its_array_takes() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from math import gcd
 from typing import Any
 
@@ -127,11 +127,12 @@ def heights(p: Product, bn: int, column: int, machine: Machine) -> list[int]:
 
 def depths(p: Product, machine: Machine) -> list[int]:
     """Multiples of the array's rows that cut the channels of a tap evenly; if there are none, what is filled up with zeros."""
-    rows, longest = machine.array_rows, DEPTHS[0]
-    parts = range(-(-p.channels // longest), p.channels // rows + 1)
-    even = (p.channels // n for n in parts if p.channels % (n * rows) == 0)
-    filled = (-(-min(d, p.k) // rows) * rows for d in DEPTHS)
-    return [*islice(even, len(DEPTHS))] or [*dict.fromkeys(filled)]
+    rows = machine.array_rows
+    cuts = (p.channels // n for n in range(1, p.channels // rows + 1) if p.channels % n == 0)
+    even = [bk for bk in cuts if bk % rows == 0]
+    found = {max((bk for bk in even if bk <= d), default=0) for d in DEPTHS} - {0}
+    filled = {-(-min(d, p.k) // rows) * rows for d in DEPTHS}
+    return sorted(found or filled, reverse=True)
 
 
 def fits(p: Product, t: Strips, column: int, machine: Machine) -> bool:
@@ -149,15 +150,18 @@ def fits(p: Product, t: Strips, column: int, machine: Machine) -> bool:
 
 def carried(p: Product, t: Strips, size: int) -> int:
     """Registers that a thread needs for its loads of a step, the places of mixed taps included."""
-    most = 16 // size
-    ways = ((p.trans_a, t.bm, vector_a(p, most)), (p.trans_b, t.bn, vector_b(p, most)))
     places = 3 if access(p, t.bk) == "gather" else 1
-    total = 0
-    for (transposed, length, vector), beside in zip(ways, (places, 0), strict=True):
-        v = 1 if transposed else vector
-        moves = -(-t.bk * length // (v * t.threads))
-        total += moves * (-(-v * size // WORD) + beside)
-    return total
+    a, b = loads(p, t, size)
+    return sum(n * -(-v * size // WORD) for n, v in (a, b)) + places * a[0]
+
+
+def loads(p: Product, t: Strips, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of A and of B: loads of a thread in a step, and elements that each takes."""
+    most = 16 // size
+    a = 1 if p.trans_a else vector_a(p, most)
+    b = 1 if p.trans_b else vector_b(p, most)
+    of_a, of_b = (-(-t.bk * n // (v * t.threads)) for n, v in ((t.bm, a), (t.bn, b)))
+    return (of_a, a), (of_b, b)
 
 
 def passes(t: Strips, column: int) -> int:
@@ -359,17 +363,18 @@ class Accumulating(TiledEngine[Strips]):
 def predicted(
     p: Product, t: Strips, way: str, machine: Machine, nodes: int, switches: int
 ) -> float:
-    """Cycles of a launch of `nodes` nodes: a step takes as long as the array, the port of shared memory, L2's port or a load's latency."""
+    """Cycles of a launch of `nodes` nodes. A step takes as long as the array, or from one load to the next: over L2's port or that of shared
+    memory, and a load's latency, which nothing hides from the loads of the same step."""
     size, units, steps, count = SIZES[p.dtype], machine.units, -(-p.k // t.bk), blocks(p, t)
     array = streaming(p, t, machine) / count
     tile = (t.bm + t.bn) * t.bk * size
-    accesses = 2 * tile // 128 + carried(p, t, size) * t.warps * (4 if way == "gather" else 1)
+    accesses = sum(n for n, _ in loads(p, t, size)) * t.warps * (2 if way == "gather" else 1)
     latency = machine.l2_latency + 2 * units["barrier"].latency
-    load = max(accesses * units["lsu_shared"].interval, tile / machine.sm_bytes_per_cycle)
-    fetches = (steps - 1) * max(load, latency)
+    ports = max(accesses, tile // 128) * units["lsu_shared"].interval
+    fetch = max(ports, tile / machine.sm_bytes_per_cycle) + latency
     results = -(-t.bm * t.bn // (LANES * machine.subcores))
     epilogue = results * max(units["cvt"].interval, 2 * (2 + nodes)) + latency
-    block = load + latency + max(array, fetches + array / steps) + epilogue
+    block = fetch + max(array, (steps - 1) * fetch + array / steps) + epilogue
     drains = switches * machine.mode_switch_cycles + machine.lsma_fill
     instructions = count * (steps * 20 * t.warps + results * machine.subcores * (2 + nodes))
     total = -(-count // machine.sms) * (block + drains)
