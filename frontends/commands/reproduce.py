@@ -14,7 +14,6 @@ from ..reproduce import claims
 from ..reproduce.claims import Claim, Lab, Row
 from ..reproduce.report import HEAD, cells, markdown
 
-
 WIDTH = 120
 """Columns of a table that no terminal shows."""
 

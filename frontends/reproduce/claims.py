@@ -65,6 +65,8 @@ class Sizes:
     """Turns of a microbenchmark's loop, …"""
     turns: int = 8
     """… and of one whose body is long."""
+    chunks: int = 2560
+    """Chunks that a copy from or to DRAM moves."""
     network: str = ""
     """The network that stands for all, if one does."""
     batch: int = 64

@@ -81,6 +81,15 @@ def turns(b: KernelBuilder, count: int) -> Iterator[None]:
     b.emit(BRA, top, guard=ucompare(b, Cmp.NE, left, 0))
 
 
+@contextmanager
+def only(b: KernelBuilder, warp: VUReg, number: int) -> Iterator[None]:
+    """What is emitted inside is for one warp."""
+    over = b.label()
+    b.emit(BRA, over, guard=ucompare(b, Cmp.NE, warp, number))
+    yield
+    b.place(over)
+
+
 class Loop(Workload, Protocol):
     """A workload that repeats something `turns` times."""
 
@@ -145,21 +154,18 @@ class LsmaLoop:
         b = KernelBuilder("lsma_loop", (threads, 1, 1), machine, matrix=True)
         pitch, wide = 2 * machine.array_rows, 2 * machine.array_columns * max(self.strips)
         a = b.shared(self.rows * pitch + machine.array_rows * wide)
-        fill(b, b.shared_bytes)
-        c = zeros(b, self.rows * machine.array_columns * max(self.strips) // 32)
         warp, a_at, w_at = special(b, SR.WARPID), umov(b, a), umov(b, a + self.rows * pitch)
+        with only(b, warp, 0):
+            fill(b, b.shared_bytes)
+        c = zeros(b, self.rows * machine.array_columns * max(self.strips) // 32)
         b.emit(MODE, Mode.SYSTOLIC)
         for w, units in enumerate(self.strips):
-            over = b.label()
-            b.emit(BRA, over, guard=ucompare(b, Cmp.NE, warp, w))
-            with turns(b, self.turns):
+            with only(b, warp, w), turns(b, self.turns):
                 self._turn(b, units, c, a_at, pitch, w_at, wide)
-            b.place(over)
         b.emit(MODE, Mode.SIMD)
         b.emit(EXIT)
-        return program(
-            machine, b.finish(), (Launch("lsma_loop", (self.blocks, 1, 1), (), ("loop",)),)
-        )
+        launch = Launch("lsma_loop", (self.blocks, 1, 1), (), ("loop",))
+        return program(machine, b.finish(), (launch,))
 
     def _turn(
         self, b: KernelBuilder, units: int, c: VReg, a: VUReg, pitch: int, w: VUReg, wide: int
@@ -181,7 +187,7 @@ def zeros(b: KernelBuilder, words: int) -> VReg:
 
 
 def fill(b: KernelBuilder, nbytes: int) -> None:
-    """Shared memory from 0 on = 0; every warp does it."""
+    """Shared memory from 0 on = 0, by one warp."""
     zero, base, lane = zeros(b, 4), umov(b, 0), mul(b, lane_id(b), 16)
     for at in range(0, nbytes, 512):
         b.emit(STS, Width._128, base, lane, at, zero)
@@ -261,7 +267,7 @@ class Copy:
         move(b, base, umul(b, chunk, CHUNK))
         self._move(b, base, mul(b, thread_id(b), 16))
         b.emit(EXIT)
-        nbytes = self.footprint
+        nbytes = self.chunks * CHUNK
         ports = () if self.writes else (Port("data", "u8", (nbytes,), BASE),)
         operand = Operand("data", BASE, nbytes, "w" if self.writes else "r")
         launch = Launch("copy", (self.blocks, 1, 1), (BASE,), ("copy",), (operand,))
@@ -276,11 +282,6 @@ class Copy:
                 b.emit(STG, Width._128, base, at, offset, value)
             else:
                 b.emit(LDG, Width._128, b.reg(4), base, at, offset)
-
-    @property
-    def footprint(self) -> int:
-        """Bytes of all chunks."""
-        return self.chunks * CHUNK
 
 
 def bandwidth(lab: Lab, copy: Copy, target: str) -> float:
