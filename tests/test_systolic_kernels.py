@@ -251,6 +251,29 @@ def test_executed_macs_are_the_useful_ones_where_sizes_divide(
         assert stats.macs == stats.macs_executed == p.macs
 
 
+HUNGRY: dict[str, Case] = {
+    "residual": conv((1, 15, 15, 64), 200, 3, pad=1, after="residual"),
+    "RGB": conv((2, 33, 31, 3), 72, 7, 2, 3, after="residual"),
+    "12 channels": conv((2, 26, 25, 12), 50, 3, pad=1, after="residual"),
+    "f32": conv((1, 15, 15, 32), 100, 3, pad=1, after="residual", dtype="f32"),
+    "odd": matmul((257, 301), (301, 201), (257, 201)),
+    "both transposed": matmul((301, 257), (201, 301), (257, 1), trans_a=True, trans_b=True),
+}
+
+
+@pytest.mark.parametrize("name", HUNGRY)
+def test_what_is_offered_has_enough_registers(name: str) -> None:
+    """Of the tilings with most accumulators each can be lowered: C, the next tiles and the epilogue's operands fit."""
+    generator, group, machine = GENERATORS["systolic"], group_of(HUNGRY[name][0]), SMA["sma3"]
+    found = [o for o in offers(HUNGRY[name][0], machine) if modes_of(o) == (SIMD, SIMD)]
+    most = max(o["tile"][0] * o["units"] for o in found)
+    big = [o for o in found if o["tile"][0] * o["units"] >= most / 2 and o["tile"][2] <= 64]
+    assert len(big) > 3
+    for options in some(big, 8):
+        (launch,) = generator.lower(group, options, machine).launches
+        assert launch.kernel.registers <= 255
+
+
 def test_why_a_product_is_refused() -> None:
     generator = GENERATORS["systolic"]
     graph, _ = matmul((8, 8), (8, 8))

@@ -88,6 +88,12 @@ def _below(b: KernelBuilder, row: VReg, limit: int) -> VPred:
     return p
 
 
+def turns(rows: int, cols: int, v: int, threads: int) -> int:
+    """Moves of a thread that `grid` makes."""
+    chunks = cols // v
+    return rows * (chunks // threads) if chunks >= threads else -(-rows // (threads // chunks))
+
+
 def grid(
     b: KernelBuilder, rows: int, cols: int, v: int, threads: int, pitch: int, size: int
 ) -> Geometry:

@@ -18,7 +18,7 @@ only converted and stored stays in systolic mode, and a kernel that finds or lea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import gcd
@@ -49,7 +49,7 @@ from .blocks import packs, vector_a, vector_b
 from .code import add, divmod_, lane_id, mul, special, uadd, ucompare, umul
 from .engine import TiledEngine, TiledKernel, Tiling
 from .epilogue import BYTES, Epilogue, Frame, Spot, varying_operands
-from .geometry import Geometry, grid
+from .geometry import Geometry, grid, turns
 from .pipeline import Buffers, Tile
 from .product import Product
 
@@ -60,12 +60,12 @@ SKEW = 4
 """Bytes that set the rows of a transposed tile off, so that a column of it touches all banks."""
 WARPS = (4, 8)
 """Of a block. Few execute less; many have registers for large operands that are on their way to shared memory."""
-ROOM = 48
+ROOM = 40
 """Registers beside C and what is on its way: addresses, the epilogue."""
-PIXEL = 3
-"""Registers of a row of a convolution: where its first pixel lies, which one it is, the sum of an address."""
+ROW, PIXEL = 1, 3
+"""Registers for the row of a load: which one it is; of a convolution also where its first pixel lies, and the sum of an address."""
 DEPTHS = (256, 128, 64, 32)
-HEIGHTS = (128, 64, 32, 16, 8)
+HEIGHTS = (128, 96, 64, 32, 16, 8)
 
 
 @dataclass(frozen=True)
@@ -185,14 +185,16 @@ def vectors(p: Product, packed: bool) -> tuple[int, int]:
 def loads(t: Strips, p: Product, packed: bool) -> tuple[int, int]:
     """Loads of a thread for its part of the next tiles of A and B."""
     a, b = vectors(p, packed)
-    return -(-t.bm * t.bk // (a * t.threads)), -(-t.bn * t.bk // (b * t.threads))
+    tile_a = (t.bk, t.bm) if p.trans_a else (t.bm, t.bk)
+    tile_b = (t.bn, t.bk) if p.trans_b and not packed else (t.bk, t.bn)
+    return turns(*tile_a, a, t.threads), turns(*tile_b, b, t.threads)
 
 
 def carried(t: Strips, p: Product, packed: bool) -> int:
-    """Registers of a thread for that part on its way from load to store: data, and pixels of an image."""
+    """Registers of a thread for that part on its way from load to store: data, and which row of the operand, or of pixels, each load reads."""
     a, b = (-(-v * SIZES[p.dtype] // 4) for v in vectors(p, packed))
     loads_a, loads_b = loads(t, p, packed)
-    return loads_a * (a + (PIXEL if p.window else 0)) + loads_b * b
+    return loads_a * (a + (PIXEL if p.window else ROW)) + loads_b * (b + (0 if packed else ROW))
 
 
 class Kernel(TiledKernel[Strips]):
@@ -335,27 +337,43 @@ class Kernel(TiledKernel[Strips]):
     # --- the epilogue
 
     def results(self) -> Iterator[tuple[Frame, list[Spot]]]:
-        """While the array works, places are computed and operands loaded; then systolic mode is left if fp32 follows; then each strip's part of C."""
-        b, stays = self.b, converts_only(self.group, self.p)
-        parts = [self._begun(s) for s in self.strips]
-        b.emit(*((SMA_WAIT, 0) if stays else (MODE, Mode.SIMD)))
-        for s, frames in zip(self.strips, parts, strict=True):
-            with self._only(s):
+        """While the array works, places are computed and operands loaded; then systolic mode is left if fp32 follows; then C.
+
+        Each kind of strip goes its own way to the end, so that what one has loaded takes no registers of another.
+        """
+        end, warps = self.b.label(), self.t.warps
+        for s in self.strips:
+            with self._only(s) if s.last < warps else nullcontext():
+                frames = self._begun(s)
+                self._finish_product()
                 yield from frames
-        if (self.t.modes[1] == SYSTOLIC) != stays:
-            b.emit(MODE, Mode.SIMD if stays else Mode.SYSTOLIC)
+                self._leave()
+                if s.last < warps:
+                    self.b.emit(BRA, end)
+        if self.strips[-1].last < warps:
+            self._finish_product()
+            self._leave()
+        self.b.place(end)
+
+    def _finish_product(self) -> None:
+        """C is complete, and the SM is in the mode that the rest needs."""
+        stays = converts_only(self.group, self.p)
+        self.b.emit(*((SMA_WAIT, 0) if stays else (MODE, Mode.SIMD)))
+
+    def _leave(self) -> None:
+        """Into the mode in which the kernel ends."""
+        stays, stay = converts_only(self.group, self.p), self.t.modes[1] == SYSTOLIC
+        if stay != stays:
+            self.b.emit(MODE, Mode.SYSTOLIC if stay else Mode.SIMD)
 
     def _begun(self, s: Strip) -> list[tuple[Frame, list[Spot]]]:
         """A strip's frames, with their epilogues begun as far as registers allow."""
-        with self._only(s):
-            parts = list(self._parts(s))
-            room = (registers(self.t, self.machine) - self.acc.words - ROOM) // len(parts)
-            for frame, spots in parts:
-                made = Epilogue(
-                    self.b, self.group, self.p, frame, self.block.parameters, max(room, 1)
-                )
-                made.begin(spots)
-                self.begun[frame] = made
+        parts = list(self._parts(s))
+        room = (registers(self.t, self.machine) - self.acc.words - ROOM) // len(parts)
+        for frame, spots in parts:
+            made = Epilogue(self.b, self.group, self.p, frame, self.block.parameters, max(room, 1))
+            made.begin(spots)
+            self.begun[frame] = made
         return parts
 
     def epilogue(self, frame: Frame) -> Epilogue:
