@@ -5,11 +5,13 @@ Block i runs on SM i mod (active SMs), in order; as many as fit are resident, an
 
     Timer(machine, decoded, kernels).launch(launch, counts) -> Timing      launches in program order: L2 keeps what they leave
 
-A launch's time depends on earlier ones only through L2's contents.
+A launch's time depends on earlier ones only through L2's contents. So one that counted the same, took the same paths and found the same in
+L2 as a launch before, in this run or an earlier one of the session, takes the same time, and is not simulated again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +34,11 @@ from .residency import Residency
 from .sm import run
 from .state import REASONS, STREAM, TICK, State, blank
 from .tables import PREDICATES, SECTOR, UNIFORMS, Costs, Structure
+
+KEPT = 4096
+"""Launches whose timing is kept, of a program on a machine."""
+NO_BLOCK = -1
+"""In place of the last block of SMs that get one less than others."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Timer:
 
     costs: Costs
     jump: bool = True
+    known: dict[bytes, Timing] = field(default_factory=dict)
+    """By all that it depends on, see `digest`; of this machine and program, and of either value of `jump`."""
     residency: Residency = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +86,40 @@ class Timer:
     def launch(self, launch: Launch, counts: Counts) -> Timing:
         """The next launch."""
         held, evicted = self.residency.launch(launch.operands)
-        return Run(self, launch, counts, held, evicted).timing()
+        key = digest(launch, counts, held, evicted, self.jump)
+        if key not in self.known:
+            while len(self.known) >= KEPT:
+                del self.known[next(iter(self.known))]
+            self.known[key] = Run(self, launch, counts, held, evicted).timing()
+        return self.known[key]
+
+
+def digest(launch: Launch, counts: Counts, held: float, evicted: int, jump: bool) -> bytes:
+    """All that the time of a launch depends on, beside program and machine."""
+    assert counts.paths is not None
+    numbers = (
+        launch.kernel, launch.grid, launch.macs, bool(launch.operands), held, evicted, jump,
+        counts.dram_read, counts.dram_write, counts.l1_unique,
+    )  # fmt: skip
+    key = hashlib.blake2b(repr(numbers).encode(), digest_size=32)
+    key.update(counts.instructions.tobytes())
+    key.update(counts.paths.of_block.tobytes())
+    for warps in counts.paths.warps:
+        for events in warps:
+            key.update(len(events).to_bytes(8, "little"))
+            key.update(events.tobytes())
+    return key.digest()
+
+
+@dataclass(frozen=True)
+class Went:
+    """SMs that all got one sequence of block classes, when they were done."""
+
+    sms: int
+    """How many."""
+    end: int
+    """The tick of it."""
+    state: State
 
 
 class Run:
@@ -89,24 +131,23 @@ class Run:
         assert counts.paths is not None
         self.timer, self.launch, self.counts, self.paths = timer, launch, counts, counts.paths
         self.costs, self.machine = timer.costs, timer.costs.machine
-        self.kernel = self.costs.kernels[launch.kernel]
+        self.kernel, self.fixed = self.costs.kernels[launch.kernel], self.costs.of(launch.kernel)
         self.blocks = prod(launch.grid)
         self.active = min(self.blocks, self.machine.sms)
-        systolic = self.costs.systolic(self.kernel.name)
-        self.residents = Residents.of(self.machine, self.kernel, systolic)
+        self.residents = Residents.of(self.machine, self.kernel, self.fixed.systolic)
         if not launch.operands:  # nothing is known of what L2 holds: all that is written goes out
             evicted = counts.dram_write
         self.foot = self.footprint(held, evicted)
         self.ops = self.costs.operations(self.kernel.name, counts.instructions, self.foot)
+        executed, skipped = (counts.instructions[name] for name in ("executed", "skipped"))
+        self.times = executed.astype(np.int64) - skipped.astype(np.int64)
 
     def footprint(self, held: float, evicted: int) -> Footprint:
         """Where its accesses hit."""
-        span = self.costs.structure.spans[self.kernel.name]
         sectors = self.counts.instructions["sectors"].astype(np.int64)
-        costs = self.costs
         self.traffic = Traffic(
-            int(sectors[costs.global_loads[span]].sum()),
-            int(sectors[costs.global_stores[span]].sum()),
+            int(sectors[self.fixed.loads].sum()),
+            int(sectors[self.fixed.stores].sum()),
             self.counts.l1_unique,
             self.counts.dram_read // SECTOR,
         )
@@ -116,51 +157,51 @@ class Run:
         )  # fmt: skip
 
     def sequences(self) -> Counter[bytes]:
-        """The distinct sequences of block classes that SMs get, and how many get each."""
-        of_block = np.ascontiguousarray(self.paths.of_block, np.int64)
-        return Counter(of_block[sm :: self.active].tobytes() for sm in range(self.active))
+        """The distinct sequences of block classes that SMs get, and how many get each. An SM's ends in NO_BLOCK if others get one more."""
+        rounds = -(-self.blocks // self.active)
+        dealt = np.full((rounds, self.active), NO_BLOCK, np.int64)
+        dealt.reshape(-1)[: self.blocks] = self.paths.of_block
+        rows = np.ascontiguousarray(dealt.T).view(f"V{rounds * dealt.itemsize}")
+        return Counter(rows[:, 0].tolist())
 
     def timing(self) -> Timing:
-        spans, first, last = self.costs.spans(self.kernel.name)
-        self.ops["first"], self.ops["last"] = first, last
-        code = (self.ops, spans, *flatten(self.paths))
-        runs = [
-            (times, self.simulate(code, np.frombuffer(s, np.int64)))
-            for s, times in self.sequences().items()
-        ]
-        slowest = max(end for _, (end, _) in runs)
-        return self.report(-(-slowest // TICK), [(times, sm) for times, (_, sm) in runs])
+        events, path = flatten(self.paths)
+        return self.report(
+            [self.simulate(events, path, s, sms) for s, sms in self.sequences().items()]
+        )
 
-    def simulate(self, code: tuple[Any, ...], sequence: NDArray[np.int64]) -> tuple[int, State]:
-        """An SM that gets a sequence of blocks: the tick at which it is done, and its state then."""
+    def simulate(
+        self, events: NDArray[Any], path: NDArray[np.int64], dealt: bytes, sms: int
+    ) -> Went:
+        """SMs that get a sequence of blocks."""
         kernel, machine, ops = self.kernel, self.machine, self.ops
+        sequence = np.frombuffer(dealt, np.int64)
+        sequence = sequence[sequence != NO_BLOCK]
         state = blank(
             places=min(self.residents.blocks, len(sequence)), warps=kernel.warps,
             slots=kernel.registers + UNIFORMS + PREDICATES, subcores=machine.subcores,
-            ports=self.costs.port_count, code=len(ops), **self.costs.queues(kernel.name),
+            ports=self.costs.port_count, code=len(ops), **self.fixed.queues,
         )  # fmt: skip
-        ops_, spans, events, path = code
-        end = run(ops_, spans, events, path, sequence, *state, self.timer.jump)
+        end = run(ops, self.fixed.spans, events, path, sequence, *state, self.timer.jump)
         if end < 0:
             raise MachineFault(
                 "E617",
                 "the recorded paths never end: warps wait for others for ever",
                 where=f"kernel {kernel.name}",
             )
-        return end, state
+        return Went(sms, end, state)
 
-    def report(self, cycles: int, runs: list[tuple[int, State]]) -> Timing:
-        """From the SMs' final states, each with how many SMs went that way."""
+    def report(self, all: list[Went]) -> Timing:
+        """What the SMs came to."""
+        cycles = -(-max(w.end for w in all) // TICK)
+        sms = np.array([w.sms for w in all], np.int64)
         slots, busy, by_pc, occupied = (
-            sum(times * column for times, column in zip((t for t, _ in runs), columns, strict=True))
-            for columns in zip(
-                *(
-                    (s.sm["slots"][0], s.sm["busy"][0], s.blame[0], s.sm["occupied"][0])
-                    for _, s in runs
-                ),
+            sms @ np.array(column)
+            for column in zip(
+                *((sm["slots"][0], sm["busy"][0], blame[0], sm["occupied"][0]) for sm, _, _, _, blame in (w.state for w in all)),
                 strict=True,
             )
-        )
+        )  # fmt: skip
         total = self.active * max(cycles, 1)
         utilisation = self.utilisation(busy, total)
         array = self.streamed()
@@ -170,7 +211,7 @@ class Run:
         l2, from_dram = l1_missed + self.traffic.stores, l1_missed * self.foot.l2_misses
         return Timing(
             cycles=self.machine.launch_cycles + cycles,
-            stalls={name: int(n) for name, n in zip(REASONS, slots, strict=True)},
+            stalls=dict(zip(REASONS, slots.tolist(), strict=True)),
             busy=utilisation,
             occupancy=float(occupied) / (total * self.machine.warps_per_sm),
             blocks_per_sm=self.residents.blocks,
@@ -181,26 +222,24 @@ class Run:
             array_cycles=array,
             by_pc=by_pc,
             roofline=self.roofline(cycles, utilisation),
-        )  # fmt: skip
+        )
 
     def streamed(self) -> int:
         """Cycles that the arrays streamed, of all SMs: every command that takes the array, as often as it was executed."""
-        times = self.counts.instructions["executed"] - self.counts.instructions["skipped"]
         streams = self.ops["kind"] == STREAM
-        return int((self.ops["work"] * times.astype(np.int64))[streams].sum())
+        return int((self.ops["work"] * self.times)[streams].sum())
 
     def utilisation(self, busy: NDArray[np.int64], total: int) -> dict[str, float]:
         """Per unit that worked, and of the shares of L2 and DRAM."""
-        out: dict[str, float] = {}
-        for name, (first, spread) in self.costs.ports.items():
-            if self.machine.units[name].port not in ("", name):
-                continue
-            ports = self.machine.subcores if spread else 1
-            out[name] = float(busy[first : first + ports].sum()) / (TICK * total * ports)
-        out = {name: share for name, share in out.items() if share > 0}
-        times = self.counts.instructions["executed"] - self.counts.instructions["skipped"]
+        owners = self.costs.owners
+        ticks = np.add.reduceat(busy, [first for first, _ in owners.values()]).tolist()
+        out = {
+            name: n / (TICK * total * ports)
+            for (name, (_, ports)), n in zip(owners.items(), ticks, strict=True)
+            if n > 0
+        }
         for name in ("l2", "dram"):
-            out[name] = float((self.ops[name] * times.astype(np.int64)).sum()) / (TICK * total)
+            out[name] = int(self.ops[name] @ self.times) / (TICK * total)
         return out
 
     def roofline(self, cycles: int, utilisation: Mapping[str, float]) -> Roofline:
@@ -209,7 +248,7 @@ class Run:
         moved = self.counts.dram_read + self.counts.dram_write
         seconds = max(cycles, 1) / self.machine.clock_hz
         return Roofline(
-            flops / moved if moved else 0.0, flops / seconds, self.costs.peak(self.kernel.name),
+            flops / moved if moved else 0.0, flops / seconds, self.fixed.peak,
             max(utilisation, key=lambda name: utilisation[name]),
         )  # fmt: skip
 

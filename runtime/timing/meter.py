@@ -8,7 +8,7 @@ run.launch(launch, counts) -> Measured
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ..stats import Measured
 from . import host
 from .jit import present
 from .launch import Timer
+from .report import Timing
 from .tables import Costs, Structure
 
 
@@ -31,6 +32,8 @@ class Meter:
 
     costs: Costs
     rates: Rates
+    known: dict[bytes, Timing] = field(default_factory=dict)
+    """Timings that runs share."""
 
     @staticmethod
     def of(
@@ -48,7 +51,7 @@ class Meter:
         """Ready for the first launch. `notice` is called if code must be compiled first, which takes some seconds."""
         if not present():
             notice()
-        return Metering(self, Timer(self.costs, jump))
+        return Metering(self, Timer(self.costs, jump, self.known))
 
 
 @dataclass(frozen=True)

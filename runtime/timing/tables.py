@@ -2,6 +2,7 @@
 
     Structure   what instructions read, write and need: of the program, whichever machine and launch
     Costs       what that takes on a machine: ports, latencies, register conflicts
+      Fixed     of one kernel, whichever launch
     operations  of one launch: with the sectors and wavefronts that its accesses took on average
 
 Instructions are taken variant by variant (some hundred in a network), never one by one.
@@ -196,12 +197,48 @@ class _Structures:
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """A kernel on a machine: what all its launches have in common."""
+
+    ops: NDArray[Any]
+    """`OP`s, as if no access took more than one turn."""
+    spans: NDArray[Any]
+    """`SPAN`s; `first` and `last` of an `OP` are places here."""
+    loads: NDArray[np.bool_]
+    """Which instructions read global memory."""
+    stores: NDArray[np.bool_]
+    """Which write it."""
+    systolic: bool
+    """Whether it uses systolic mode."""
+    queues: Mapping[str, int]
+    """Sizes of what an SM keeps of its systolic commands."""
+    peak: float
+    """Operations a second of the unit that does most of its multiply-accumulates, 0 if none does any."""
+
+
+@dataclass(frozen=True)
 class Costs:
     """A program on a machine."""
 
     structure: Structure
     machine: Machine
     kernels: Mapping[str, Kernel]
+    _fixed: dict[str, Fixed] = field(default_factory=dict)
+
+    def of(self, kernel: str) -> Fixed:
+        """What all launches of a kernel have in common."""
+        if kernel not in self._fixed:
+            self._fixed[kernel] = self._of(kernel)
+        return self._fixed[kernel]
+
+    def _of(self, kernel: str) -> Fixed:
+        span = self.structure.spans[kernel]
+        ops = self.ops[span].copy()
+        spans, ops["first"], ops["last"] = self._spans(kernel)
+        return Fixed(
+            ops, spans, self.global_loads[span], self.global_stores[span], self._systolic(kernel), self._queues(kernel),
+            self._peak(kernel),
+        )  # fmt: skip
 
     @cached_property
     def ports(self) -> dict[str, tuple[int, int]]:
@@ -217,6 +254,15 @@ class Costs:
         return {
             name: out[getattr(unit, "port", "") or name]
             for name, unit in self.machine.units.items()
+        }
+
+    @cached_property
+    def owners(self) -> dict[str, tuple[int, int]]:
+        """Of each unit that has ports of its own: the first one, and how many there are; ascending, without gaps."""
+        return {
+            name: (first, self.machine.subcores if spread else 1)
+            for name, (first, spread) in self.ports.items()
+            if self.machine.units[name].port in ("", name)
         }
 
     @cached_property
@@ -253,7 +299,7 @@ class Costs:
 
     def _modes(self, ops: NDArray[Any], name: str) -> None:
         """What the mode of the SM decides of a kernel: what MODE costs, and what the array leaves of shared memory."""
-        if not self.systolic(name):
+        if not self._systolic(name):
             return
         machine, kernel, part = self.machine, self.kernels[name], ops[self.structure.spans[name]]
         for pc, (instr, reached) in enumerate(zip(kernel.code, modes(kernel), strict=True)):
@@ -267,8 +313,7 @@ class Costs:
         """Banks of shared memory that an array leaves; 0: it needs as many as there are, and so has memory of its own."""
         return max(0, self.machine.shared_banks - self.machine.systolic_banks)
 
-    def systolic(self, name: str) -> bool:
-        """Whether a kernel uses systolic mode."""
+    def _systolic(self, name: str) -> bool:
         kernel = self.kernels[name]
         if "systolic" not in self.machine.extensions:
             return False
@@ -277,8 +322,7 @@ class Costs:
             np.isin(kinds, self._modal).any()
         )
 
-    def queues(self, name: str) -> dict[str, int]:
-        """Sizes of what an SM keeps of a kernel's systolic commands."""
+    def _queues(self, name: str) -> dict[str, int]:
         ops = self.ops[self.structure.spans[name]]
         commands = np.isin(ops["kind"], (LOAD_WEIGHTS, SWAP_WEIGHTS, STREAM)).any()
         return {
@@ -287,8 +331,7 @@ class Costs:
             "commands": PENDING if commands else 1,
         }
 
-    def peak(self, name: str) -> float:
-        """Operations a second of the unit that does most of a kernel's multiply-accumulates, 0 if none does any."""
+    def _peak(self, name: str) -> float:
         s, machine = self.structure, self.machine
         macs = self._macs[s.variant[s.spans[name]]]
         if not macs.any():
@@ -331,8 +374,8 @@ class Costs:
 
     def operations(self, kernel: str, counts: NDArray[Any], foot: Footprint) -> NDArray[Any]:
         """`OP` of a kernel's instructions in a launch that counted `counts`."""
-        span = self.structure.spans[kernel]
-        ops = self.ops[span].copy()
+        fixed = self.of(kernel)
+        ops, loads, stores = fixed.ops.copy(), fixed.loads, fixed.stores
         times = np.maximum(
             counts["executed"].astype(np.int64) - counts["skipped"].astype(np.int64), 1
         )
@@ -342,7 +385,6 @@ class Costs:
         one = ops["occupy"].copy()  # ticks of an access that the port takes at once
         passes = np.where(ops["memory"] > 0, np.maximum(sectors / SECTORS, wavefronts), 1)
         ops["occupy"] = np.maximum(one, np.rint(one * passes).astype(np.int64))
-        loads, stores = self.global_loads[span], self.global_stores[span]
         ops["latency"] = np.where(loads, np.int64(round(TICK * foot.latency)), ops["latency"])
         ops["latency"] += ops["occupy"] - one
         misses = np.where(loads, foot.l1_misses, np.where(stores, 1.0, 0.0))
@@ -351,7 +393,7 @@ class Costs:
         ops["dram"] = np.rint(sectors * misses * to_dram * foot.dram_ticks).astype(np.int64)
         return ops
 
-    def spans(self, kernel: str) -> tuple[NDArray[Any], Ints, Ints]:
+    def _spans(self, kernel: str) -> tuple[NDArray[Any], Ints, Ints]:
         """`SPAN`s of a kernel, and where those of each instruction begin and end."""
         s, span = self.structure, self.structure.spans[kernel]
         words = s.words[span]
