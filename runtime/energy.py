@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from knapper.isa.modifiers import Space, Start
 from knapper.isa.program import Kernel
 from knapper.isa.systolic import LSMA, SMA_LDB, Transfer
 
-from .counters import WORD, Counts
+from .counters import COUNTER, WORD, Counts
 from .decode import WORDS, Decoded, bits_of, words_of
 
 NAMES = (*EVENTS, "static_sm", "constant")
@@ -236,6 +235,7 @@ def _columns(instr: LSMA | SMA_LDB, machine: Machine) -> int:
 
 
 COLUMN = {name: i for i, name in enumerate(NAMES)}
+COUNTERS = {name: i for i, name in enumerate(COUNTER.names or ())}
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,8 @@ class Rates:
     """Events for an active lane. [classes, NAMES]"""
     kernels: Mapping[str, INTS]
     """The class of each instruction, by kernel. [n]"""
+    roles: Mapping[str, INTS]
+    """The index into a launch's nodes of each instruction, by kernel. [n]"""
     picojoules: FLOATS
     """Of one event. [NAMES]"""
 
@@ -262,6 +264,7 @@ class Rates:
             _matrix([c.issue for c in costs]),
             _matrix([c.lane for c in costs]),
             {k.name: classes[decoded.spans[k.name]] for k in kernels},
+            {k.name: np.array(k.roles, np.int64) for k in kernels},
             prices(machine),
         )
 
@@ -309,14 +312,19 @@ class _Launch:
     nodes: int
     counts: Counts
 
-    def sums(self, values: NDArray[Any]) -> FLOATS:
-        """A sum over instructions for every node. [nodes]"""
-        return _sums(self.roles, values, self.nodes)
+    @cached_property
+    def columns(self) -> FLOATS:
+        """Every counter, by node. [nodes, columns]"""
+        flat = self.counts.instructions.view(np.uint64).reshape(len(self.roles), -1)
+        own = self.roles == np.arange(self.nodes)[:, None]
+        total: FLOATS = own.astype(np.float64) @ flat.astype(np.float64)
+        return total
 
     def column(self, name: str) -> FLOATS:
-        return self.sums(self.counts.instructions[name])
+        """A sum over instructions for every node. [nodes]"""
+        return self.columns[:, COUNTERS[name]]
 
-    @cached_property
+    @property
     def issued(self) -> FLOATS:
         """Issue slots that every node took; those of instructions that their guard skipped are among the executed. [nodes]"""
         return self.column("executed")
@@ -325,7 +333,8 @@ class _Launch:
         """Sums by node and class. [nodes, classes]"""
         n = len(self.rates.issue)
         places = self.roles * n + self.classes
-        flat = _sums(places, self.counts.instructions[column], self.nodes * n)
+        values = self.counts.instructions[column].astype(np.float64)
+        flat = np.bincount(places, values, self.nodes * n).astype(np.float64, copy=False)
         return flat.reshape(self.nodes, n)
 
     def instructions(self) -> FLOATS:
@@ -355,11 +364,6 @@ class _Launch:
         }
 
 
-def _sums(places: INTS, values: NDArray[Any], n: int) -> FLOATS:
-    """Sums of the values with one place. [n]"""
-    return np.bincount(places, values.astype(np.float64), n).astype(np.float64)
-
-
 def _share(weights: FLOATS, otherwise: FLOATS) -> FLOATS:
     """Weights that add up to 1; if there are none, those of the second kind, or equal ones."""
     for w in (weights, otherwise):
@@ -376,8 +380,9 @@ def energy(
     `counts` must come from a run with timing, since sectors are counted only then. A launch without nodes has one without a name.
     """
     named = tuple(nodes) or ("",)
-    roles = np.array(kernel.roles, np.int64)
-    launch = _Launch(rates, rates.kernels[kernel.name], roles, len(named), counts)
+    launch = _Launch(
+        rates, rates.kernels[kernel.name], rates.roles[kernel.name], len(named), counts
+    )
     events = launch.instructions()
     for name, by_node in (launch.memory() | launch.shared_out(usage)).items():
         events[:, COLUMN[name]] += by_node

@@ -68,7 +68,7 @@ class Metering:
             return host.measured(self.meter.costs, launch, launch.host, counts)
         timing = self.timer.launch(launch, counts)
         kernel = self.timer.costs.kernels[launch.kernel]
-        roles = np.array(kernel.roles, np.int64)
+        roles = self.meter.rates.roles[kernel.name]
         by_node = np.bincount(roles, timing.by_pc, max(1, len(launch.nodes)))
         usage = Usage(
             timing.cycles,

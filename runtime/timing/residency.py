@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from knapper.isa.program import Operand
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Range:
     """Addresses of which `held` bytes are in L2, changed or not."""
 
@@ -28,6 +28,11 @@ class Range:
             return Range(start, start, 0, self.dirty)
         held = self.held * (end - start) // (self.end - self.start)
         return Range(start, end, held, self.dirty)
+
+    def without(self, start: int, end: int) -> tuple[Range, ...]:
+        """What lies before and after two addresses, as far as any of it is held."""
+        parts = self.cut(self.start, start), self.cut(end, self.end)
+        return tuple(p for p in parts if p.held > 0)
 
 
 @dataclass
@@ -55,15 +60,12 @@ class Residency:
     def touch(self, o: Operand) -> None:
         """An operand becomes the most recent range; what lay there before is part of it."""
         start, end = o.address, o.address + o.bytes
-        dirty = "w" in o.use
-        kept = []
-        for r in self.ranges:
-            if r.end <= start or end <= r.start:
-                kept.append(r)
-                continue
-            dirty |= r.dirty
-            kept += [p for p in (r.cut(r.start, start), r.cut(end, r.end)) if p.held > 0]
-        self.ranges = [*kept, Range(start, end, o.bytes, dirty)]
+        under = [r for r in self.ranges if start < r.end and r.start < end]
+        dirty = "w" in o.use or any(r.dirty for r in under)
+        if under:
+            apart = [(r,) if r not in under else r.without(start, end) for r in self.ranges]
+            self.ranges = [r for parts in apart for r in parts]
+        self.ranges.append(Range(start, end, o.bytes, dirty))
 
     def evict(self) -> int:
         """Keep the most recent ranges that fit; bytes written back."""
@@ -73,6 +75,6 @@ class Residency:
             room -= stays
             written += (r.held - stays) * r.dirty
             if stays:
-                kept.append(Range(r.start, r.end, stays, r.dirty))
+                kept.append(r if stays == r.held else Range(r.start, r.end, stays, r.dirty))
         self.ranges = kept[::-1]
         return written
