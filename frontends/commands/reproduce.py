@@ -23,24 +23,34 @@ def reproduce(a: argparse.Namespace) -> None:
     if a.markdown:
         files.check_place(a.markdown)
     chosen = claims(a.names)
-    rows = measured(chosen, Lab(), not a.no_interval, a.quiet)
+    rows, broken = measured(chosen, Lab(), not a.no_interval, a.quiet)
     if a.markdown:
         files.write(a.markdown, markdown(rows).encode())
     if a.json:
         print(json.dumps([r.to_dict() for r in rows], indent=1))
     else:
         show(rows)
-    raise_all(failures(rows))
+    raise_all([*broken, *failures(rows)])
 
 
-def measured(chosen: Sequence[Claim], lab: Lab, interval: bool, quiet: int) -> list[Row]:
-    """The rows of claims, told about as they come."""
+def measured(
+    chosen: Sequence[Claim], lab: Lab, interval: bool, quiet: int
+) -> tuple[list[Row], list[KnapperError]]:
+    """The rows of claims, and why there is none of some, told about as they come."""
+    rows, broken = list[Row](), list[KnapperError]()
     with Progress("reproduce", bool(quiet)) as progress:
-        rows = []
         for i, c in enumerate(chosen):
             progress(i, len(chosen), c.name)
-            rows.append(c.row(lab, interval))
-        return rows
+            try:
+                rows.append(c.row(lab, interval))
+            except KnapperError as e:
+                broken.append(unmeasured(c, e))
+    return rows, broken
+
+
+def unmeasured(c: Claim, why: KnapperError) -> KnapperError:
+    """The error of a row whose programs cannot be made or run."""
+    return KnapperError("E708", f"no row: {why.code}: {why.where}: {why.message}", where=c.name)
 
 
 def show(rows: Sequence[Row]) -> None:

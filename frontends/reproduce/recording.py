@@ -81,6 +81,16 @@ class Replay:
         return cycles / self.machine.clock_hz
 
     @property
+    def products(self) -> int:
+        """Launches that multiply matrices."""
+        return sum(s.launch.macs > 0 for s in self.stats.launches)
+
+    @property
+    def useful_macs(self) -> int:
+        """Multiply-accumulates of the network, padding left out."""
+        return self.stats.macs
+
+    @property
     def macs(self) -> int:
         """Executed multiply-accumulates of matrix kernels."""
         return self.stats.macs_executed
