@@ -42,8 +42,10 @@ from knapper.frontends.reproduce.recording import Replay, executed
 from knapper.frontends.reproduce.report import markdown
 from knapper.frontends.reproduce.workloads import Gemm, square
 from knapper.isa.errors import CODES, KnapperError
+from knapper.isa.instructions import LSMA
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
+from knapper.runtime.energy import cost
 from knapper.runtime.session import Session
 
 Array = NDArray[Any]
@@ -62,9 +64,26 @@ def lab() -> Lab:
 # --- every row
 
 
-@pytest.mark.parametrize("claim", EVERY, ids=[c.name for c in EVERY])
+MOVABLE = [c for c in EVERY if c.moves]
+
+
+@pytest.mark.parametrize("claim", MOVABLE, ids=[c.name for c in MOVABLE])
 def test_a_row_moves_with_the_machine(claim: Claim, lab: Lab) -> None:
     assert claim.ours(lab) != claim.ours(lab.moving(claim.moves, 2.0))
+
+
+def test_registers_of_systolic_units_depend_on_their_shape_alone() -> None:
+    assert [c.name for c in EVERY if not c.moves] == ["S-9.sma2", "S-9.sma2.gemm"]
+    kernel = PROGRAMS["lsma"].kernels["lsma_loop"]
+    instr = next(i for i in kernel.code if isinstance(i, LSMA))
+
+    def words_per_mac(machine: Machine) -> float:
+        events = cost(instr, machine).issue
+        return (events["rf_read"] + events["rf_write"]) / events["fma16_systolic"]
+
+    sma2 = Machine.load("sma2")
+    assert words_per_mac(sma2) == 1 / 4
+    assert words_per_mac(sma2.with_(array_rows=16)) == 1 / 8
 
 
 @pytest.mark.parametrize("claim", EVERY, ids=[c.name for c in EVERY])

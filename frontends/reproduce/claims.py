@@ -206,7 +206,7 @@ class Claim:
     how: str
     """How ours is obtained, and where theirs is from."""
     moves: str
-    """Key of a number of the machines that the row depends on."""
+    """Key of a number of the machines that the row depends on; "" if it depends on the shape of the arrays only."""
     swept: bool = True
     """Whether the row has an interval."""
 

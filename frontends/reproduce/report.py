@@ -11,8 +11,8 @@ HEAD = ("claim", "theirs", "ours", "ratio", "class", "±", "", "interval")
 INTRODUCTION = """\
 # Reproduced numbers
 
-`knapper reproduce --markdown docs/reproduce.md` writes this page. Every number of ours comes from programs that were compiled and executed, every
-instruction of them, and timed on the target's description; none is fitted to a row. Rows of the classes {evidence} are evidence, and
+`knapper reproduce --markdown docs/reproduce-table.md` writes this page. Every number of ours comes from programs that were compiled and executed,
+every instruction of them, and timed on the target's description; none is fitted to a row. Rows of the classes {evidence} are evidence, and
 the command's exit code is 1 if one of them fails; the others are shown for what they are:
 
 {classes}

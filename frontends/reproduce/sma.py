@@ -405,7 +405,7 @@ def registers() -> Iterator[Claim]:
     """Register-file bytes a multiply-accumulate."""
     for target, bytes_, unit, ours, of, key in (
         (VOLTA, 2.5, "Tensor Cores", tensor_registers, "a set of HMMA steps: 512 B of A and B, 2 KB of C and D, 1,024 MAC", "tensor_operand_words"),
-        (SMA2, 1.0, "systolic units", systolic_registers, "a row of C in and out: 128 B, 128 MAC", "array_columns"),
+        (SMA2, 1.0, "systolic units", systolic_registers, "a row of C in and out: 128 B, 128 MAC", ""),
     ):  # fmt: skip
         yield Claim(
             f"S-9.{target}", f"bytes of registers a MAC, {unit}", (bytes_, bytes_), "derived", 0.0, ours,
