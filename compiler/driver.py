@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from knapper import __version__
@@ -52,6 +52,8 @@ class Options:
     cache: Path | None = None
     """Kernel cache; None: `$KNAPPER_CACHE` or the user's cache folder."""
     hooks: Sequence[pipelines.Hook] = ()
+    machine: Machine | None = None
+    """Whose cost model passes ask, such as `im2col{mode="auto"}`; what makes a program sets it."""
 
 
 def compile_graph(
@@ -70,7 +72,7 @@ def compile_graph(
 
     Errors: those of the passes (E3xx), E410 for nodes that no generator serves, all at once, E4xx of the generators.
     """
-    options = Options(pipeline, precision, forced or {}, meta or {}, cache, hooks)
+    options = Options(pipeline, precision, forced or {}, meta or {}, cache, hooks, machine)
     return finish(optimize(graph, options, dump), machine, options, dump)
 
 
@@ -128,7 +130,7 @@ def from_ir(
     graph = text.load(path)
     if options.pipeline is None and is_fused(graph):
         return finish(graph, machine, options, dump)
-    return finish(optimize(graph, options, dump), machine, options, dump)
+    return finish(optimize(graph, replace(options, machine=machine), dump), machine, options, dump)
 
 
 def from_plan(
@@ -164,9 +166,9 @@ def is_fused(graph: Graph) -> bool:
 
 def passes(options: Options) -> tuple[Pass, ...]:
     """The passes that the options ask for."""
-    if options.pipeline is None:
-        return pipelines.preset(options.precision)
-    return pipelines.parse(options.pipeline)
+    text = options.pipeline
+    found = pipelines.preset(options.precision) if text is None else pipelines.parse(text)
+    return found if options.machine is None else tuple(p.on(options.machine) for p in found)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import difflib
 import time
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -78,7 +78,7 @@ def _make(name: str, options: dict[str, Attr]) -> Pass:
     if cls is None:
         raise PassError("E301", f"no pass named {name!r}", hint=_known(name, PASSES))
     types = typing.get_type_hints(cls)
-    has = [f.name for f in fields(cls)]
+    has = cls.declared()
     for option, value in options.items():
         if option not in has:
             hint = _known(option, has)

@@ -2,8 +2,8 @@
 
 One file a family, one declaration an op. Names and semantics are ONNX's, with three additions: `layout` ("NCHW" channels
 first, "NHWC" channels last, whatever the rank), `out` (the stored type of a matrix product, "" for the operands'), and
-`trans_a`/`trans_b` of MatMul. What ONNX passes as a tensor though it decides a shape (axes, pads, starts, repeats, sizes) is an
-attribute here.
+`trans_a`/`trans_b` of MatMul. One op is not ONNX's: `Im2col`. What ONNX passes as a tensor though it decides a shape (axes, pads,
+starts, repeats, sizes) is an attribute here.
 
 Every op has a reference and examples. Every op has a lowering to TVM Relax, except
 
@@ -23,6 +23,7 @@ from . import (  # noqa: F401  importing is declaring
     detection,
     einsum,
     gather,
+    im2col,
     linear,
     movement,
     normalisation,

@@ -15,8 +15,10 @@ A subclass is registered by its name; text such as `fold{limit=1024}` makes an i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar
+
+from knapper.isa.machine import Machine
 
 from ..ir import Graph
 from ..text import show_attrs
@@ -39,11 +41,20 @@ class Pass:
         """The rewritten graph."""
         raise NotImplementedError(type(self))
 
+    def on(self, machine: Machine) -> Pass:
+        """The pass where the graph is compiled for a machine; most passes ask nothing of it."""
+        return self
+
+    @classmethod
+    def declared(cls) -> dict[str, Field[Any]]:
+        """Its options by name: the fields that a text can give. One without a repr is not for texts."""
+        return {f.name: f for f in fields(cls) if f.repr}
+
     @property
     def options(self) -> dict[str, int | float | str | bool | tuple[object, ...]]:
         """The options that differ from their defaults."""
-        every = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
-        return {name: value for name, (value, default) in every.items() if value != default}
+        given = {name: getattr(self, name) for name in self.declared()}
+        return {name: v for name, v in given.items() if v != self.declared()[name].default}
 
     def __str__(self) -> str:
         return self.name + show_attrs(self.options)

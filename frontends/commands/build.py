@@ -89,7 +89,9 @@ def _level(a: argparse.Namespace, machine: Machine) -> Graph | Plan | Program:
     """The level that --emit asks for, from the model or from the level that --from gives."""
     from knapper.compiler import driver, plan_text
 
-    options = driver.Options(a.pipeline, a.precision or "fp16", meta=_meta(a.model))
+    options = driver.Options(
+        a.pipeline, a.precision or "fp16", meta=_meta(a.model), machine=machine
+    )
     dump = driver.Files(files.make_folder(a.dump_dir)) if a.dump_dir else None
     ending = Path(a.source).suffix if a.source else ""
     if ending == ".s":

@@ -38,8 +38,8 @@ COSTLY = frozenset(
 )
 """Ops that spend time on the special-function unit."""
 COPIES = frozenset(
-    {"Concat", "DepthToSpace", "Expand", "Identity", "Slice", "SpaceToDepth", "Split", "Tile"}
-    | {"Transpose"}
+    {"Concat", "DepthToSpace", "Expand", "Identity", "Im2col", "Slice", "SpaceToDepth", "Split"}
+    | {"Tile", "Transpose"}
 )
 """Ops that need integers, loads and stores only. Their sizes are known, so indices are divided by multiplying, not on the
 special-function unit."""
