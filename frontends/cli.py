@@ -264,7 +264,7 @@ def _time(commands: Any) -> None:
     p.add_argument("file", metavar="IMAGE|RECORD", help="an image is run first")
     p.add_argument(
         "-t", "--target", action="append", default=[], metavar="NAME|FILE.toml",
-        help="machine; may be repeated (default: the one it is compiled for)",
+        help="machine to time the same program on, tiles and all, without compiling for it; may be repeated (default: the one it is compiled for)",
     )  # fmt: skip
     p.add_argument(
         "--input", action="append", default=[], metavar="SPEC", help="of an image, as for `run` (random:0)"
@@ -357,7 +357,14 @@ def _reproduce(commands: Any) -> None:
         commands, "reproduce", "commands.reproduce:reproduce", "numbers of papers and hardware, ours beside each",
         "The exit code is 1 if a row that counts as evidence fails. All of it takes some minutes.",
     )  # fmt: skip
-    p.add_argument("names", nargs="*", metavar="NAME", help="baseline, sma, or a row such as S-3 (default: all)")
+    p.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="baseline, sma, or a row such as S-3 (default: all)",
+    )
     p.add_argument("--markdown", metavar="FILE", help="write the page of the documentation, too")
-    p.add_argument("--no-interval", action="store_true", help="leave out how assumed numbers move the rows")
+    p.add_argument(
+        "--no-interval", action="store_true", help="leave out how assumed numbers move the rows"
+    )
     _json(p)

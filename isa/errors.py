@@ -84,7 +84,7 @@ CODES: dict[str, str] = {
     "E722": "An input has another dtype than the network expects.",
     "E723": "There is no engine of that name: fast is the compiled one, reference the specification in plain Python.",
     "E725": "A run without timing has no record.",
-    "E726": "A recorded run needs an extension, or a host, that the machine to time it on lacks.",
+    "E726": "A recorded run needs what the machine to time it on lacks: an extension, a host, units of one shape, registers, shared memory.",
     # 7xx how knapper was called
     "E701": "There is no input of that name, or one is missing. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",

@@ -3,7 +3,9 @@
     Record.of(program, stats).save(path)      Record.load(path).time(machine) -> Stats, as a run on that machine would give it
 
 The file is an .npz without pickled objects: the program as an image whose weights are zeros (they compress to nothing), each launch's
-counters, and the paths of its classes of blocks. What a machine may differ in is numbers: the instructions stay those that ran.
+counters, and the paths of its classes of blocks. What a machine may differ in is numbers: the instructions stay those that ran, even where
+the compiler would take other tiles, or another kind of kernel, for that machine. So a replay tells what a number is worth to one
+program; what a machine is worth to a network is told by compiling for it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa import image
-from knapper.isa.errors import IsaError, UsageError
-from knapper.isa.machine import HOST, Machine
+from knapper.isa.errors import IsaError, UsageError, raise_all
+from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 from knapper.isa.systolic import Array
 
@@ -32,6 +34,7 @@ from ..counters import COUNTER, Counts
 from ..decode import Decoded, decode
 from ..paths import END, EVENT, Paths
 from ..stats import KernelFacts, LaunchStats, Stats
+from .fit import misfits
 from .meter import Meter
 from .tables import Structure
 
@@ -122,16 +125,11 @@ class Record:
         return {name: KernelFacts.of(k, self.decoded) for name, k in self.program.kernels.items()}
 
     def time(self, machine: Machine, jump: bool = True) -> Stats:
-        """What the run would have been on a machine. UsageError E726 if it lacks an extension, or a host, that the program uses."""
-        if missing := {*self.program.target["extensions"]} - {*machine.extensions} - {"custom"}:
-            names = " and ".join(sorted(missing))
-            raise UsageError(
-                "E726", f"{machine.name} lacks {names}, which the recorded program is compiled for"
-            )
-        if machine.nonmatrix != HOST and any(x.host for x in self.program.launches):
-            raise UsageError(
-                "E726", f"{machine.name} has no host, which computes recorded launches"
-            )
+        """What the run would have been on a machine: of the same program, not of what would be compiled for that machine.
+
+        UsageError E726 for everything that the machine lacks to run it (`fit.py`).
+        """
+        raise_all(misfits(self.program, self.decoded, machine))
         kernels = self.program.kernels
         metering = Meter.of(machine, kernels, self.decoded, self._structure).start(jump)
         launches = tuple(
