@@ -1,0 +1,115 @@
+"""The two networks compiled by knapper for a target, and run on its emulator, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import knapper
+
+from . import network
+from .conditions import Conditions, Run
+from .network import CHARGE_UNIT, WAVE_UNIT, Weights
+from .pulses import Floats
+
+BATCH, VALUES, BINS = 512, 4096, 200
+"""Waveforms a run of the finder; values and bins of a run of the histogram."""
+
+
+@dataclass(frozen=True)
+class Pulses:
+    """The largest pulse of each waveform's gate; where there is none, a charge near 0."""
+
+    charge: Floats
+    """mV·ns. [flashes]"""
+    time: Floats
+    """Of the maximum, ns from the waveform's start. [flashes]"""
+
+
+@dataclass
+class Work:
+    """What the accelerator did: executed, not estimated."""
+
+    runs: int = 0
+    macs: int = 0
+    macs_executed: int = 0
+    modes: dict[str, int] = field(default_factory=dict)
+    """Launches by the SM's mode."""
+
+    def add(self, stats: Any) -> None:
+        self.runs += 1
+        self.macs += stats.macs
+        self.macs_executed += stats.macs_executed
+        for launch in stats.launches:
+            self.modes[launch.mode] = self.modes.get(launch.mode, 0) + 1
+
+
+class Accelerator:
+    """A target with the finder and the histogram.
+
+    Args:
+        target: the name of a built-in target, or the path of a .toml file.
+        conditions: of the runs that will come.
+        weights: of the finder.
+        batch: waveforms a run of the finder.
+        engine: "fast" or "reference".
+    """
+
+    def __init__(
+        self,
+        target: str,
+        conditions: Conditions,
+        weights: Weights,
+        batch: int = BATCH,
+        engine: Any = "fast",
+    ) -> None:
+        self.target, self.batch, self.engine = target, batch, engine
+        self.conditions, self.weights = conditions, weights
+        self.finder = knapper.compile(network.finder(weights, conditions, batch), target)
+        self.counter = knapper.compile(network.histogram(VALUES, BINS), target, "fp32")
+        self.finding, self.counting = Work(), Work()
+
+    def find(self, run: Run) -> tuple[Pulses, Pulses]:
+        """The largest pulse of every waveform's dark gate, and of its light gate."""
+        parts = [self._batch(wave) for wave in self._waves(run)]
+        charge, time = (np.concatenate(a, axis=1)[:, : len(run.waveforms)] for a in zip(*parts, strict=True))
+        dark, light = (Pulses(charge[i] * CHARGE_UNIT, time[i]) for i in range(2))
+        return dark, light
+
+    def _waves(self, run: Run) -> Iterator[NDArray[np.float32]]:
+        """Batches as the network takes them; the last one is filled up with zeros. The pedestal is the median of them all."""
+        pedestal = np.median(run.waveforms[:1000])
+        scale = run.conditions.millivolt / WAVE_UNIT
+        for i in range(0, len(run.waveforms), self.batch):
+            some = run.waveforms[i : i + self.batch]
+            wave = np.zeros((self.batch, 1, run.conditions.samples), np.float32)
+            wave[: len(some), 0] = (some - pedestal) * scale
+            yield wave
+
+    def _batch(self, wave: NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """Charges (in units of the network) and times (ns), by gate. [2, batch] each"""
+        result = self.finder.run({"wave": wave}, engine=self.engine)
+        self.finding.add(result.stats)
+        y = {name: a.astype(np.float64).reshape(2, -1) for name, a in result.outputs.items()}
+        return y["charge"], y["start"] + y["offset"]
+
+    def histogram(self, values: Floats, low: float, high: float, bins: int = BINS) -> NDArray[np.int64]:
+        """Counts of `bins` equal bins between low and high; [0] is what is below, [-1] what is not. [bins + 2]
+
+        A bin holds its lower edge. Values are compared as float32.
+        """
+        filled = np.full(-(-len(values) // VALUES) * VALUES, -np.inf, np.float32)
+        filled[: len(values)] = values
+        edges = {"low": low, "per_bin": bins / (high - low)}
+        given = {name: np.array([a], np.float32) for name, a in edges.items()}
+        total = np.zeros(BINS + 2, np.int64)
+        for chunk in filled.reshape(-1, VALUES):
+            result = self.counter.run({"values": chunk, **given}, engine=self.engine)
+            self.counting.add(result.stats)
+            total += result.outputs["counts"]
+        total[0] -= len(filled) - len(values)
+        return np.append(total[: bins + 1], total[bins + 1 :].sum())

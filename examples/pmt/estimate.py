@@ -1,0 +1,262 @@
+"""From a run's waveforms to the tube's parameters, each with its statistical error. Knows the test stand, not the tube.
+
+    pulses in the dark    ── P(hit) ───────────── dark rate = −ln(1 − P) / Δt
+    pulses of the flash   ── P(hit) ───────────── PDE = (μ − dark) / photons,  μ = −ln(1 − P)
+      their charges       ── histogram ── fit ─── gain, charge resolution, P/V
+      their times         ── histogram ── fit ─── TTS
+
+Histograms are counted on the accelerator's SIMD lanes; fits are maximum likelihood, the errors are those of Fisher's information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import hypot, log1p, pi, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .accelerator import Accelerator, Pulses
+from .conditions import PHOTO_ELECTRON, Run
+from .network import CHARGE_UNIT
+from .pulses import Floats
+
+Counts = NDArray[np.int64]
+
+PER_PE, UP_TO = 20, 4
+"""Bins of the charge histogram per photo-electron, and where it ends: one edge is at a quarter."""
+SPECTRUM = 0.25, 1.6
+"""Where the charge spectrum is fitted, photo-electrons."""
+VALLEY = 0.25, 0.45
+"""Between pedestal and peak, photo-electrons: P/V takes the mean over it."""
+TIMED = 0.5, 1.6
+"""Pulses whose times are used, photo-electrons: below, noise moves them; above there were two, and the time is that of neither."""
+TIME_BIN = 0.5
+"""ns"""
+COARSE = 4.0, 80
+"""mV·ns a bin, and bins, of the histogram that the peak is first looked for in; it is above the fifth."""
+ENOUGH = 10, 200
+"""Pulses of dark and light gate without which no fit is worth its error."""
+
+
+class EstimationError(Exception):
+    """A run from which a parameter cannot be estimated."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number with its standard deviation."""
+
+    value: float
+    error: float
+
+    def __mul__(self, factor: float) -> Value:
+        return Value(self.value * factor, self.error * abs(factor))
+
+    def __sub__(self, other: Value) -> Value:
+        return Value(self.value - other.value, hypot(self.error, other.error))
+
+    def without(self, blur: float) -> Value:
+        """A standard deviation from which a known one is taken out."""
+        rest = sqrt(max(self.value**2 - blur**2, 1e-12))
+        return Value(rest, self.error * self.value / rest)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts, and what was fitted to them."""
+
+    edges: Floats
+    """Photo-electrons, or ns. [bins + 1]"""
+    counts: Counts
+    """[bins]"""
+    fitted: Floats
+    """[bins]"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What was found out about a tube, in the units of `tubes.Tube`; a parameter has the same name."""
+
+    pde: Value
+    gain: Value
+    resolution: Value
+    valley: Value
+    tts: Value
+    dark: Value
+    charges: Histogram
+    times: Histogram
+
+
+@dataclass(frozen=True)
+class _Charges:
+    """The charge spectrum: the mean of a photo-electron is `unit` mV·ns; other charges are in photo-electrons."""
+
+    unit: Value
+    deviation: Value
+    valley: Value
+    hits: int
+    histogram: Histogram
+
+
+def estimate(run: Run, on: Accelerator) -> Estimate:
+    """Characterise the tube that a run was taken with; EstimationError if it has too few pulses."""
+    c, flashes = run.conditions, len(run.waveforms)
+    dark, light = on.find(run)
+    lit = _inside(light, c.light)
+    spectrum = _charges(lit, flashes, on)
+    per_pe = 1 / spectrum.unit.value
+    in_the_dark = _hits(_inside(dark, c.dark).charge * per_pe, on)
+    if in_the_dark < ENOUGH[0]:
+        raise EstimationError(f"{in_the_dark} dark pulses, {ENOUGH[0]} are wanted: take more flashes")
+    rate = _mean(in_the_dark, flashes) * (1 / (c.dark[1] - c.dark[0]))
+    flash = _mean(spectrum.hits, flashes) - rate * (c.light[1] - c.light[0])
+    tts, times = _times(lit, lit.charge * per_pe, c.light, on)
+    return Estimate(
+        pde=flash * (1 / c.photons),
+        gain=spectrum.unit * (c.gain(spectrum.unit.value) * per_pe),
+        resolution=spectrum.deviation,
+        valley=spectrum.valley,
+        tts=tts,
+        dark=rate * 1e9,
+        charges=spectrum.histogram,
+        times=times,
+    )
+
+
+def _inside(pulses: Pulses, gate: tuple[int, int]) -> Pulses:
+    """The pulses whose maximum is in the gate: the filter's may be at its edge, of a pulse outside."""
+    kept = (pulses.time >= gate[0]) & (pulses.time < gate[1])
+    return Pulses(pulses.charge[kept], pulses.time[kept])
+
+
+def _mean(hits: int, n: int) -> Value:
+    """The mean of a Poisson distribution that is above 0 in so many of n cases: μ = −ln(1 − P)."""
+    p = hits / n
+    return Value(-log1p(-p), sqrt(p / (1 - p) / n))
+
+
+def _hits(charges: Floats, on: Accelerator) -> int:
+    """How many pulses count, of charges in photo-electrons."""
+    return int(on.histogram(charges, 0, UP_TO, UP_TO * PER_PE)[_bin(PHOTO_ELECTRON) + 1 :].sum())
+
+
+def _bin(charge: float) -> int:
+    """The bin that begins at a charge, photo-electrons."""
+    return round(charge * PER_PE)
+
+
+# --- charges ------------------------------------------------------------------------------------
+
+
+def _charges(pulses: Pulses, flashes: int, on: Accelerator) -> _Charges:
+    """Fit the spectrum in bins of a twentieth of the peak; then again, now that the peak is known better."""
+    unit = _peak(pulses, on)
+    for _ in range(2):
+        all_counts = on.histogram(pulses.charge / unit, 0, UP_TO, UP_TO * PER_PE)
+        counts = all_counts[1:-1]
+        hits = int(all_counts[_bin(PHOTO_ELECTRON) + 1 :].sum())
+        fit = _fit_charges(counts, _mean(hits, flashes).value)
+        found, unit = fit[1] * unit, unit * fit[1].value
+    blur = hypot(on.weights["blur"][0] * CHARGE_UNIT / unit, 1 / PER_PE / sqrt(12))
+    deviation = (fit[2] * (1 / fit[1].value)).without(blur)
+    edges = np.arange(len(counts) + 1) / PER_PE
+    return _Charges(found, deviation, _valley(counts, fit), hits, Histogram(edges, counts, fit.curve))
+
+
+def _peak(pulses: Pulses, on: Accelerator) -> float:
+    """Where most charges are, mV·ns, above the pedestal."""
+    width, bins = COARSE
+    counts = on.histogram(pulses.charge, 0, width * bins, bins)[1:-1]
+    if counts[5:].sum() < ENOUGH[1]:
+        raise EstimationError(
+            f"{counts[5:].sum()} pulses of the flash, {ENOUGH[1]} are wanted: take more flashes"
+        )
+    smooth = np.convolve(counts, np.ones(5), "same")
+    return float((5 + smooth[5:].argmax() + 0.5) * width)
+
+
+def _fit_charges(counts: Counts, mean: float) -> Fit:
+    """Fit photo-electrons (a Gaussian), pairs of them, and partly amplified ones (a line): height, mean, deviation, line."""
+    q = (np.arange(len(counts)) + 0.5) / PER_PE
+    pairs = mean / 2
+
+    def spectrum(p: Floats) -> Floats:
+        height, unit, deviation, line = p
+        one = np.exp(-0.5 * ((q - unit) / deviation) ** 2)
+        two = np.exp(-0.25 * ((q - 2 * unit) / deviation) ** 2) * pairs / sqrt(2)
+        return np.asarray(height * (one + two) + line * np.clip(1 - q / unit, 0, None))
+
+    top = float(counts[_bin(0.8) : _bin(1.2)].mean())
+    kept = slice(_bin(SPECTRUM[0]), _bin(SPECTRUM[1]))
+    return maximise(spectrum, counts, np.array([top, 1.0, 0.3, top / 5]), kept)
+
+
+def _valley(counts: Counts, fit: Fit) -> Value:
+    """P/V: the fitted peak by the mean of the valley's bins."""
+    low = counts[_bin(VALLEY[0]) : _bin(VALLEY[1])]
+    ratio = fit[0].value / low.mean()
+    return Value(ratio, ratio * hypot(fit[0].error / fit[0].value, 1 / sqrt(low.sum())))
+
+
+# --- times --------------------------------------------------------------------------------------
+
+
+def _times(
+    pulses: Pulses, charges: Floats, gate: tuple[int, int], on: Accelerator
+) -> tuple[Value, Histogram]:
+    """The spread of the times of single photo-electrons over a flat floor of dark pulses."""
+    used = pulses.time[(charges >= TIMED[0]) & (charges < TIMED[1])]
+    bins = round((gate[1] - gate[0]) / TIME_BIN)
+    counts = on.histogram(used, *gate, bins)[1:-1]
+    t = gate[0] + (np.arange(bins) + 0.5) * TIME_BIN
+
+    def line(p: Floats) -> Floats:
+        total, at, deviation, floor = p
+        bell = np.exp(-0.5 * ((t - at) / deviation) ** 2) / (deviation * sqrt(2 * pi))
+        return np.asarray(total * TIME_BIN * bell + floor)
+
+    low, middle, high = np.interp([0.2, 0.5, 0.8], counts.cumsum() / counts.sum(), t)
+    start = np.array([counts.sum(), middle, (high - low) / 1.7, 0.1])
+    fit = maximise(line, counts, start, slice(None))
+    blur = hypot(on.weights["blur"][1], TIME_BIN / sqrt(12))
+    return fit[2].without(blur), Histogram(np.append(t, t[-1] + TIME_BIN) - TIME_BIN / 2, counts, fit.curve)
+
+
+# --- maximum likelihood -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit's parameters, their covariance, and the curve."""
+
+    at: Floats
+    covariance: Floats
+    curve: Floats
+
+    def __getitem__(self, i: int) -> Value:
+        return Value(float(self.at[i]), sqrt(float(self.covariance[i, i])))
+
+
+def maximise(
+    curve: Callable[[Floats], Floats], counts: Counts, start: Floats, kept: slice, steps: int = 50
+) -> Fit:
+    """The parameters under which Poisson counts are likeliest: Fisher's scoring.
+
+    `start` is also the parameters' scale: a step is at most half of it. EstimationError if 50 of them do not settle.
+    """
+    p, n, nudges = start, counts[kept], np.diag(1e-5 * start)
+    try:
+        for _ in range(steps):
+            mean = np.maximum(curve(p)[kept], 1e-9)
+            slopes = np.stack([curve(p + d)[kept] - curve(p - d)[kept] for d in nudges])
+            slopes /= 2e-5 * start[:, None]
+            information = (slopes / mean) @ slopes.T
+            step = np.linalg.solve(information, slopes @ (n / mean - 1))
+            p = p + np.clip(step, -start / 2, start / 2)
+            if np.all(np.abs(step) < 1e-7 * start):
+                return Fit(p, np.linalg.inv(information), curve(p))
+    except np.linalg.LinAlgError:
+        pass  # some parameter has left the counts behind
+    raise EstimationError("a fit does not settle: take more flashes")
