@@ -46,13 +46,13 @@ def scalar(w: Writer, c: str) -> float | None:
 def maximum(w: Writer, x: str, c: str) -> str | None:
     """max(x, c) = Clip(x, c, ∞)"""
     bound = scalar(w, c)
-    return None if bound is None else w.op("Clip", x, min=bound)
+    return None if bound is None or math.isnan(bound) else w.op("Clip", x, min=bound)
 
 
 def minimum(w: Writer, x: str, c: str) -> str | None:
     """min(x, c) = Clip(x, -∞, c)"""
     bound = scalar(w, c)
-    return None if bound is None else w.op("Clip", x, max=bound)
+    return None if bound is None or math.isnan(bound) else w.op("Clip", x, max=bound)
 
 
 def clip_clip(w: Writer, x: str, a: float, b: float, low: float, high: float) -> str | None:

@@ -8,5 +8,6 @@ errors. So it happens in the worker, which is started when the first kernel is m
 knapper targets share one TVM target, so that a group's kernels compute the same bits everywhere.
 
 Numerics: TVM is kept from everything that changes results. FastMath, ToMixedPrecision and BF16ComputeLegalize do not run;
-roundings are the Graph's Cast nodes; the code generator fuses no multiply-add.
+roundings are the Graph's Cast nodes; the code generator fuses no multiply-add; TVM's simplifier sees indices and no values
+(`exact.py`).
 """

@@ -13,13 +13,14 @@ from functools import cache
 from typing import Any
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 from tvm.relax import transform as R
 from tvm.s_tir import transform as S
 from tvm.tirx import transform as T
 
 from ..ir import OPS, Type
 from ..ops.lowering import TVM_DTYPES
+from .exact import hidden, legalization, number
 from .export import Exporter, UnknownTirError, kind
 from .schedule import ready_made, scheduled
 from .tir import array_in, array_out
@@ -53,8 +54,12 @@ def target() -> Any:
 
 
 @cache
-def passes() -> tuple[Any, ...]:
-    """From a scheduled PrimFunc to loops, flat buffers, synchronisation and shuffles; nothing here changes results."""
+def passes(ours: bool) -> tuple[Any, ...]:
+    """From a scheduled PrimFunc to loops, flat buffers, synchronisation and shuffles.
+
+    Two of them simplify. What they may not touch is hidden from them; a ready-made kernel keeps its arithmetic in sight, which is
+    all about places: nothing is fused into it, and what it does to values is one operation at most.
+    """
     return (
         S.CanonicalizeLoop(),
         S.LowerCrossThreadReduction(),
@@ -65,6 +70,7 @@ def passes() -> tuple[Any, ...]:
         S.CompactBufferAllocation(),
         S.UnifyThreadBinding(),
         S.LowerMatchBuffer(),
+        *([T.Apply(hidden)] if ours else []),
         S.StmtSimplify(),
         S.LowerOpaqueBlock(),
         T.FlattenBuffer(),
@@ -113,18 +119,27 @@ class _Module:
 def _legal(group: Json) -> _Module:
     """The group as calls of TIR functions, fused into one if that is possible."""
     mod, names = _module(group)
-    with target():
-        mod = relax.backend.DispatchSortScan()(R.LegalizeOps({"relax.cumsum": _scan})(mod))
-        mod = R.DeadCodeElimination()(R.LegalizeOps()(mod))
-    functions = {v: f for v, f in mod.functions.items() if kind(f) == "PrimFunc"}
-    if any(map(ready_made, functions.values())):
-        return _rebuilt(functions, mod["main"], names, "main")
-    module = _rebuilt(functions, mod["main"], names, "group")
+    legal = _as_tir(mod, legalization())
+    if any(map(ready_made, _functions(legal).values())):
+        legal = _as_tir(mod, {})  # nothing is fused: a constant of its own would be a kernel
+        return _rebuilt(_functions(legal), legal["main"], names, "main")
+    module = _rebuilt(_functions(legal), legal["main"], names, "group")
     try:
         fused = R.DeadCodeElimination()(R.FuseTIR()(R.AnnotateTIROpPattern()(module.mod)))
     except tvm.error.InternalError as e:
         raise GroupError(0, brief(e)) from None
     return _Module(fused, module.inputs, module.arrays)
+
+
+def _as_tir(mod: Any, own: dict[str, Any]) -> Any:
+    """Every operator as a call of a TIR function, by TVM's rules and some of our own."""
+    with target():
+        mod = relax.backend.DispatchSortScan()(R.LegalizeOps({"relax.cumsum": _scan, **own})(mod))
+        return R.DeadCodeElimination()(R.LegalizeOps()(mod))
+
+
+def _functions(mod: Any) -> dict[Any, Any]:
+    return {v: f for v, f in mod.functions.items() if kind(f) == "PrimFunc"}
 
 
 def _scan(builder: Any, call: Any) -> Any:
@@ -217,7 +232,7 @@ def _replaced(builder: Any, e: Any, env: dict[Any, Any], arrays: Any) -> Any:
         if x.ty.ndim:
             return next(arrays)
         value, d = x.value.numpy().item(), str(x.ty.dtype)
-        return builder.emit_te(lambda: tvm.topi.full((), d, tirx.const(value, d)))
+        return builder.emit_te(lambda: tvm.topi.full((), d, number(value, d)))
 
     match kind(e):
         case "Call" if _is_call_tir(e):
@@ -246,7 +261,7 @@ def _literal(builder: Any, v: Json) -> Any:
     if not shape:
         return relax.const(array, d)
     # relax.op.full stumbles over infinities
-    return builder.emit_te(lambda: tvm.topi.full(shape, d, tirx.const(array.item(), d)))
+    return builder.emit_te(lambda: tvm.topi.full(shape, d, number(array.item(), d)))
 
 
 def _emit(builder: Any, env: dict[str, Any], i: int, node: Json) -> None:
@@ -357,9 +372,10 @@ def _bytes(t: Any) -> int:
 
 def _lowered(f: Any) -> Any:
     """Scheduled, and through the passes."""
+    ours = not ready_made(f)
     f = scheduled(f, target())
     f = f.with_attr("target", target().with_host("llvm")).with_attr("global_symbol", "group")
     mod = tvm.IRModule({"group": f})
-    for p in passes():
+    for p in passes(ours):
         mod = p(mod)
     return mod["group"]

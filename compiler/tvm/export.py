@@ -23,6 +23,8 @@ BINARY = {
     "Min": "min", "Max": "max", "EQ": "eq", "NE": "ne", "LT": "lt", "LE": "le", "GT": "gt", "GE": "ge", "And": "and", "Or": "or",
     "BitwiseAnd": "bitand", "BitwiseOr": "bitor", "BitwiseXor": "bitxor", "LShift": "shl", "RShift": "shr",
 }  # fmt: skip
+PREFIX = "knapper."
+"""Our own operators in TIR (`exact.py`): the operation follows."""
 DTYPES = {
     "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "bool": "bool",
     "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
@@ -331,13 +333,28 @@ class Exporter:
         return ["load", self._dtype(e), self._ref(e.source), self._index(e.indices)]
 
     def _call(self, e: Any) -> Json:
-        name = str(getattr(e.op, "name", e.op)).rpartition(".")[2]
+        path, _, name = str(getattr(e.op, "name", e.op)).rpartition(".")
         args = e.args
+        if f"{path}." == PREFIX:
+            return self._ours(name, e)
         if name in ("call_pure_extern", "call_extern"):
             name, args = str(args[0].value), args[1:]
         if name == "tvm_storage_sync":
             return ["call", "i32", name]
         return ["call", self._dtype(e), name, *(self.expr(a) for a in args)]
+
+    def _ours(self, name: str, e: Any) -> Json:
+        """One of our operators. TVM narrows indices among its operands to 32 bits, and does not look at the others."""
+        d, operands = self._dtype(e), [self.expr(a) for a in e.args]
+        if name == "cast":
+            return [name, d, *operands]
+        if name == "number":
+            return self._widened(operands[0], d)
+        wide = max((x[1] for x in operands), key=lambda d: bits(d.partition("x")[0]))
+        return [name, d, *(self._widened(x, wide) for x in operands)]
+
+    def _widened(self, e: Json, d: str) -> Json:
+        return e if e[1] == d else ["cast", d, e]
 
     def _let(self, e: Any) -> Json:
         return ["bind", self._dtype(e), self.number(e.var), self.expr(e.value), self.expr(e.body)]

@@ -17,6 +17,7 @@ Blocks with an iteration space of their own making (sort, scans) are left to TVM
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from math import gcd, prod
 from typing import Any
 
@@ -36,8 +37,9 @@ def scheduled(f: Any, target: Any) -> Any:
     if ready_made(f):
         return _fallback(f, target)
     sch = Schedule(f)
-    if all(_Blocks(sch).is_simple(b) for b in _Blocks(sch).all()):
-        _Rule(sch).apply()
+    rule = _Rule(sch)
+    if all(rule.is_number(b) or rule.is_simple(b) for b in rule.all()):
+        rule.apply()
         return sch.mod["main"]
     return _fallback(f, target)
 
@@ -85,6 +87,10 @@ class _Blocks:
             and all(hasattr(self.sch.get(x).extent, "value") for x in loops)
         )
 
+    def is_number(self, b: Any) -> bool:
+        """A constant, which has no loops."""
+        return not self.sch.get_loops(b) and not self.sch.get(b).reads
+
     def is_elementwise(self, b: Any) -> bool:
         return REDUCE not in self.kinds(b)
 
@@ -108,7 +114,7 @@ class _Blocks:
 
 class _Rule(_Blocks):
     def apply(self) -> None:
-        self._inline()
+        self.inline(self.is_elementwise)
         waiting: list[Any] = []
         for b in (b for b in self.all() if prod(self.extents(b, PARALLEL))):  # others make nothing
             if self.is_elementwise(b):
@@ -120,11 +126,12 @@ class _Rule(_Blocks):
         for b in waiting:
             self._alone(b)
 
-    def _inline(self) -> None:
+    def inline(self, kind: Callable[[Any], bool]) -> None:
+        """Write blocks of a kind into those that read them."""
         from tvm.s_tir import ScheduleError
 
         for b in self.all():
-            if self.is_elementwise(b) and len(self.sch.get(b).writes) == 1:
+            if kind(b) and len(self.sch.get(b).writes) == 1:
                 try:
                     self.sch.compute_inline(b)
                 except ScheduleError:  # an output, or read in a way that cannot be inlined: it stays a kernel of its own

@@ -34,9 +34,10 @@ def main() -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]  # the documented way to make an import fail
     from .. import plugins
     from ..ops import reducers
-    from . import build
+    from . import build, exact
 
     reducers.register()
+    exact.register()
     _say(replies, {"ready": build.VERSION})
     for line in sys.stdin:
         _say(replies, _reply(build, plugins, json.loads(line)))

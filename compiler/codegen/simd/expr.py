@@ -55,6 +55,16 @@ class Expr:
         return self.range is not None and S32[0] <= self.range[0] and self.range[1] <= S32[1]
 
     @property
+    def wraps(self) -> bool:
+        """Whether it is a linear form whose terms may add up to another number than its value."""
+        return self.op == "sum" and self.range == INTEGERS[self.dtype]
+
+    @property
+    def truth(self) -> Expr | None:
+        """The boolean of which this integer is the number."""
+        return self.args[0] if self.op == "cast" and self.args[0].dtype == "bool" else None
+
+    @property
     def terms(self) -> dict[Expr, int]:
         """Of an integer: atom → factor."""
         if self.op == "sum":
@@ -185,7 +195,7 @@ class Pool:
 
     def _split(self, a: Expr, c: int) -> tuple[Expr, Expr]:
         """a = c·whole + rest, term by term; nothing is taken out of an `a` that may wrap."""
-        if a.range == INTEGERS[a.dtype]:
+        if a.wraps:
             return self.integer(0, a.dtype), a
         whole = {atom: k // c for atom, k in a.terms.items() if k % c == 0}
         rest = {atom: k for atom, k in a.terms.items() if k % c}
@@ -193,7 +203,7 @@ class Pool:
 
     def _divided(self, a: Expr, c: int) -> Expr:
         """a // c, after what numerator and divisor have in common is gone: (4a + 2b + 1) // 6 = (2a + b) // 3."""
-        common = gcd(c, *a.terms.values())
+        common = 1 if a.wraps else gcd(c, *a.terms.values())
         if common > 1:
             a = self.sum(
                 a.dtype, a.offset // common, {atom: k // common for atom, k in a.terms.items()}
@@ -230,7 +240,7 @@ class Pool:
         """An i32 with the low 32 bits of an integer: all that addresses need, and all there is where `fits32`."""
         if a.op == "int":
             return self.integer(a.offset)
-        if a.op == "sum":
+        if a.op == "sum" and not (a.wraps and _bits(a.dtype) < 32):
             return self.sum("i32", a.offset, a.terms)
         if _bits(a.dtype) <= 32:
             return a
@@ -250,27 +260,48 @@ class Pool:
 
     def compare(self, op: str, a: Expr, b: Expr) -> Expr:
         """lt, le, eq or ne of integers; what the intervals decide is a constant."""
-        (al, ah), (bl, bh) = _bounds(a), _bounds(b)
-        difference = self.add(self._wide(a), self._wide(b), -1)
-        low, high = max(al - bh, _bounds(difference)[0]), min(ah - bl, _bounds(difference)[1])
-        decided = {
-            "lt": (high < 0, low >= 0),
-            "le": (high <= 0, low > 0),
-            "eq": (low == high == 0, low > 0 or high < 0),
-        }
-        yes, no = decided[op] if op != "ne" else decided["eq"][::-1]
+        zero, number = (a, b) if op == "lt" else (b, a)
+        if op in ("lt", "ne") and zero.op == "int" and not zero.offset and number.truth:
+            return number.truth
+        difference = self._difference(a, b)
+        yes, no = _decided(op, a, b, difference)
         if yes or no:
             return self.bool(yes)
-        offset = difference.offset
-        bare = self.sum("i64", 0, difference.terms)
-        if a.dtype in ("i32", "i64") and bare.fits32 and S32[0] <= -offset <= S32[1]:
-            a, b = self.sum("i32", 0, difference.terms), self.integer(-offset, "i32")
+        if difference is not None:
+            a, b = self._sides(a, b, difference)
         return self.make(
             op, "bool", a, b, uniform=a.uniform and b.uniform and a.fits32 and b.fits32
         )
 
+    def _difference(self, a: Expr, b: Expr) -> Expr | None:
+        """a - b, term by term; None if a side may wrap, and so is not the sum of its terms."""
+        if a is b:
+            return self.integer(0, "i64")
+        if a.wraps or b.wraps:
+            return None
+        return self.add(self._wide(a), self._wide(b), -1)
+
+    def _sides(self, a: Expr, b: Expr, difference: Expr) -> tuple[Expr, Expr]:
+        """Variable terms on the left and a constant on the right, if 32 bits hold both."""
+        bare = self.sum("i64", 0, difference.terms)
+        fits = bare.fits32 and S32[0] <= -difference.offset <= S32[1]
+        if not fits or a.dtype not in ("i32", "i64"):
+            return a, b
+        return self.sum("i32", 0, difference.terms), self.integer(-difference.offset, "i32")
+
     def _wide(self, a: Expr) -> Expr:
         return self.sum("i64", a.offset, a.terms)
+
+
+def _decided(op: str, a: Expr, b: Expr, difference: Expr | None) -> tuple[bool, bool]:
+    """Whether a comparison always holds, and whether it never does, by the intervals."""
+    (al, ah), (bl, bh) = _bounds(a), _bounds(b)
+    low, high = al - bh, ah - bl
+    if difference is not None:
+        low, high = max(low, _bounds(difference)[0]), min(high, _bounds(difference)[1])
+    equal = low == high == 0, low > 0 or high < 0
+    decided = {"lt": (high < 0, low >= 0), "le": (high <= 0, low > 0), "eq": equal}
+    return decided[op] if op != "ne" else equal[::-1]
 
 
 def _bounds(a: Expr) -> Range:

@@ -173,6 +173,8 @@ class Parser:
             return self._integer(op, a, b)
         if op not in ("add", "sub", "mul", "div", "min", "max"):
             return self._float_division(op, a, b)
+        if op in ("mul", "div") and b is self.pool.float(1.0, dtype):
+            return a  # of all the laws of real numbers one that floats have too
         return self.pool.make(op, dtype, a, b)
 
     def _float_division(self, op: str, a: Expr, b: Expr) -> Expr:

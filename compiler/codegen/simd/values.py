@@ -265,6 +265,8 @@ class Emitter(KernelBuilder):
     def _from_bool(self, v: Value, dtype: str) -> Value:
         if isinstance(v.at, int):
             return known(dtype, v.at)
+        if words(dtype) == 2:
+            return self.convert(self._from_bool(v, "i32"), dtype)
         return self.select(v, known(dtype, 1), known(dtype, 0))
 
     def _to_bool(self, v: Value) -> Value:

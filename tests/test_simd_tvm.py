@@ -1,0 +1,463 @@
+"""SIMD kernels through TVM: every op's examples, fused chains, reductions at batch 1 and 8 compute what the references say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tir import EPSILON, MACHINE
+
+from knapper.compiler import ops  # noqa: F401  declares them
+from knapper.compiler.codegen.simd.generator import SIMD
+from knapper.compiler.driver import Options, finish
+from knapper.compiler.groups import groups
+from knapper.compiler.ir import DTYPES, OPS, Array, Graph, Node, Type, evaluate, infer
+from knapper.compiler.ops.table import examples
+from knapper.compiler.tvm import client
+from knapper.isa.instructions import BRA, HMNMX2
+from knapper.isa.program import Program
+from knapper.runtime.session import Session
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache for this file, and one worker."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KNAPPER_CACHE", str(folder))
+        yield folder
+    client.stop()
+
+
+Case = tuple[Graph, dict[str, Array]]
+
+
+class Writer:
+    """A graph of one group, written op by op."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Array] = {}
+        self.types: dict[str, Type] = {}
+        self.nodes: list[Node] = []
+
+    def value(self, data: Array) -> str:
+        name = f"x{len(self.types)}"
+        self.inputs[name], self.types[name] = data, Type.of(data)
+        return name
+
+    def op(self, name: str, *operands: str, results: int = 1, **attrs: Any) -> str:
+        types = infer(name, [self.types[v] if v else None for v in operands], attrs)[:results]
+        outs = tuple(f"v{len(self.types) + i}" for i in range(len(types)))
+        self.types |= dict(zip(outs, types, strict=True))
+        self.nodes.append(
+            Node(name, operands, outs, types, attrs, loc=f"{name}_{outs[0]}", group="g")
+        )
+        return outs[0]
+
+    def case(self) -> Case:
+        outputs = {v: v for v in self.nodes[-1].outputs}
+        inputs = {v: Type.of(a) for v, a in self.inputs.items()}
+        return Graph("g", inputs, outputs, tuple(self.nodes)).verify(), self.inputs
+
+
+def compiled(graph: Graph, cache: Path) -> Program:
+    return finish(graph, MACHINE, Options(cache=cache))
+
+
+def wrong(got: Array, want: Array) -> str:
+    """Empty if integers are equal and floats within four units of the last place, or two of the largest value's."""
+    if (got.dtype, got.shape) != (want.dtype, want.shape):
+        return f"{got.dtype}{got.shape} where {want.dtype}{want.shape} was expected"
+    epsilon = EPSILON.get(Type.of(want).dtype)
+    if epsilon is None:
+        return (
+            "" if np.array_equal(got, want) else f"{int((got != want).sum())} of {want.size} differ"
+        )
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    largest = float(np.abs(b[np.isfinite(b)]).max(initial=0))
+    close = np.isclose(a, b, rtol=4 * epsilon, atol=2 * epsilon * largest, equal_nan=True)
+    return (
+        ""
+        if close.all()
+        else f"{int((~close).sum())} of {want.size} differ, by up to {np.abs(a - b).max()}"
+    )
+
+
+RESULTS = {"MaxPool": 1, "Dropout": 1}
+"""Ops with results that nobody lowers: how many are."""
+
+
+def op_cases(name: str) -> Iterator[Case]:
+    for operands, attrs in examples(OPS[name]):
+        w = Writer()
+        names = [w.value(a) if a is not None else "" for a in operands]
+        w.op(name, *names, results=RESULTS.get(name, 99), **attrs)
+        yield w.case()
+
+
+def served(name: str) -> bool:
+    return all(
+        SIMD.serves(g, MACHINE) is None for graph, _ in op_cases(name) for g in groups(graph)
+    )
+
+
+OPS_BY_TVM = [n for n in sorted(OPS) if "example" in OPS[n].facets and served(n)]
+
+
+@pytest.mark.parametrize("name", OPS_BY_TVM)
+def test_every_op_computes_its_reference(name: str, cache: Path) -> None:
+    """All examples of the op, in all their types; sent to the worker at once, as a compile does it."""
+    cases = list(op_cases(name))
+    client.prefetch(g for graph, _ in cases for g in groups(graph))
+    for i, (graph, inputs) in enumerate(cases):
+        got = Session(compiled(graph, cache)).run(inputs, checked=True).outputs
+        for v, want in evaluate(graph, inputs).items():
+            assert not (problem := wrong(got[v], want)), f"example {i}: {v}: {problem}"
+
+
+def test_most_ops_are_served() -> None:
+    assert len(OPS_BY_TVM) > 100
+
+
+def draw(*shape: int, dtype: str = "f16") -> Array:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(DTYPES[dtype])
+
+
+def swish() -> Case:
+    w = Writer()
+    x = w.op("Cast", w.value(draw(2, 7, 9, 24)), to="f32")
+    w.op("Cast", w.op("Mul", x, w.op("Sigmoid", x)), to="f16")
+    return w.case()
+
+
+def residual_norm() -> Case:
+    w = Writer()
+    a, b = (w.op("Cast", w.value(draw(5, 96)), to="f32") for _ in range(2))
+    s = w.op("Cast", w.op("Add", a, b), to="f16")
+    w.op("LayerNormalization", s, w.value(draw(96)), w.value(draw(96)))
+    return w.case()
+
+
+def scores() -> Case:
+    w = Writer()
+    x = w.op("Cast", w.value(draw(2, 3, 5, 40)), to="f32")
+    w.op(
+        "Cast",
+        w.op("Softmax", w.op("Add", x, w.value(draw(1, 1, 1, 40, dtype="f32"))), axis=-1),
+        to="f16",
+    )
+    return w.case()
+
+
+def pooled() -> Case:
+    w = Writer()
+    x = w.op("Cast", w.value(draw(1, 7, 7, 40)), to="f32")
+    w.op("Cast", w.op("GlobalAveragePool", x, layout="NHWC"), to="f16")
+    return w.case()
+
+
+def image() -> Case:
+    w = Writer()
+    w.op(
+        "Cast",
+        w.op("Transpose", w.value(draw(1, 3, 14, 15, dtype="f32")), perm=(0, 2, 3, 1)),
+        to="f16",
+    )
+    return w.case()
+
+
+def heads() -> Case:
+    w = Writer()
+    w.op("Transpose", w.value(draw(1, 24, 3, 8)), perm=(0, 2, 3, 1))
+    return w.case()
+
+
+def gelu() -> Case:
+    w = Writer()
+    w.op("Cast", w.op("Gelu", w.op("Cast", w.value(draw(3, 100)), to="f32")), to="f16")
+    return w.case()
+
+
+def branches() -> Case:
+    """Two results, one of which the other needs."""
+    w = Writer()
+    x = w.value(draw(4, 33, dtype="f32"))
+    w.op("LayerNormalization", w.op("Tanh", x), w.value(draw(33, dtype="f32")), results=3)
+    return w.case()
+
+
+CHAINS = (swish, residual_norm, scores, pooled, image, heads, gelu, branches)
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda f: f.__name__)
+def test_a_fused_chain_is_one_kernel_with_the_same_bits_on_both_engines(
+    chain: Callable[[], Case], cache: Path
+) -> None:
+    graph, inputs = chain()
+    session = Session(compiled(graph, cache))
+    fast, reference = (session.run(inputs, engine=e).outputs for e in ("fast", "reference"))
+    for v, want in evaluate(graph, inputs).items():
+        assert not (problem := wrong(reference[v], want)), problem
+        assert fast[v].tobytes() == reference[v].tobytes()
+    assert chain is branches or len(session.program.launches) == 1
+
+
+def test_a_max_pool_computes_two_lanes_at_a_time_and_does_not_branch(cache: Path) -> None:
+    w = Writer()
+    w.op(
+        "MaxPool",
+        w.value(draw(1, 12, 12, 64)),
+        kernel_shape=(3, 3),
+        strides=(2, 2),
+        pads=(1, 1, 1, 1),
+        layout="NHWC",
+    )
+    graph, _ = w.case()
+    (k,) = compiled(graph, cache).kernels.values()
+    kinds = [type(i) for i in k.code]
+    assert kinds.count(HMNMX2) == 9
+    assert BRA not in kinds
+
+
+# --- fusion changes no value
+
+ENDS: dict[str, list[float]] = {
+    "f32": [0.0, -0.0, 1.0, -1.5, 1e-45, 3e38, -3e38, math.inf, -math.inf, math.nan],
+    "f16": [0.0, -0.0, 1.0, -1.5, 6e-8, 65504.0, -65504.0, math.inf, -math.inf, math.nan],
+}
+INTEGRAL = ("i8", "i32", "i64")
+
+
+def ends(dtype: str) -> Array:
+    """What arithmetic of real numbers gets wrong: no numbers, infinities, signed zeros, the ends of integer types."""
+    if dtype in ENDS:
+        return np.array(ENDS[dtype], DTYPES[dtype])
+    low, high = (getattr(np.iinfo(DTYPES[dtype]), end) for end in ("min", "max"))
+    return np.array([0, 1, -1, 3, high, high - 2, low, low + 1, high // 2 + 1, low // 4], DTYPES[dtype])  # fmt: skip
+
+
+def extreme(f: Callable[[Array, Array], Array], sign: int) -> Callable[[Array, Array], Array]:
+    """numpy's, with -0 below 0, which numpy leaves open."""
+
+    def g(a: Array, b: Array) -> Array:
+        zero = sign * (sign * a + sign * b)
+        return np.where((a == 0) & (b == 0), zero, f(a, b)).astype(a.dtype)
+
+    return g
+
+
+def quotient(a: Array, b: Array) -> Array:
+    """Of floats, or of integers toward zero."""
+    if a.dtype.kind == "f":
+        return np.asarray(a / b)
+    exact = [abs(int(x)) // abs(int(y)) * (1 if (x < 0) == (y < 0) else -1) for x, y in zip(a, b, strict=True)]  # fmt: skip
+    return np.array(exact, object).astype(a.dtype)
+
+
+STEPS: dict[str, Callable[[Array, Array], Array]] = {
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": quotient,
+    "Max": extreme(np.maximum, 1), "Min": extreme(np.minimum, -1),
+}  # fmt: skip
+TESTS: dict[str, Callable[[Array, Array], Array]] = {
+    "Less": np.less, "LessOrEqual": np.less_equal, "Greater": np.greater, "Equal": np.equal,
+}  # fmt: skip
+
+
+@st.composite
+def chains(draw: st.DrawFn, dtype: str) -> tuple[list[tuple[str, int, int]], list[int]]:
+    """(op, operand, operand) each; operands: 0 and 1 the inputs, 2 and 3 constants (as places in `ends`), then results."""
+    steps: list[tuple[str, int, int]] = []
+    for i in range(draw(st.integers(2, 5))):
+        last, other = 3 + i if i else 0, draw(st.integers(0, 3 + i))
+        name = draw(st.sampled_from([*STEPS, *TESTS]))
+        if name == "Div" and dtype in INTEGRAL:  # n / 0 is the machine's own
+            steps.append((name, last, 2))
+            continue
+        pair = (last, other) if draw(st.booleans()) else (other, last)
+        steps.append((name, *pair))
+        if name in TESTS:
+            break
+    return steps, draw(st.lists(st.integers(0, 9), min_size=2, max_size=2))
+
+
+def stepwise(steps: list[tuple[str, int, int]], values: list[Array]) -> Array:
+    """What numpy makes of a chain, one rounding a step."""
+    with np.errstate(all="ignore"):
+        for name, a, b in steps:
+            values.append((STEPS | TESTS)[name](values[a], values[b]))
+    return values[-1]
+
+
+def chain_graph(steps: list[tuple[str, int, int]], dtype: str, constants: list[Array]) -> Graph:
+    t = Type(dtype, (100,))
+    names = ["x0", "x1", "c0", "c1", *(f"v{i}" for i in range(len(steps)))]
+    nodes = []
+    for i, (name, a, b) in enumerate(steps):
+        made = Type("bool" if name in TESTS else dtype, (100,))
+        nodes.append(Node(name, (names[a], names[b]), (f"v{i}",), (made,), loc=name, group="g"))
+    used = {v for n in nodes for v in n.inputs}
+    inputs = dict.fromkeys(("x0", "x1"), t)
+    numbers = {v: c for v, c in zip(("c0", "c1"), constants, strict=True) if v in used}
+    return Graph("g", inputs, {"y": names[-1]}, tuple(nodes), numbers).verify()
+
+
+def same(got: Array, want: Array) -> bool:
+    """Bit for bit, any NaN like any other."""
+    number = want == want
+    return (
+        bool((np.isnan(got) == ~number).all()) and got[number].tobytes() == want[number].tobytes()
+    )
+
+
+def check_chain(
+    dtype: str, steps: list[tuple[str, int, int]], places: list[int], cache: Path
+) -> None:
+    every = ends(dtype)
+    x0, x1 = np.repeat(every, 10), np.tile(every, 10)
+    constants = [every[i : i + 1] for i in places]
+    if dtype in INTEGRAL and constants[0] == 0:
+        constants[0] = every[3:4]
+    program = compiled(chain_graph(steps, dtype, constants), cache)
+    assert len(program.launches) == 1
+    (got,) = Session(program).run({"x0": x0, "x1": x1}).outputs.values()
+    want = stepwise(steps, [x0, x1, *(np.resize(c, 100) for c in constants)])
+    assert same(got, want), (got, want)
+
+
+@pytest.mark.parametrize("dtype", [*ENDS, *INTEGRAL])
+@given(st.data())
+@settings(deadline=None, max_examples=10)
+def test_what_is_fused_has_the_bits_of_its_steps(
+    dtype: str, cache: Path, data: st.DataObject
+) -> None:
+    """Chains on the ends of the type, in one launch, against numpy one step at a time."""
+    check_chain(dtype, *data.draw(chains(dtype)), cache)
+
+
+REAL_LAWS: dict[str, tuple[list[tuple[str, int, int]], list[int]]] = {
+    "x = x": ([("Equal", 0, 0)], [0, 0]),
+    "x - x = 0": ([("Sub", 0, 0)], [0, 0]),
+    "x c - x c = 0": ([("Mul", 0, 2), ("Sub", 4, 4)], [3, 0]),
+    "x 0 = 0": ([("Mul", 0, 3)], [3, 0]),
+    "x + 0 = x": ([("Add", 0, 3)], [3, 0]),
+    "max(x, c)": ([("Max", 0, 3)], [3, 9]),
+    "x < x + 1": ([("Add", 0, 2), ("Less", 0, 4)], [1, 0]),
+    "x c / c = x": ([("Mul", 0, 2), ("Div", 4, 2)], [3, 0]),
+}
+"""What holds for real numbers and not here: (steps, constants)."""
+
+
+@pytest.mark.parametrize("dtype", [*ENDS, *INTEGRAL])
+@pytest.mark.parametrize("law", REAL_LAWS)
+def test_laws_of_real_numbers_are_not_used(law: str, dtype: str, cache: Path) -> None:
+    check_chain(dtype, *REAL_LAWS[law], cache)
+
+
+def test_a_quotient_by_a_constant_zero_is_infinite(cache: Path) -> None:
+    check_chain("f32", [("Div", 0, 3)], [2, 0], cache)
+
+
+REDUCTIONS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "softmax of a row": ("Softmax", (3, 128), {"axis": -1}),
+    "softmax of a long row": ("Softmax", (2500,), {"axis": -1}),
+    "softmax over channels": ("Softmax", (21, 5, 9), {"axis": 1}),
+    "layer norm": ("LayerNormalization", (5, 200), {}),
+    "layer norm of a matrix": ("LayerNormalization", (3, 40), {"axis": 1}),
+    "mean of a row": ("ReduceMean", (6, 49), {"axes": (2,), "keepdims": 0}),
+    "mean over channels": ("ReduceMean", (49, 6), {"axes": (1,), "keepdims": 0}),
+    "mean of all": ("ReduceMean", (7, 8, 50), {"axes": (1, 2, 3), "keepdims": 1}),
+    "mean of separate axes": ("ReduceMean", (3, 5, 60), {"axes": (1, 3), "keepdims": 1}),
+    "global average, NHWC": ("GlobalAveragePool", (7, 7, 24), {"layout": "NHWC"}),
+    "global average, NCHW": ("GlobalAveragePool", (24, 7, 7), {"layout": "NCHW"}),
+    "max pool": ("MaxPool", (9, 9, 8), {"layout": "NHWC", "kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}),
+    "average pool": ("AveragePool", (9, 9, 6), {"layout": "NHWC", "kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}),
+    "wide average pool": ("AveragePool", (4, 9, 9), {"kernel_shape": (7, 7), "pads": (3, 3, 3, 3)}),
+    "instance norm": ("InstanceNormalization", (5, 13, 7), {}),
+    "group norm": ("GroupNormalization", (6, 13, 7), {"num_groups": 2}),
+    "running sum": ("CumSum", (5, 60), {"axis": 2}),
+    "log-sum-exp": ("ReduceLogSumExp", (50, 3), {"axes": (1,), "keepdims": 0}),
+}  # fmt: skip
+CHANNELS: dict[str, Callable[[tuple[int, ...], dict[str, Any]], tuple[int, ...]]] = {
+    "LayerNormalization": lambda shape, attrs: shape[attrs.get("axis", len(shape)) - 1 :],
+    "InstanceNormalization": lambda shape, attrs: shape[:1],
+    "GroupNormalization": lambda shape, attrs: shape[:1],
+}
+
+
+def reduction(name: str, batch: int, images: Array) -> Case:
+    kind, shape, attrs = REDUCTIONS[name]
+    w = Writer()
+    operands = [w.value(images[:batch])]
+    if kind in CHANNELS:
+        operands += [w.value(draw(*CHANNELS[kind](shape, attrs), dtype="f32")) for _ in range(2)]
+    w.op(kind, *operands, **attrs)
+    return w.case()
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_the_order_of_a_sum_does_not_depend_on_the_batch(name: str, cache: Path) -> None:
+    """Eight at once have the bits of eight runs of one; so a schedule may look at what is reduced, and at nothing else."""
+    images = draw(8, *REDUCTIONS[name][1], dtype="f32")
+    (eight, inputs), (one, _) = (reduction(name, batch, images) for batch in (8, 1))
+    (together,) = Session(compiled(eight, cache)).run(inputs).outputs.values()
+    alone = Session(compiled(one, cache))
+    first = next(iter(inputs))
+    for i in range(8):
+        (got,) = alone.run(inputs | {first: images[i : i + 1]}).outputs.values()
+        assert got.tobytes() == together[i : i + 1].tobytes()
+
+
+def test_a_pad_of_four_axes_needs_more_than_seven_predicates(cache: Path) -> None:
+    w = Writer()
+    w.op("Pad", w.value(draw(3, 5, 7, 9)), pads=(2, 3, 3, 2, 2, 3, 2, 3), mode="edge")
+    graph, inputs = w.case()
+    got = Session(compiled(graph, cache)).run(inputs).outputs
+    for v, want in evaluate(graph, inputs).items():
+        assert np.array_equal(got[v], want)
+
+
+def test_an_empty_result_is_no_launch(cache: Path) -> None:
+    w = Writer()
+    w.op("Slice", w.value(draw(3, 4)), starts=(1,), ends=(1,), axes=(0,))
+    graph, inputs = w.case()
+    program = compiled(graph, cache)
+    assert not program.launches
+    (got,) = Session(program).run(inputs).outputs.values()
+    assert got.shape == (0, 4)
+
+
+def test_a_single_number_is_written_into_the_code(cache: Path) -> None:
+    """A constant of one element is an immediate, so only the input and the result are parameters; a vector is a third one."""
+
+    def parameters(constant: Array) -> int:
+        x = Type("f32", (2, 8))
+        node = Node("Mul", ("x", "c"), ("y",), (x,), loc="scale", group="g")
+        graph = Graph("g", {"x": x}, {"y": "y"}, (node,), {"c": constant})
+        (launch,) = compiled(graph, cache).launches
+        return len(launch.params)
+
+    assert parameters(np.full((1,), 3, np.float32)) == 2
+    assert parameters(np.arange(8, dtype=np.float32)) == 3
+
+
+def test_the_generator_says_why_it_does_not_serve() -> None:
+    w = Writer()
+    w.op("NonZero", w.value(draw(3, 4)), count=12)
+    (group,) = groups(w.case()[0])
+    assert SIMD.serves(group, MACHINE) == "NonZero cannot be lowered by TVM"
+
+
+def test_cost_grows_with_the_tensor() -> None:
+    def cost(n: int) -> float:
+        w = Writer()
+        w.op("Relu", w.value(np.zeros((n, 4096), np.float32)))
+        (group,) = groups(w.case()[0])
+        return SIMD.cost(group, {}, MACHINE)
+
+    assert cost(64) < cost(512) < cost(4096)
