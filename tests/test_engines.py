@@ -37,6 +37,7 @@ from knapper.isa.core import (
     UReg,
     alignment,
 )
+from knapper.isa.machine import Machine
 from knapper.isa.modifiers import (
     SR,
     Bits32,
@@ -56,7 +57,16 @@ from knapper.runtime.paths import Paths
 from knapper.runtime.session import Result, Session
 
 EXTENSIONS = ("tensor", "conv", "systolic")
+VOLTA, SMA = (Machine.load(name).to_dict() for name in ("volta-8tc", "sma3"))
 ACCUMULATORS = 1024  # words of accumulator memory
+TARGET = {
+    **VOLTA,
+    **SMA,
+    "extensions": ["base", *EXTENSIONS],
+    "units": {**VOLTA["units"], **SMA["units"]},
+    "accumulator_bytes": {"value": 4 * ACCUMULATORS, "provenance": "assumed"},
+}
+"""A machine with all that the programs use."""
 WARPS, THREADS, GRID = 3, 84, (2, 1, 1)  # the last warp has 20 threads
 INPUT, REGION = 4096, 512  # bytes of input; bytes of output a thread
 SHARED = 1024  # bytes of shared memory a warp
@@ -432,11 +442,7 @@ class Writer:
         )  # fmt: skip
         x, y = Port("x", "u32", (INPUT // 4,), BASE), Port("y", "u32", (out_bytes // 4,), out)
         return Program(
-            {
-                "name": "test",
-                "extensions": EXTENSIONS,
-                "accumulator_bytes": {"value": 4 * ACCUMULATORS},
-            },
+            TARGET,
             {"random": kernel},
             (launch,),
             (x,),

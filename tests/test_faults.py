@@ -22,6 +22,7 @@ from knapper.isa.core import (
     UReg,
 )
 from knapper.isa.errors import KnapperError, MachineFault
+from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, FloatType, IntType, Trans, Width
 from knapper.isa.program import ALIGN, BASE, Kernel, Launch, Operand, Port, Program
 from knapper.runtime.session import LIMIT, EngineName, Session
@@ -45,7 +46,7 @@ def program(
     k = Kernel("k", Kernel.encode(code), (0,) * len(code), (threads, 1, 1), **settings)
     launch = Launch("k", (1, 2, 1), (IN, OUT, OUT + ALIGN, BASE), ("conv0",), operands)
     x, y = Port("x", "u8", (ALIGN,), IN), Port("y", "u8", (ALIGN,), OUT)
-    target = {"name": "test", "extensions": ("tensor",)} if target is None else target
+    target = Machine.load("volta-8tc").to_dict() if target is None else target
     return Program(
         target, {"k": k}, (launch,), (x,), (y,), rodata=bytes(ALIGN), arena_bytes=3 * ALIGN
     )

@@ -29,6 +29,7 @@ from tests.test_engines import Writer, differences, numbers
 from tests.test_faults import B0, EXIT, P0, RZ, URZ, base, fault, lanes_below, load, program
 
 INPUT = 1024  # words
+TARGET = Machine.load("volta-8tc").to_dict()
 LANES = np.arange(32)
 
 
@@ -38,7 +39,7 @@ def run(
     """What both engines count. The input's address is the only parameter."""
     k = {"registers": 32, "shared_bytes": 1 << 14, "local_bytes": 256, **kernel}
     p = Program(
-        {"name": "test", "extensions": ("tensor",)},
+        TARGET,
         {"k": Kernel("k", Kernel.encode(code), (0,) * len(code), (threads, 1, 1), **k)},
         (Launch("k", (grid, 1, 1), (BASE,), ("n",)),),
         (Port("x", "u32", (INPUT,), BASE),),
