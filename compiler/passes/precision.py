@@ -12,6 +12,8 @@ it is (and `fuse` finds again: the Casts move no boundary).
   * A launch that only moves elements works on the stored type itself.
   * Network inputs and outputs keep the model's types: what a launch reads of an input, or what it
     makes for outputs only, is not rounded at all. Nor are the boxes and scores of a detector.
+  * What is kept from zero by less than the stored type has, Clip(1e-12) or + 1e-8, stays float32 in
+    memory: rounded to 0 it would be divided by.
   * float64, integers and bool are not touched. A product in f16 or bf16 (a model in that type) gets
     its rounding as a Cast as well.
 
@@ -20,8 +22,11 @@ The constants leave this pass as they will be stored, in row-major order.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import or_
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +43,8 @@ MOVERS = (INJECTIVE | MOVES) - {"Trilu"}
 COPIES = MOVERS | {"GatherElements", "GatherND"}
 POSITIONS = {"NonMaxSuppression": range(4), "RoiAlign": range(1, 2)}
 """Op → operands that are coordinates in an image, or are compared with others: f16 has no quarter of a pixel beyond 512."""
+FLOORS: dict[str, Callable[[float], float]] = {"Sqrt": math.sqrt, **dict.fromkeys(COPIES, float)}
+"""Op → the least value of its result, from that of its first operand."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class _Precision(Writer):
             if v
         }
         self.readers = self._readers()
-        self.kept = self._kept()
+        self.kept = self._kept() | self._guarded()
         self.unrounded = self._unrounded()
         self.casts: dict[tuple[str, str, str], str] = {}
         self.moving = self._moving()
@@ -108,6 +115,28 @@ class _Precision(Writer):
             return all(i in POSITIONS[n.op] for i, x in enumerate(n.inputs) if x == v)
         passes_on = self._is_view(n) or n.op in COPIES
         return passes_on and positions.issuperset(n.outputs)
+
+    def _guarded(self) -> set[str]:
+        """Values that a constant keeps above zero, and that the stored type would round to it."""
+        floors: dict[str, float] = {}
+        for n in self.old.nodes:
+            if (floor := self._floor(n, floors)) > 0:
+                floors |= dict.fromkeys(n.outputs, floor)
+        return {v for v, floor in floors.items() if not cast(np.float32(floor), self.narrow)}
+
+    def _floor(self, n: Node, floors: dict[str, float]) -> float:
+        """The least that a node's result can be, its author thinks: no norm or variance is negative. 0 if that is not known."""
+        if n.op == "Clip":
+            least: Any = n.attrs.get("min", 0.0)
+            return max(float(least), floors.get(n.inputs[0], 0.0))
+        if n.op == "Add":
+            added = (self.old.constants.get(v) for v in n.inputs)
+            return max(
+                (float(a.item()) for a in added if a is not None and a.size == 1), default=0.0
+            )
+        if n.op in FLOORS or self._is_view(n):
+            return FLOORS.get(n.op, float)(floors.get(n.inputs[0], 0.0))
+        return 0.0
 
     def _unrounded(self) -> set[str]:
         """Values that are stored in the model's type: inputs, what is seen through views, `kept`."""
