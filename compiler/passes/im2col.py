@@ -133,18 +133,16 @@ def is_matrix(n: Node, weights: Type) -> bool:
 
 
 def _explicit(w: Writer, n: Node, order: str) -> str:
-    """Im2col, the product with the weights, the bias, the rounding."""
-    x, weights, *bias = map(w.now, n.inputs)
+    """Im2col, the product with the weights and the bias, the rounding."""
+    x, weights = map(w.now, n.inputs[:2])
     first = n.attr("layout") == "NCHW"
     last = channels_last(n.types[0].rank)
     kernel, _, _ = weight_parts(w.type(weights), n.attr("layout"))
     window = {a: n.attr(a) for a in ("strides", "pads", "dilations", "group")}
     image = w.op("Transpose", x, perm=inverse(last)) if first else x
     matrix = w.op("Im2col", image, kernel_shape=kernel, order=order, **window)
-    y = _product(w, n, matrix, order)
-    for b in filter(None, bias):
-        y = w.op("Add", y, _as(w, b, w.type(y).dtype))
-    y = _as(w, y, n.types[0].dtype)
+    multiply = _product if n.attr("group") == 1 else _grouped_product
+    y = _as(w, multiply(w, n, matrix, order), n.types[0].dtype)
     return w.op("Transpose", y, perm=last) if first else y
 
 
@@ -153,14 +151,26 @@ def _as(w: Writer, v: str, dtype: str) -> str:
 
 
 def _product(w: Writer, n: Node, matrix: str, order: str) -> str:
-    """The accumulator [N,…,O] of the rows by the weights: a MatMul, or by groups a Conv by one tap."""
+    """The accumulator [N,…,O] of the rows by the weights, plus the bias."""
+    t = w.type(matrix)
+    y = w.op("MatMul", matrix, _weights(w, n, order, (t.shape[-1], -1)), out=WIDE.get(t.dtype, ""))
+    for b in filter(None, map(w.now, n.inputs[2:])):
+        y = w.op("Add", y, _as(w, b, w.type(y).dtype))
+    return y
+
+
+def _grouped_product(w: Writer, n: Node, matrix: str, order: str) -> str:
+    """The same by groups: a Conv by one tap, over two axes at most, since matrix kernels have no more."""
     t, group = w.type(matrix), n.attr("group")
-    wide = WIDE.get(t.dtype, "")
-    k = t.shape[-1] // group
-    if group == 1:
-        return w.op("MatMul", matrix, _weights(w, n, order, (k, -1)), out=wide)
-    tap = _weights(w, n, order, (*(1,) * (t.rank - 2), k, -1))
-    return w.op("Conv", matrix, tap, group=group, layout="NHWC", out=wide)
+    images, *sizes, k = t.shape
+    short = (images, -1, *sizes[-1:], k) if len(sizes) > 2 else t.shape
+    image = matrix if short == t.shape else w.op("Reshape", matrix, shape=short)
+    tap = _weights(w, n, order, (*(1,) * (len(short) - 2), k // group, -1))
+    operands = (image, tap, *map(w.now, n.inputs[2:]))
+    y = w.op("Conv", *operands, group=group, layout="NHWC", out=WIDE.get(t.dtype, ""))
+    return (
+        y if short == t.shape else w.op("Reshape", y, shape=(images, *sizes, w.type(y).shape[-1]))
+    )
 
 
 def _weights(w: Writer, n: Node, order: str, shape: tuple[int, ...]) -> str:
