@@ -76,7 +76,9 @@ class Accelerator:
     def find(self, run: Run) -> tuple[Pulses, Pulses]:
         """The largest pulse of every waveform's dark gate, and of its light gate."""
         parts = [self._batch(wave) for wave in self._waves(run)]
-        charge, time = (np.concatenate(a, axis=1)[:, : len(run.waveforms)] for a in zip(*parts, strict=True))
+        charge, time = (
+            np.concatenate(a, axis=1)[:, : len(run.waveforms)] for a in zip(*parts, strict=True)
+        )
         dark, light = (Pulses(charge[i] * CHARGE_UNIT, time[i]) for i in range(2))
         return dark, light
 
@@ -97,7 +99,9 @@ class Accelerator:
         y = {name: a.astype(np.float64).reshape(2, -1) for name, a in result.outputs.items()}
         return y["charge"], y["start"] + y["offset"]
 
-    def histogram(self, values: Floats, low: float, high: float, bins: int = BINS) -> NDArray[np.int64]:
+    def histogram(
+        self, values: Floats, low: float, high: float, bins: int = BINS
+    ) -> NDArray[np.int64]:
         """Counts of `bins` equal bins between low and high; [0] is what is below, [-1] what is not. [bins + 2]
 
         A bin holds its lower edge. Values are compared as float32.

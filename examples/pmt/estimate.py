@@ -30,7 +30,7 @@ SPECTRUM = 0.25, 1.6
 """Where the charge spectrum is fitted, photo-electrons."""
 VALLEY = 0.25, 0.45
 """Between pedestal and peak, photo-electrons: P/V takes the mean over it."""
-TIMED = 0.5, 1.6
+TIMED = 0.5, 1.4
 """Pulses whose times are used, photo-electrons: below, noise moves them; above there were two, and the time is that of neither."""
 TIME_BIN = 0.5
 """ns"""
@@ -109,7 +109,9 @@ def estimate(run: Run, on: Accelerator) -> Estimate:
     per_pe = 1 / spectrum.unit.value
     in_the_dark = _hits(_inside(dark, c.dark).charge * per_pe, on)
     if in_the_dark < ENOUGH[0]:
-        raise EstimationError(f"{in_the_dark} dark pulses, {ENOUGH[0]} are wanted: take more flashes")
+        raise EstimationError(
+            f"{in_the_dark} dark pulses, {ENOUGH[0]} are wanted: take more flashes"
+        )
     rate = _mean(in_the_dark, flashes) * (1 / (c.dark[1] - c.dark[0]))
     flash = _mean(spectrum.hits, flashes) - rate * (c.light[1] - c.light[0])
     tts, times = _times(lit, lit.charge * per_pe, c.light, on)
@@ -162,7 +164,9 @@ def _charges(pulses: Pulses, flashes: int, on: Accelerator) -> _Charges:
     blur = hypot(on.weights["blur"][0] * CHARGE_UNIT / unit, 1 / PER_PE / sqrt(12))
     deviation = (fit[2] * (1 / fit[1].value)).without(blur)
     edges = np.arange(len(counts) + 1) / PER_PE
-    return _Charges(found, deviation, _valley(counts, fit), hits, Histogram(edges, counts, fit.curve))
+    return _Charges(
+        found, deviation, _valley(counts, fit), hits, Histogram(edges, counts, fit.curve)
+    )
 
 
 def _peak(pulses: Pulses, on: Accelerator) -> float:
@@ -178,15 +182,20 @@ def _peak(pulses: Pulses, on: Accelerator) -> float:
 
 
 def _fit_charges(counts: Counts, mean: float) -> Fit:
-    """Fit photo-electrons (a Gaussian), pairs of them, and partly amplified ones (a line): height, mean, deviation, line."""
+    """Fit photo-electrons (a Gaussian), partly amplified ones (a line), and pairs: height, mean, deviation, line."""
     q = (np.arange(len(counts)) + 0.5) / PER_PE
-    pairs = mean / 2
+    parts = (np.arange(5) + 0.5) / 5
 
     def spectrum(p: Floats) -> Floats:
         height, unit, deviation, line = p
-        one = np.exp(-0.5 * ((q - unit) / deviation) ** 2)
-        two = np.exp(-0.25 * ((q - 2 * unit) / deviation) ** 2) * pairs / sqrt(2)
-        return np.asarray(height * (one + two) + line * np.clip(1 - q / unit, 0, None))
+
+        def bell(at: float, wider: float = 1) -> Floats:
+            return np.asarray(height / wider * np.exp(-0.5 * ((q - at) / (wider * deviation)) ** 2))
+
+        partial = line * unit / 2 / (line * unit / 2 + height * deviation * sqrt(2 * pi))
+        whole_and_part = sum((0.4 * (1 - u) * bell(unit * (1 + u)) for u in parts), 0 * q)
+        two = (1 - partial) * bell(2 * unit, sqrt(2)) + 2 * partial * whole_and_part
+        return bell(unit) + mean / 2 * two + line * np.clip(1 - q / unit, 0, None)
 
     top = float(counts[_bin(0.8) : _bin(1.2)].mean())
     kept = slice(_bin(SPECTRUM[0]), _bin(SPECTRUM[1]))
@@ -221,7 +230,9 @@ def _times(
     start = np.array([counts.sum(), middle, (high - low) / 1.7, 0.1])
     fit = maximise(line, counts, start, slice(None))
     blur = hypot(on.weights["blur"][1], TIME_BIN / sqrt(12))
-    return fit[2].without(blur), Histogram(np.append(t, t[-1] + TIME_BIN) - TIME_BIN / 2, counts, fit.curve)
+    return fit[2].without(blur), Histogram(
+        np.append(t, t[-1] + TIME_BIN) - TIME_BIN / 2, counts, fit.curve
+    )
 
 
 # --- maximum likelihood -------------------------------------------------------------------------

@@ -82,9 +82,7 @@ def finder(weights: Weights, conditions: Conditions, batch: int) -> onnx.ModelPr
         column = s.node("Gather", y, s.constant(i, np.int64), axis=1)
         s.node("Reshape", column, flat, out=name)
     s.node("Reshape", s.node("Concat", *starts, axis=0), flat, out="start")
-    wave = helper.make_tensor_value_info(
-        "wave", TensorProto.FLOAT, [batch, 1, conditions.samples]
-    )
+    wave = helper.make_tensor_value_info("wave", TensorProto.FLOAT, [batch, 1, conditions.samples])
     kinds = {"charge": TensorProto.FLOAT, "offset": TensorProto.FLOAT, "start": TensorProto.INT64}
     outputs = [helper.make_tensor_value_info(n, kind, [2 * batch]) for n, kind in kinds.items()]
     return s.model("pulse_finder", [wave], outputs)
@@ -134,7 +132,9 @@ def histogram(values: int, bins: int) -> onnx.ModelProto:
     s = Sketch()
     scaled = s.node("Mul", s.node("Sub", "values", "low"), "per_bin")
     bounded = s.node("Clip", s.node("Floor", scaled), s.constant(-1), s.constant(bins))
-    column = s.node("Unsqueeze", s.node("Cast", bounded, to=TensorProto.INT32), s.constant([0], np.int64))
+    column = s.node(
+        "Unsqueeze", s.node("Cast", bounded, to=TensorProto.INT32), s.constant([0], np.int64)
+    )
     which = s.constant(np.arange(-1, bins + 1)[:, None], np.int32)
     hit = s.node("Cast", s.node("Equal", column, which), to=TensorProto.INT32)
     axis = s.constant([1], np.int64)

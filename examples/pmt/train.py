@@ -164,12 +164,22 @@ def blur(w: Weights, rng: np.random.Generator, shapes: int = 200, pulses: int = 
     errors = []
     for shape in range(shapes):
         one = _shapes(np.random.default_rng(shape), 1)
-        at = ALIGN + 0.5 + 2 * rng.standard_normal(pulses)
-        volts = _pulses(one, (np.ones(pulses), at)) + 0.3 * rng.standard_normal((pulses, CROP))
-        y, _ = forward(w, (volts / WAVE_UNIT).astype(np.float32))
-        errors.append(y - np.stack([np.ones(pulses), at], 1))
+        at = CROP + rng.random((pulses, 1))
+        volts = CHARGE_UNIT * one(np.arange(2 * CROP) - at)
+        x, start = _aligned(volts + 0.3 * rng.standard_normal(volts.shape))
+        y, _ = forward(w, x)
+        errors.append(y - np.hstack([np.ones_like(at), at - start]))
     deviation, mean = np.std(errors, 1), np.mean(errors, 1)
     return np.stack([deviation.mean(0), deviation.std(0), mean.mean(0), mean.std(0)])
+
+
+def _aligned(volts: Floats) -> tuple[F32, NDArray[np.int64]]:
+    """The crop around the matched filter's maximum, mV/8, and the sample where it starts. [n, 64], [n, 1]"""
+    taps, peak = TEMPLATE
+    filtered = sliding_window_view(volts, taps, 1) @ template()
+    start = filtered.argmax(1)[:, None] + peak - ALIGN
+    crop = np.take_along_axis(volts, start + np.arange(CROP), 1)
+    return np.asarray(crop / WAVE_UNIT, np.float32), start
 
 
 def main() -> None:
@@ -183,7 +193,9 @@ def main() -> None:
         f"examples/pmt/train.py, numpy {np.__version__}, seed {SEED}, {STEPS} steps of {BATCH} crops; "
         "synthetic pulses of examples/pmt/pulses.py, no measured data"
     )
-    np.savez_compressed(network.WEIGHTS, provenance=np.array(provenance), template=template(), blur=errs[0], **w)
+    np.savez_compressed(
+        network.WEIGHTS, provenance=np.array(provenance), template=template(), blur=errs[0], **w
+    )
 
 
 if __name__ == "__main__":

@@ -72,9 +72,7 @@ class Tube:
         )
 
 
-HPK = Tube(
-    "HPK dynode", 0.281, 1e7, 1.3, 17.0e3, resolution=0.28, valley=3.8, rise=7.0, fall=10.0
-)
+HPK = Tube("HPK dynode", 0.281, 1e7, 1.3, 17.0e3, resolution=0.28, valley=3.8, rise=7.0, fall=10.0)
 NNVT = Tube(
     "NNVT MCP", 0.289, 1e7, 7.0, 31.0e3, resolution=0.33, valley=3.9, rise=5.0, fall=17.0, tail=0.03
 )
