@@ -41,7 +41,7 @@ class Row:
     ratio: float
     """CPU time of a run by onnxruntime's."""
     timing_ratio: float
-    """CPU time of a run with timing by that of one without."""
+    """CPU time of a run with timing by that of one without, in a session that has timed such a run; `bench_timing.py` has the first one's."""
     cosine: float
     """The outputs' agreement: a benchmark of wrong results is none."""
     macs: int
