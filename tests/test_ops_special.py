@@ -449,3 +449,36 @@ def test_an_empty_value_inside_a_launch() -> None:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     (y,) = ours(onnx.shape_inference.infer_shapes(proto), feeds)
     np.testing.assert_array_equal(y, -ones(2, 3))
+
+
+GUARDS = {
+    "a clamp": [("Clip", ["n", "least"])],
+    "a clamp of the square": [("Mul", ["n", "n"]), ("Clip", ["v0", "square"]), ("Sqrt", ["v1"])],
+    "an addend": [("Add", ["n", "least"])],
+}
+"""How networks keep a norm from zero, by less than f16 has."""
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_row_of_zeros_is_normalised_to_zeros(guard: str, precision: str) -> None:
+    """x / max(|x|, 1e-12) in every stored type: the divisor is not rounded to 0 on its way through memory."""
+    x = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    x[1] = 0
+    steps = GUARDS[guard]
+    nodes = [helper.make_node("ReduceL2", ["x", "axes"], ["n"], keepdims=1)]
+    nodes += [helper.make_node(op, names, [f"v{i}"]) for i, (op, names) in enumerate(steps)]
+    nodes.append(helper.make_node("Div", ["x", f"v{len(steps) - 1}"], ["y"]))
+    weights = {"axes": np.array([1]), "least": np.float32(1e-12), "square": np.float32(1e-24)}  # fmt: skip
+    used = {name for n in nodes for name in n.input}
+    graph = helper.make_graph(
+        nodes,
+        "normalize",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, x.shape)],
+        [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in weights.items() if n in used],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    y = knapper.compile(proto, precision=precision).run({"x": x}).outputs["y"]
+    norm = np.sqrt((x * x).sum(1, keepdims=True))
+    np.testing.assert_allclose(y, x / np.maximum(norm, 1e-12), rtol=0.02, atol=1e-6)

@@ -23,7 +23,7 @@ The constants leave this pass as they will be stored, in row-major order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from operator import or_
 from typing import Any
@@ -43,7 +43,7 @@ MOVERS = (INJECTIVE | MOVES) - {"Trilu"}
 COPIES = MOVERS | {"GatherElements", "GatherND"}
 POSITIONS = {"NonMaxSuppression": range(4), "RoiAlign": range(1, 2)}
 """Op → operands that are coordinates in an image, or are compared with others: f16 has no quarter of a pixel beyond 512."""
-FLOORS: dict[str, Callable[[float], float]] = {"Sqrt": math.sqrt, **dict.fromkeys(COPIES, float)}
+FLOORS: Mapping[str, Callable[[float], float]] = {"Sqrt": math.sqrt, **dict.fromkeys(COPIES, float)}
 """Op → the least value of its result, from that of its first operand."""
 
 
@@ -122,7 +122,9 @@ class _Precision(Writer):
         for n in self.old.nodes:
             if (floor := self._floor(n, floors)) > 0:
                 floors |= dict.fromkeys(n.outputs, floor)
-        return {v for v, floor in floors.items() if not cast(np.float32(floor), self.narrow)}
+        return {
+            v for v, floor in floors.items() if not cast(np.array(floor, np.float32), self.narrow)
+        }
 
     def _floor(self, n: Node, floors: dict[str, float]) -> float:
         """The least that a node's result can be, its author thinks: no norm or variance is negative. 0 if that is not known."""
