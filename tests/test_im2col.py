@@ -6,7 +6,8 @@ The golden files are `ir/im2col_*.ir`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,29 +154,28 @@ def test_random_convolutions_have_the_same_bits_both_ways(case: Any, pipe: str, 
     assert_both_ways_agree(g, feeds_of(g, operands), pipe, MACHINES[on])
 
 
-def onnx_cases() -> dict[str, tuple[Graph, dict[str, Array]]]:
-    """The Conv cases of ONNX's suite: graph and inputs."""
+def onnx_cases() -> Iterator[tuple[Graph, list[Array]]]:
+    """The suite's cases of one convolution: graph and inputs, with the operator's own examples and those taken from PyTorch."""
     from onnx.backend.test.case.node import collect_testcases
 
-    found = {}
     for case in collect_testcases("Conv") or ():
-        if case.model is None or {n.op_type for n in case.model.graph.node} != {"Conv"}:
-            continue
-        names = [i.name for i in case.model.graph.input]
-        assert case.data_sets is not None
-        feeds = dict(zip(names, case.data_sets[0][0], strict=True))
-        found[case.name] = read(case.model), feeds
-    return found
+        if case.model and case.data_sets and {n.op_type for n in case.model.graph.node} == {"Conv"}:
+            yield read(case.model), [*map(np.asarray, case.data_sets[0][0])]
+    suite = Path(onnx.__file__).parent / "backend" / "test" / "data"
+    for folder in sorted(suite.glob("pytorch-*/test_*[Cc]onv*")):
+        data = folder / "test_data_set_0" / "input_0.pb"
+        x = onnx.numpy_helper.to_array(onnx.load_tensor(data))
+        yield read(onnx.load(folder / "model.onnx")), [x]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of onnx's own generators
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 @pytest.mark.parametrize("pipe", ["fp16", "fp32"])
 def test_onnx_cases_have_the_same_bits_both_ways(pipe: str, machine: Machine) -> None:
-    cases = onnx_cases()
-    assert len(cases) >= 6
-    for g, feeds in cases.values():
-        assert_both_ways_agree(g, feeds, pipe, machine)
+    cases = list(onnx_cases())
+    assert len(cases) == 6 + 28 + 2
+    for g, arrays in cases:
+        assert_both_ways_agree(g, dict(zip(g.inputs, arrays, strict=True)), pipe, machine)
 
 
 def test_a_convolution_over_three_axes_is_lowered_in_front_of_products() -> None:

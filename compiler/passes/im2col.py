@@ -8,7 +8,7 @@
 Columns are in the order of k, (tap row, tap column, channel), so explicit has the bits of implicit. With groups, depthwise
 included, columns are (group, taps, channel) and the product is a Conv by one tap with the same groups, since a MatMul over groups
 would lay the result out by group. A Conv by one tap, one pixel apart and without padding, reads its image as such a matrix already
-and stays. A bias becomes an Add of the accumulator, which is what it is in a Conv.
+and stays. Beside a MatMul a bias is an Add to the accumulator, which is what it is in a Conv.
 
 `layout="channel_last"` lowers in the order (channel, tap row, tap column), as over planes: the chain is another, and so may be the
 last bits; no kernel walks an image in that order, so it is explicit only.
