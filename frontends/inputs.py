@@ -19,10 +19,19 @@ MAGIC = (b"\x93NUMPY", b"PK\x03\x04")
 
 
 def gather(ports: Sequence[Port], options: Iterable[str]) -> dict[str, Array]:
-    """Arrays from `--input` options: `NAME=FILE.npy`, `FILE.npz`, `random:SEED`; later ones win."""
+    """Arrays from `--input` options: `NAME=FILE.npy`, `FILE.npz`, `random:SEED`; later ones win.
+
+    UsageError E704 for an option of which the later ones leave nothing.
+    """
     found: dict[str, Array] = {}
-    for option in options:
-        found |= _given(ports, option)
+    later: list[str] = []
+    for option in reversed(list(options)):
+        given = _given(ports, option)
+        if given and given.keys() <= found.keys():
+            hint = f"leave it out; what comes after it decides: --input {' --input '.join(later)}"
+            raise UsageError("E704", f"--input {option}: nothing is left of it", hint=hint)
+        found = given | found
+        later.insert(0, option)
     return found
 
 

@@ -142,9 +142,14 @@ def find(name: str, names: Mapping[str, Path], kind: str, above: tuple[str, ...]
             "E510",
             f"unknown {kind} {name!r}: expected {' or '.join(names)}, or a file that ends in .toml",
             where=above[-1] if above else "",
-            hint=did_you_mean(name, names),
+            hint=_not_toml(name) or did_you_mean(name, names),
         )
     return names[name]
+
+
+def _not_toml(name: str) -> str:
+    """A hint for a file that is there, but is not taken for a description."""
+    return f"{name} is a file: give it a name that ends in .toml" if Path(name).is_file() else ""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -180,6 +180,10 @@ def test_no_flipped_bit_goes_unnoticed_or_crashes(tmp_path: Path, image: bytes) 
             "input 'x': expected f32[1,8], got float64 (hint: convert it: ",
         ),
         (["--input", "random:many"], "E704: 'random:many' is no seed"),
+        (
+            ["--input", "random:0", "--input", "random:1"],
+            "E704: --input random:0: nothing is left of it (hint: leave it out; ",
+        ),
     ],
     ids=lambda o: " ".join(o) if isinstance(o, list) else "",
 )

@@ -295,3 +295,11 @@ def test_a_plugin_registers_a_directory_of_targets_and_tables(tmp_path, monkeypa
     assert machine.known()["toy"] == tmp_path / "toy.toml"
     toy = Machine.load("toy")
     assert (toy.name, toy.energy_table, toy.energy["issue"]) == ("toy", "own", 5)
+
+
+def test_a_file_that_does_not_end_in_toml_is_told_so(tmp_path):
+    (tmp_path / "mine").write_text('base = "volta-8tc"')
+    with pytest.raises(
+        IsaError, match=r"E510: unknown target .*mine is a file: give it a name that ends in \.toml"
+    ):
+        Machine.load(str(tmp_path / "mine"))

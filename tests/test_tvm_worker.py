@@ -166,10 +166,25 @@ def test_a_worker_that_cannot_start_is_one_clear_error(monkeypatch: pytest.Monke
     assert not client.is_running()
 
 
+def test_what_a_worker_says_at_its_end_is_told_and_not_an_empty_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A C++ exception without a text leaves `what():` as the last line."""
+    client.stop()
+    script = "import sys; print('terminate called: Overflow', '  what():  ', sep=chr(10), file=sys.stderr)"
+    monkeypatch.setattr(client, "COMMAND", (sys.executable, "-c", script))
+    with pytest.raises(
+        CompileError, match=r"E442: the TVM worker ended: terminate called: Overflow"
+    ):
+        client.fetch(group("Cos"))
+
+
 def test_a_worker_that_is_killed_is_replaced() -> None:
     client.fetch(group("Sin"))
     os.kill(client.processes()[0], signal.SIGKILL)
-    with pytest.raises(CompileError, match="E442: the TVM worker ended"):
+    with pytest.raises(
+        CompileError, match=r"E442: the TVM worker ended: .* \(hint: TVM stopped at this launch"
+    ):
         client.fetch(group("Tan"))
     assert client.fetch(group("Tan"))["kernels"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import json
 import os
 import subprocess
@@ -32,6 +33,8 @@ from . import cache
 from .tir import Json
 
 COMMAND = (sys.executable, "-P", "-m", "knapper.compiler.tvm.worker")
+EMPTY = ("what():",)
+"""Last lines of a process that say nothing."""
 LITERAL = 1
 """Constants of up to this many elements are written into the code; the kernels of others take an address."""
 
@@ -54,6 +57,7 @@ class Worker:
         self.outbox: SimpleQueue[str | None] = SimpleQueue()
         self.lock = threading.Lock()
         self.asked = 0
+        self.is_ready = False
         for serve in (self._write, self._read):
             threading.Thread(target=serve, daemon=True).start()
 
@@ -75,7 +79,8 @@ class Worker:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.log):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(OSError):  # what it did not read any more
+                    pipe.close()
 
     def _write(self) -> None:
         assert self.process.stdin is not None
@@ -91,6 +96,7 @@ class Worker:
         try:
             for line in self.process.stdout:
                 reply = json.loads(line)
+                self.is_ready = self.is_ready or "ready" in reply
                 if (future := self.pending.pop(reply.get("id", 0), None)) is not None:
                     future.set_result(reply)
         except ValueError:  # closed by stop, or half a line of a process that died
@@ -103,9 +109,7 @@ class Worker:
             if (future := self.pending.pop(i, None)) is not None:
                 future.set_exception(
                     CompileError(
-                        "E442",
-                        f"the TVM worker ended: {self._last_words()}",
-                        hint="is apache-tvm installed?",
+                        "E442", f"the TVM worker ended: {self._last_words()}", hint=self._hint()
                     )
                 )
 
@@ -115,7 +119,16 @@ class Worker:
             lines = self.log.read().decode(errors="replace").strip().splitlines()
         except ValueError:  # closed
             return "stopped"
-        return lines[-1][:300] if lines else "it said nothing"
+        told = [line for line in lines if line.strip() not in EMPTY]
+        if told:
+            return told[-1].strip()[:300]
+        code = self.process.wait()
+        return f"by signal {-code}" if code < 0 else f"with code {code}, and said nothing"
+
+    def _hint(self) -> str:
+        if not self.is_ready:
+            return "is apache-tvm installed?"
+        return "TVM stopped at this launch; --pipeline without fuse makes smaller ones"
 
 
 TIMEOUT = 600.0
