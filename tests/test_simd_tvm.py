@@ -17,7 +17,7 @@ from knapper.compiler import ops  # noqa: F401  declares them
 from knapper.compiler.codegen.simd.generator import SIMD
 from knapper.compiler.driver import Options, finish
 from knapper.compiler.groups import groups
-from knapper.compiler.ir import DTYPES, OPS, Array, Graph, Node, Type, evaluate, infer
+from knapper.compiler.ir import DTYPES, OPS, Array, Graph, IRError, Node, Type, evaluate, infer
 from knapper.compiler.ops.table import examples
 from knapper.compiler.tvm import client
 from knapper.isa.instructions import BRA, HMNMX2
@@ -119,6 +119,42 @@ def test_every_op_computes_its_reference(name: str, cache: Path) -> None:
         got = Session(compiled(graph, cache)).run(inputs, checked=True).outputs
         for v, want in evaluate(graph, inputs).items():
             assert not (problem := wrong(got[v], want)), f"example {i}: {v}: {problem}"
+
+
+def single(name: str) -> Case | None:
+    """The op's first example with all that is as long as its first operand cut to one row; None if it has no such form."""
+    operands, attrs = examples(OPS[name])[0]
+    if not operands or operands[0] is None or not operands[0].ndim:
+        return None
+    n = len(operands[0])
+    w = Writer()
+    try:
+        cut = [a[:1] if a is not None and a.ndim and len(a) == n else a for a in operands]
+        names = [w.value(a) if a is not None else "" for a in cut]
+        w.op(name, *names, results=RESULTS.get(name, 99), **attrs)
+        evaluate(*w.case())
+    except (
+        IRError,
+        ValueError,
+        IndexError,
+    ):  # an attribute counts what is cut, an index lies in it
+        return None
+    return w.case()
+
+
+def test_most_ops_have_a_form_of_one_row() -> None:
+    assert sum(single(name) is not None for name in OPS_BY_TVM) > 100
+
+
+@pytest.mark.parametrize("name", OPS_BY_TVM)
+def test_every_op_computes_a_single_row(name: str, cache: Path) -> None:
+    """An axis of length 1 has no loop, and a reduction to one row no parallel axis."""
+    if (case := single(name)) is None:
+        pytest.skip("has no form of one row")
+    graph, inputs = case
+    got = Session(compiled(graph, cache)).run(inputs, checked=True).outputs
+    for v, want in evaluate(graph, inputs).items():
+        assert not (problem := wrong(got[v], want)), f"{v}: {problem}"
 
 
 def test_most_ops_are_served() -> None:
