@@ -50,7 +50,7 @@ from knapper.runtime.paths import END, EVENT, Paths, Trail
 from knapper.runtime.session import Result, Session
 from knapper.runtime.stats import Stats
 from knapper.runtime.timing.footprint import Traffic, footprint
-from knapper.runtime.timing.launch import Run, Timer
+from knapper.runtime.timing.launch import Run, Timer, digest
 from knapper.runtime.timing.record import Record, time_record
 from knapper.runtime.timing.residency import Residency
 
@@ -410,6 +410,64 @@ def test_timing_changes_no_value_and_a_jump_no_cycle(network: isa.Program, timed
         assert (plain.outputs[name] == value).all()
     assert numbers(slow.stats) == numbers(timed.stats)
     assert "cycles" not in plain.stats.to_dict()
+
+
+def test_only_launches_like_one_before_are_not_simulated_again(
+    network: isa.Program, timed: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated: list[str] = []
+    real = Run.timing
+
+    def noted(run: Run) -> Any:
+        simulated.append(run.launch.kernel)
+        return real(run)
+
+    monkeypatch.setattr(Run, "timing", noted)
+    session, inputs = Session(network), pictures(network)
+    first = session.run(inputs, timing=True)
+    distinct = len(simulated)
+    assert len(network.kernels) <= distinct < len(network.launches)  # repeated layers
+    again = session.run(inputs, timing=True)
+    assert len(simulated) == distinct
+    assert numbers(first.stats) == numbers(again.stats) == numbers(timed.stats)
+    session.run(inputs, timing=True, jump=False)
+    assert len(simulated) == 2 * distinct  # what checks a jump does not ask for its result
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, c: (dataclasses.replace(x, macs=x.macs + 1), c, 0.0, 0, True),
+        lambda x, c: (dataclasses.replace(x, grid=(1, x.grid[0], 1)), c, 0.0, 0, True),
+        lambda x, c: (x, dataclasses.replace(c, l1_unique=c.l1_unique + 1), 0.0, 0, True),
+        lambda x, c: (x, dataclasses.replace(c, dram_read=c.dram_read + 32), 0.0, 0, True),
+        lambda x, c: (x, dataclasses.replace(c, instructions=once_more(c)), 0.0, 0, True),
+        lambda x, c: (x, dataclasses.replace(c, paths=longer(c)), 0.0, 0, True),
+        lambda x, c: (x, c, 0.5, 0, True),
+        lambda x, c: (x, c, 0.0, 32, True),
+        lambda x, c: (x, c, 0.0, 0, False),
+    ],
+)
+def test_launches_that_differ_are_told_apart(timed: Result, change: Callable[..., Any]) -> None:
+    s = timed.stats.launches[1]
+    assert digest(s.launch, s.counts, 0.0, 0, True) == digest(s.launch, s.counts, 0.0, 0, True)
+    assert digest(*change(s.launch, s.counts)) != digest(s.launch, s.counts, 0.0, 0, True)
+
+
+def once_more(c: Counts) -> Any:
+    """Counters with one more pass over shared memory."""
+    more = c.instructions.copy()
+    more["wavefronts"][-1] += 1
+    return more
+
+
+def longer(c: Counts) -> Paths:
+    """Paths in which one event happened once more."""
+    assert c.paths is not None
+    (first, *warps), *classes = c.paths.warps
+    more = first.copy()
+    more["count"][0] += 1
+    return Paths(((more, *warps), *classes), c.paths.of_block)
 
 
 def test_both_engines_take_the_same_cycles(read_onnx: Callable[[str], Graph]) -> None:
