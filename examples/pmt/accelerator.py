@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from .pulses import Floats
 
 BATCH, VALUES, BINS = 512, 4096, 200
 """Waveforms a run of the finder; values and bins of a run of the histogram."""
+
+UNITS = {"LSMA": "systolic array", "HMMA": "Tensor Cores"}
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,20 @@ class Work:
     runs: int = 0
     macs: int = 0
     macs_executed: int = 0
-    modes: dict[str, int] = field(default_factory=dict)
-    """Launches by the SM's mode."""
+    units: Counter[str] = field(default_factory=Counter)
+    """Launches by what computed in them."""
 
     def add(self, stats: Any) -> None:
         self.runs += 1
         self.macs += stats.macs
         self.macs_executed += stats.macs_executed
-        for launch in stats.launches:
-            self.modes[launch.mode] = self.modes.get(launch.mode, 0) + 1
+        self.units.update(unit(launch.mnemonics()) for launch in stats.launches)
+
+
+def unit(mnemonics: Iterable[str]) -> str:
+    """What multiplies in a launch that executed these instructions."""
+    roots = {m.split(".")[0] for m in mnemonics}
+    return next((name for root, name in UNITS.items() if root in roots), "SIMD lanes")
 
 
 class Accelerator:

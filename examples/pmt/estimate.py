@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import hypot, log1p, pi, sqrt
+from math import hypot, inf, log1p, pi, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ TIMED = 0.5, 1.4
 """Pulses whose times are used, photo-electrons: below, noise moves them; above there were two, and the time is that of neither."""
 TIME_BIN = 0.5
 """ns"""
+FLOOR = 1e-3
+"""Counts in a bin that the fit of the times expects at least, of dark pulses."""
 COARSE = 4.0, 80
 """mV·ns a bin, and bins, of the histogram that the peak is first looked for in; it is above the fifth."""
 ENOUGH = 10, 200
@@ -195,7 +197,7 @@ def _fit_charges(counts: Counts, mean: float) -> Fit:
         partial = line * unit / 2 / (line * unit / 2 + height * deviation * sqrt(2 * pi))
         whole_and_part = sum((0.4 * (1 - u) * bell(unit * (1 + u)) for u in parts), 0 * q)
         two = (1 - partial) * bell(2 * unit, sqrt(2)) + 2 * partial * whole_and_part
-        return bell(unit) + mean / 2 * two + line * np.clip(1 - q / unit, 0, None)
+        return np.asarray(bell(unit) + mean / 2 * two + line * np.clip(1 - q / unit, 0, None))
 
     top = float(counts[_bin(0.8) : _bin(1.2)].mean())
     kept = slice(_bin(SPECTRUM[0]), _bin(SPECTRUM[1]))
@@ -228,7 +230,7 @@ def _times(
 
     low, middle, high = np.interp([0.2, 0.5, 0.8], counts.cumsum() / counts.sum(), t)
     start = np.array([counts.sum(), middle, (high - low) / 1.7, 0.1])
-    fit = maximise(line, counts, start, slice(None))
+    fit = maximise(line, counts, start, least=FLOOR)
     blur = hypot(on.weights["blur"][1], TIME_BIN / sqrt(12))
     return fit[2].without(blur), Histogram(
         np.append(t, t[-1] + TIME_BIN) - TIME_BIN / 2, counts, fit.curve
@@ -251,23 +253,41 @@ class Fit:
 
 
 def maximise(
-    curve: Callable[[Floats], Floats], counts: Counts, start: Floats, kept: slice, steps: int = 50
+    curve: Callable[[Floats], Floats],
+    counts: Counts,
+    start: Floats,
+    kept: slice = slice(None),
+    least: float = -inf,
 ) -> Fit:
-    """The parameters under which Poisson counts are likeliest: Fisher's scoring.
+    """The parameters under which Poisson counts are likeliest: Fisher's scoring, with steps that never make them less likely.
 
-    `start` is also the parameters' scale: a step is at most half of it. EstimationError if 50 of them do not settle.
+    `start` is also the parameters' scale: a step is at most half of it. None gets below `least`. EstimationError if 100
+    steps do not settle.
     """
-    p, n, nudges = start, counts[kept], np.diag(1e-5 * start)
+    n, nudges = counts[kept], np.diag(1e-5 * start)
+
+    def mean(p: Floats) -> Floats:
+        return np.maximum(curve(p)[kept], 1e-9)
+
+    def likelihood(p: Floats) -> float:
+        return float((n * np.log(mean(p)) - mean(p)).sum())
+
+    p = start
     try:
-        for _ in range(steps):
-            mean = np.maximum(curve(p)[kept], 1e-9)
+        for _ in range(100):
             slopes = np.stack([curve(p + d)[kept] - curve(p - d)[kept] for d in nudges])
             slopes /= 2e-5 * start[:, None]
-            information = (slopes / mean) @ slopes.T
-            step = np.linalg.solve(information, slopes @ (n / mean - 1))
-            p = p + np.clip(step, -start / 2, start / 2)
-            if np.all(np.abs(step) < 1e-7 * start):
-                return Fit(p, np.linalg.inv(information), curve(p))
+            information = (slopes / mean(p)) @ slopes.T
+            uphill = slopes @ (n / mean(p) - 1)
+            free = (p > least) | (uphill > 0)
+            step = np.zeros_like(p)
+            step[free] = np.linalg.solve(information[np.ix_(free, free)], uphill[free])
+            step = np.clip(step, -start / 2, start / 2)
+            tried = [np.maximum(p + step / 2**i, least) for i in range(8)]
+            moved = next((q for q in tried if likelihood(q) > likelihood(p)), p)
+            if np.all(np.abs(moved - p) < 1e-6 * start):
+                return Fit(p, np.asarray(np.linalg.inv(information)), curve(p))
+            p = moved
     except np.linalg.LinAlgError:
         pass  # some parameter has left the counts behind
     raise EstimationError("a fit does not settle: take more flashes")

@@ -84,14 +84,14 @@ def energy(found: Mapping[str, Estimate]) -> tuple[str, bool]:
 
 def work(on: Accelerator) -> str:
     """What the accelerator executed."""
-    f, h = on.finding, on.counting
-    modes = ", ".join(f"{n} in {mode} mode" for mode, n in sorted(f.modes.items()))
-    return (
-        f"{on.target}: {f.runs} runs of the finder, {f.macs:,} MACs ({f.macs / f.macs_executed:.0%} "
-        f"of those executed), launches: {modes}\n"
-        f"{' ' * len(on.target)}  {h.runs} runs of the histogram, launches: "
-        + ", ".join(f"{n} in {mode} mode" for mode, n in sorted(h.modes.items()))
-    )
+    lines = [f"on {on.target}"]
+    for name, done in (("finder", on.finding), ("histogram", on.counting)):
+        units = ", ".join(f"{n:,} on {unit}" for unit, n in sorted(done.units.items()))
+        share = f", {done.macs / done.macs_executed:.0%} of those executed" if done.macs else ""
+        lines.append(
+            f"  {name:<10}{done.runs:>4} runs, {done.macs:,} MACs{share}; launches: {units}"
+        )
+    return "\n".join(lines)
 
 
 def characterise(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -61,7 +62,7 @@ def _shapes(rng: np.random.Generator, n: int) -> Shape:
 
 def _pulses(shape: Shape, *pulses: tuple[Floats, Floats]) -> Floats:
     """Millivolts of pulses, each with its charges and times. [n, 64]"""
-    t = np.arange(CROP)
+    t = np.arange(float(CROP))
     return sum(
         (CHARGE_UNIT * q[:, None] * shape(t - at[:, None]) for q, at in pulses),
         np.zeros((len(pulses[0][0]), CROP)),
@@ -126,9 +127,11 @@ def backward(w: Weights, kept: dict[str, F32], dy: F32) -> Weights:
 def gradient(w: Weights, crops: Crops) -> tuple[float, Weights]:
     """The loss of a batch and its gradients."""
     y, kept = forward(w, crops.x)
-    scale = crops.weight * np.array([1, 1 / OFFSET_UNIT], np.float32)
+    scale: F32 = crops.weight * np.array([1, 1 / OFFSET_UNIT], np.float32)
     error = (y - crops.y) * scale
-    return float((error**2).mean()), backward(w, kept, error * scale / len(y))
+    return float((error**2).mean()), backward(
+        w, kept, np.asarray(error * scale / len(y), np.float32)
+    )
 
 
 def train(rng: np.random.Generator, steps: int) -> Weights:
@@ -165,7 +168,7 @@ def blur(w: Weights, rng: np.random.Generator, shapes: int = 200, pulses: int = 
     for shape in range(shapes):
         one = _shapes(np.random.default_rng(shape), 1)
         at = CROP + rng.random((pulses, 1))
-        volts = CHARGE_UNIT * one(np.arange(2 * CROP) - at)
+        volts = CHARGE_UNIT * one(np.arange(2.0 * CROP) - at)
         x, start = _aligned(volts + 0.3 * rng.standard_normal(volts.shape))
         y, _ = forward(w, x)
         errors.append(y - np.hstack([np.ones_like(at), at - start]))
@@ -193,9 +196,8 @@ def main() -> None:
         f"examples/pmt/train.py, numpy {np.__version__}, seed {SEED}, {STEPS} steps of {BATCH} crops; "
         "synthetic pulses of examples/pmt/pulses.py, no measured data"
     )
-    np.savez_compressed(
-        network.WEIGHTS, provenance=np.array(provenance), template=template(), blur=errs[0], **w
-    )
+    told: dict[str, Any] = {"provenance": np.array(provenance), "blur": errs[0]}
+    np.savez_compressed(network.WEIGHTS, **told, template=template(), **w)
 
 
 if __name__ == "__main__":
