@@ -52,7 +52,7 @@ EXTENSIONS = (
 """The built-in ones; a plugin's instruction may bring another."""
 UNITS = dict.fromkeys(
     ("control", "sreg", "uniform", "alu", "imul", "fma", "fp64", "sfu", "cvt", "lsu_global", "lsu_shared", "lsu_local", "barrier"), ""
-) | {"tensor": "tensor", "tensor_f16": "tensor", "systolic": "systolic", "mode": "systolic"}  # fmt: skip
+) | {"tensor": "tensor", "tensor_f16": "tensor", "systolic": "systolic", "mode": "systolic", "dma": "async"}  # fmt: skip
 """Rows of the unit table, each with the extension that it belongs to, if to any."""
 SCOPES = ("subcore", "sm")
 CHOICES = {
@@ -134,7 +134,7 @@ class Machine:
     l1_bytes: int = number("memory an SM that L1 and shared memory have together", 0)
     l1_latency: int = number("cycles of a load that hits L1")
     l2_latency: int = number("cycles of a load that hits L2")
-    l2_bytes: int = number("capacity of L2")
+    l2_bytes: int = number("capacity of L2; 0: there is none", 0)
     l2_bytes_per_second: int = number("bandwidth of L2, the whole chip")
     sm_bytes_per_cycle: int = number("bytes a cycle that L2 can deliver to one SM")
     dram_latency: int = number("cycles of a load from DRAM")
@@ -171,6 +171,14 @@ class Machine:
     lsma_queue: int = number("groups that a unit's queue holds", of="systolic")
     systolic_banks: int = number("banks of shared memory that stream A", of="systolic")
     mode_switch_cycles: int = number("cycles of a change of mode after the drain", 0, of="systolic")
+    separate_array: int = number(
+        "1 if the arrays are not made of the vector units' lanes, so that both run at once",
+        0, 1, of="systolic",
+    )  # fmt: skip
+    vector_word: int = number(
+        "16-bit elements in a word of a vector memory's bank, one bank a row of the array; 0: shared memory is no vector memory",
+        0, 64, of="systolic",
+    )  # fmt: skip
 
     host_clock_hz: int = number("clock of the host that runs what is no matrix product", of=HOST)
     host_flops_per_cycle: int = number("operations a cycle of the host, all cores", of=HOST)

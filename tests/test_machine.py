@@ -218,7 +218,7 @@ def test_all_problems_are_told_at_once_with_file_and_key(mine, tmp_path):
         "E511: mine.toml: smz: unknown key (hint: did you mean sms?)",
         "E511: mine.toml: sms: expected { value = …, provenance = … }, got 3",
         "E511: mine.toml: clock_hz: expected a provenance (published, silicon, derived, recalled, assumed, fitted), got None",
-        "E511: mine.toml: l2_bytes: expected a whole number from 1 on, got -2",
+        "E511: mine.toml: l2_bytes: expected a whole number from 0 on, got -2",
         "E511: mine.toml: l2_latency: expected a whole number from 1 on, got True",
         "E511: mine.toml: dram_latency: expected a whole number from 1 on, got 4.5",
         "E511: mine.toml: subcores: expected a provenance (published, silicon, derived, recalled, assumed, fitted), got 'guessed'",
