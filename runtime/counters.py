@@ -27,6 +27,9 @@ COUNTER = np.dtype(
             "local",
             "sectors",
             "wavefronts",
+            "vector_reads",
+            "vector_writes",
+            "rows",
         )
     ]
 )
@@ -34,8 +37,10 @@ COUNTER = np.dtype(
 guard left none. Then bytes. Global accesses are counted as the coalescer sees them: neighbouring lanes in one 32-byte sector
 share a request.
 
-The last two are counted for timing only, and are 0 without. `sectors`: those requests, and likewise those of local memory, which
-keeps the lanes' words side by side (`local_sectors`). `wavefronts`: passes over shared memory (`wavefronts`, `row_wavefronts`)."""
+The others are counted for timing only, and are 0 without. `sectors`: those requests, and likewise those of local memory, which
+keeps the lanes' words side by side (`local_sectors`). `wavefronts`: passes over shared memory (`wavefronts`, `row_wavefronts`).
+Of commands that work on vector memory: `vector_reads`, `vector_writes`, words of it, all banks wide, that one access of its port moves;
+`rows`: rows of A that a pass streamed whose length the code does not say."""
 BANKS = 32
 """Words that shared memory serves in one pass, each from a bank of its own."""
 WORD = 4

@@ -33,7 +33,7 @@ from ..faults import Kind, Place, Trap, describe
 from ..memory import SECTOR, Memory, aligned
 from . import queues
 from .handlers import END, Builders
-from .layout import CONTEXT, COUNTS, FAULT, PREDS, UNKNOWN, UREGS
+from .layout import CONTEXT, COUNTS, FAULT, PREDS, TIMED, UNKNOWN, UREGS
 from .recording import Log, Recorder
 from .scratch import Scratch
 from .units import Host, Notice, Units
@@ -314,7 +314,8 @@ def collect(threads: list[Setup]) -> NDArray[Any]:
         total[name] = sum(t.counts[name][:-1] for t in threads)
     recorders = [t.recorder for t in threads if t.recorder is not None]
     if recorders:
-        total["wavefronts"] = sum(r.passes["wavefronts"][:-1] for r in recorders)
+        for name in TIMED[1:]:
+            total[name] = sum(r.passes[name][:-1] for r in recorders)
         local = sum(r.passes["sectors"][:-1] for r in recorders)
         total["sectors"] = (total["l2_read"] + total["l2_write"]) // SECTOR + local
     return total

@@ -49,7 +49,9 @@ STATE = np.dtype(
 """`zeros` and `waste` are where lanes that are not active load from and store to; first, so that they are aligned as a state is."""
 
 COUNTS = np.dtype([(n, "u8") for n in (COUNTER.names or ())[:8]])
-PASSES = np.dtype({"names": (COUNTER.names or ())[8:], "formats": ["u8"] * 2, "itemsize": 64})
+TIMED = (COUNTER.names or ())[8:]
+"""Counters that only a run with timing keeps: `sectors` first, of which it keeps those of local memory."""
+PASSES = np.dtype({"names": TIMED, "formats": ["u8"] * len(TIMED), "itemsize": 64})
 """The two halves of a `COUNTER`, each as large as a record, so that one distance serves all; the second is for timing only."""
 assert COUNTS.itemsize == PASSES.itemsize == RECORD.itemsize
 
