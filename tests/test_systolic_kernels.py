@@ -274,6 +274,15 @@ def test_what_is_offered_has_enough_registers(name: str) -> None:
         assert launch.kernel.registers <= 255
 
 
+@pytest.mark.parametrize("name", SMA)
+def test_a_product_that_memory_bounds_keeps_memory_busy(name: str, cache: Path) -> None:
+    """One block an SM, and its loads never pause: neither at a step's barriers nor while the arrays work on it."""
+    case, machine = matmul((8, 6144), (6144, 80 * 16), known=True), SMA[name]
+    (launch,) = run(case, machine, cache, {"tile": (8, 16, 256)}, timing=True).stats.launches
+    assert launch.measured is not None
+    assert launch.measured.timing.busy["dram"] > 0.95
+
+
 def test_why_a_product_is_refused() -> None:
     generator = GENERATORS["systolic"]
     graph, _ = matmul((8, 8), (8, 8))

@@ -10,7 +10,7 @@ A matrix is an image too: for `dense` the unit's y is the row and its x is the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,8 +48,13 @@ class Access(Protocol):
     tap: VUReg | None
     dims: tuple[Dim, ...]
 
-    def load(self, b: KernelBuilder) -> list[VReg]:
-        """Emit the loads of the current tile; gives the registers of each move."""
+    def load(self, b: KernelBuilder, into: Sequence[VReg] = ()) -> list[VReg]:
+        """Emit the loads of the current tile; gives the registers of each move: new ones, or `into`, those of an earlier load."""
+
+
+def targets(b: KernelBuilder, g: Geometry, width: Width, into: Sequence[VReg]) -> list[VReg]:
+    """The registers of each move."""
+    return list(into) or [b.reg(width.words) for _ in g.moves]
 
 
 def width_of(nbytes: int, signed: bool = False) -> Width:
@@ -72,12 +77,10 @@ class Packed:
     def dims(self) -> tuple[Dim, ...]:
         return (Dim(self.steps, self.tile_bytes),)
 
-    def load(self, b: KernelBuilder) -> list[VReg]:
-        found = []
-        for m in self.geometry.moves:
-            d = b.reg(self.width.words)
+    def load(self, b: KernelBuilder, into: Sequence[VReg] = ()) -> list[VReg]:
+        found = targets(b, self.geometry, self.width, into)
+        for m, d in zip(self.geometry.moves, found, strict=True):
             b.emit(LDG, self.width, d, self.base, self.geometry.place, m.place, guard=m.guard or PT)
-            found.append(d)
         return found
 
 
@@ -94,11 +97,10 @@ class Bounded:
     places: dict[Move, tuple[VReg, int, VReg]] = field(default_factory=dict)
     """Move → (address register, fixed offset, pixel register)."""
 
-    def load(self, b: KernelBuilder) -> list[VReg]:
-        found = []
-        for m in self.geometry.moves:
+    def load(self, b: KernelBuilder, into: Sequence[VReg] = ()) -> list[VReg]:
+        found = targets(b, self.geometry, self.width, into)
+        for m, d in zip(self.geometry.moves, found, strict=True):
             a, offset, pix = self.places[m]
-            d = b.reg(self.width.words)
             tap = 0 if self.tap is None else self.tap
             b.emit(
                 LDG_IM2COL,
@@ -112,7 +114,6 @@ class Bounded:
                 self.size,
                 guard=m.guard or PT,
             )
-            found.append(d)
         return found
 
 
@@ -308,11 +309,11 @@ class Gathered:
                 ahead * self.stride + col // self.geometry.v * 8,
             )
 
-    def load(self, b: KernelBuilder) -> list[VReg]:
-        found = []
-        for m in self.geometry.moves:
+    def load(self, b: KernelBuilder, into: Sequence[VReg] = ()) -> list[VReg]:
+        found = targets(b, self.geometry, self.width, into)
+        for m, d in zip(self.geometry.moves, found, strict=True):
             (offset, pix), e = self.rows[m.row], self.entries[m.col]
-            a, d = b.reg(), b.reg(self.width.words)
+            a = b.reg()
             b.emit(IADD, S32, a, offset, e[0])
             b.emit(
                 LDG_IM2COL,
@@ -326,7 +327,6 @@ class Gathered:
                 self.size,
                 guard=m.guard or PT,
             )
-            found.append(d)
         self.fetch(b, 1)
         return found
 
@@ -388,12 +388,22 @@ class Walk:
         """The levels that take more than one step."""
         return [d for d in operand.dims if d.count > 1]
 
-    def first(self) -> None:
-        """From step 0 to step 1, before the loop."""
-        for i, (c, d) in enumerate(zip(self.counters, self.dims, strict=True)):
-            self.b.emit(UMOV, c, d.count - (i == 0))
+    def first(self, step: int = 1) -> None:
+        """Straight to `step` from the one before, before the loop, which goes on from there."""
+        here, before = self._digits(step), self._digits(step - 1)
+        for c, d, digit in zip(self.counters, self.dims, here, strict=True):
+            self.b.emit(UMOV, c, d.count - digit)
         self._straight()
-        self._move(self.deep, self.dims[0].bytes, self.dims[0].tap)
+        moved = [(d, x - y) for d, x, y in zip(self.dims, here, before, strict=True)]
+        self._move(self.deep, sum(d.bytes * n for d, n in moved), sum(d.tap * n for d, n in moved))
+
+    def _digits(self, step: int) -> list[int]:
+        """How far each level is at a step."""
+        found = []
+        for d in self.dims:
+            step, digit = divmod(step, d.count)
+            found.append(digit)
+        return found
 
     def again(self, repeat: Callable[[VUReg], None]) -> None:
         """From step to step; `repeat(counter)` emits the branch back that is taken while the counter is not zero."""

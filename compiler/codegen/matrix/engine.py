@@ -186,6 +186,7 @@ class TiledKernel(Emitter, Generic[T]):
     """One launch of a tiled engine being emitted. It is the pipeline's `Multiplier`."""
 
     peel: bool = False
+    ahead: bool = False
     beside: Sequence[Any] = ()
 
     def __init__(self, group: Group, t: T, way: str, machine: Machine) -> None:

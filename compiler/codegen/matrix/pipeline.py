@@ -2,6 +2,12 @@
 
 load 0 ─ clear ─ store 0 ─┬─► load s+1 ─ compute s ─ store s+1 ─ BAR ─┬─► compute last
                           └───────────────────────────────────────────┘
+
+Where no other block of the SM computes meanwhile, what a step waits for its loads is lost. Such a unit loads `ahead`: what is stored
+is loaded anew at once, so that memory always has as many loads to serve as registers hold.
+
+load 0 ─ clear ─ store 0, load 1 ─┬─► compute s ─ store s+1, load s+2 ─ BAR ─┬─► compute ─ store ─ BAR ─ compute last
+                                  └──────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -73,9 +79,11 @@ class Buffers:
 
 
 class Multiplier(Protocol):
-    """What consumes tiles. `peel` says that `compute` can start the chains by itself; `beside` are operands that bypass shared memory."""
+    """What consumes tiles. `peel` says that `compute` can start the chains by itself; `beside` are operands that bypass shared memory;
+    `ahead` (without such operands): load two steps ahead."""
 
     peel: bool
+    ahead: bool
     beside: Sequence[Any]
 
     def clear(self) -> None:
@@ -94,6 +102,14 @@ def run(
     loads are on their way.
     """
     walk = Walk(b, [*(t.access for t in tiles), *unit.beside])
+    (_ahead if unit.ahead else _alternating)(b, tiles, buffers, steps, unit, walk)
+    unit.compute(unit.peel and steps == 1, last=True)
+
+
+def _alternating(
+    b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, unit: Multiplier, walk: Walk
+) -> None:
+    """All steps but the last: a step's loads are under way while the one before is computed."""
     fetched = _load(b, tiles)
     if steps > 2 or not unit.peel:
         unit.clear()
@@ -102,31 +118,68 @@ def run(
         walk.first()
         buffers.swap([buffers.write])
     b.emit(BAR, 0)
-    if steps == 1:
-        unit.compute(unit.peel, last=True)
-        return
+
+    def step(first: bool) -> None:
+        fetched = _load(b, tiles)
+        unit.compute(first, last=False)
+        _pass(b, tiles, fetched, buffers, again=False)
+
     if steps == 2:
-        _step(b, tiles, buffers, unit, unit.peel)
-    else:
-        loop = b.label()
-        b.place(loop)
-        _step(b, tiles, buffers, unit, False)
-        walk.again(lambda counter: b.emit(BRA, loop, guard=ucompare(b, Cmp.NE, counter, 0)))
-    unit.compute(False, last=True)
+        step(unit.peel)
+    elif steps > 2:
+        _loop(b, walk, lambda: step(False))
 
 
-def _step(
-    b: KernelBuilder, tiles: list[Tile], buffers: Buffers, unit: Multiplier, first: bool
+def _ahead(
+    b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, unit: Multiplier, walk: Walk
 ) -> None:
+    """The same, but a step's loads begin before the one before is computed."""
     fetched = _load(b, tiles)
-    unit.compute(first, last=False)
+    if steps > 2 or not unit.peel:
+        unit.clear()
+    if steps > 1:
+        walk.first()
     _store(b, tiles, fetched, buffers)
-    buffers.swap()
+    if steps > 1:
+        _load(b, tiles, fetched)
+        buffers.swap([buffers.write])
+    if steps > 2:
+        walk.first(2)
     b.emit(BAR, 0)
 
+    def step(first: bool, again: bool) -> None:
+        unit.compute(first, last=False)
+        _pass(b, tiles, fetched, buffers, again)
 
-def _load(b: KernelBuilder, tiles: list[Tile]) -> list[list[VReg]]:
-    return [t.access.load(b) for t in tiles]
+    if steps > 2:
+        _loop(b, walk, lambda: step(False, True))
+    if steps > 1:
+        step(unit.peel and steps == 2, False)
+
+
+def _loop(b: KernelBuilder, walk: Walk, body: Callable[[], None]) -> None:
+    """The steps that are left of the walk."""
+    loop = b.label()
+    b.place(loop)
+    body()
+    walk.again(lambda counter: b.emit(BRA, loop, guard=ucompare(b, Cmp.NE, counter, 0)))
+
+
+def _load(
+    b: KernelBuilder, tiles: list[Tile], into: Sequence[Sequence[VReg]] = ((), ())
+) -> list[list[VReg]]:
+    return [t.access.load(b, r) for t, r in zip(tiles, into, strict=False)]
+
+
+def _pass(
+    b: KernelBuilder, tiles: list[Tile], fetched: list[list[VReg]], buffers: Buffers, again: bool
+) -> None:
+    """Store, `again`: load the same registers anew, and go to the other buffer together."""
+    _store(b, tiles, fetched, buffers)
+    if again:
+        _load(b, tiles, fetched)
+    buffers.swap()
+    b.emit(BAR, 0)
 
 
 def _store(

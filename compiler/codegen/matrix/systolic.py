@@ -200,7 +200,7 @@ def carried(t: Strips, p: Product, packed: bool) -> int:
 class Kernel(TiledKernel[Strips]):
     """One launch being emitted."""
 
-    peel = True
+    peel = ahead = True
 
     def __init__(self, group: Group, t: Strips, way: str, machine: Machine) -> None:
         super().__init__(group, t, way, machine)
