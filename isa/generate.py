@@ -15,7 +15,7 @@ from .errors import IsaError
 from .machine import Machine
 from .modifiers import Mode
 from .program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
-from .systolic import Array, Command
+from .systolic import Array, Command, Needy
 
 
 def instruction(rng: Random, classes: Iterable[type[Instr]] = (), labels: int = 1 << 24) -> Instr:
@@ -96,12 +96,13 @@ def kernel(
 ) -> Kernel:
     """A kernel of random instructions that verifies on a target; running it would end in a fault soon."""
     machine = Machine.load(target)
+    array = Array.of(machine.to_dict())
     legal = [c for c in TABLE.values() if c.extension in machine.extensions]
     if "systolic" in machine.extensions and rng.random() < 0.5:
-        code = stretch(rng, legal, length - 1, Array.of(machine.to_dict()))
+        code = stretch(rng, legal, length - 1, array)
     else:
-        calm = [c for c in legal if c.extension != "systolic"]
-        code = [instruction(rng, calm, labels=length) for _ in range(length - 1)]
+        calm = [c for c in legal if (array.separate or not issubclass(c, Needy)) and c is not instructions.MODE]  # fmt: skip
+        code = doable((instruction(rng, calm, labels=length) for _ in range(length - 1)), array)
     return Kernel(
         name=name,
         words=Kernel.encode([*code, instructions.EXIT()]),
@@ -114,6 +115,11 @@ def kernel(
     )
 
 
+def doable(code: Iterable[Instr], array: Array) -> list[Instr]:
+    """Instructions, with NOPs instead of those that such units cannot do."""
+    return [instructions.NOP() if array.refusal(i) else i for i in code]
+
+
 def stretch(rng: Random, legal: Iterable[type[Instr]], length: int, array: Array) -> list[Instr]:
     """Into systolic mode, straight through what is legal there on such units, and out."""
     straight = [
@@ -123,12 +129,8 @@ def stretch(rng: Random, legal: Iterable[type[Instr]], length: int, array: Array
         and c not in (instructions.MODE, instructions.EXIT)
         and not any(kind is Label for kind, _ in c.layout.values())
     ]
-    code = [instruction(rng, straight) for _ in range(length)]
-    inside = [i for i in code if i.extension != "systolic" or not array.refusal(i)][: length - 2]
-    filler = [instructions.NOP()] * (length - 2 - len(inside))
-    return [
-        instructions.MODE(Mode.SYSTOLIC), *inside, *filler, instructions.MODE(Mode.SIMD),
-    ]  # fmt: skip
+    inside = doable((instruction(rng, straight) for _ in range(length - 2)), array)
+    return [instructions.MODE(Mode.SYSTOLIC), *inside, instructions.MODE(Mode.SIMD)]
 
 
 def program(

@@ -40,8 +40,10 @@ from .base.memory import LDG, LDL, LDS, STG, STL, STS
 from .base.uniform import R2UR, UIADD, UIDIV, UIMAD, UIMNMX, UIREM, UISETP, UISUB, ULOP, UMOV, USHF
 from .base.warp import BALLOT, SHFL, VOTE
 from .conv import LDG_IM2COL
+from .dma import DMA_LD, FILL_DUP
 from .systolic import ACC_LD, ACC_ST, LSMA, MODE, SMA_COMMIT, SMA_LDB, SMA_SWAP, SMA_WAIT
 from .tensor import HMMA, HMMA_F16, LDSM
+from .vector_memory import CONVDESC, IM2COL_PUSH
 
 __all__ = [
     "ACC_LD",
@@ -52,11 +54,14 @@ __all__ = [
     "BREV",
     "BSSY",
     "BSYNC",
+    "CONVDESC",
     "CVT",
+    "DMA_LD",
     "EXIT",
     "FADD",
     "FDIV",
     "FFMA",
+    "FILL_DUP",
     "FLO",
     "FMNMX",
     "FMUL",
@@ -70,6 +75,7 @@ __all__ = [
     "IABS",
     "IADD",
     "IDIV",
+    "IM2COL_PUSH",
     "IMAD",
     "IMNMX",
     "IMUL",

@@ -124,6 +124,18 @@ class Warp(Protocol):
     def send(self, command: Any, address: int = 0, c: int = 0) -> None:
         """A command joins the queue. `address`: its first row in shared memory; `c`: where C begins, a register or a word."""
 
+    def describe(self, number: int, words: list[int]) -> None:
+        """A descriptor of the block becomes what its words say."""
+
+    def fill(self, command: Any, first: int, rows: int) -> None:
+        """A FILL.DUP joins the queue: stored rows from `first` on."""
+
+    def push(self, command: Any, c: int, tap: int, first: int, rows: int) -> None:
+        """An IM2COL.PUSH joins the queue: rows of the patch matrix from `first` on, into words of accumulator memory from `c` on."""
+
+    def transfer(self, command: Any, target: int, source: int, size: int) -> None:
+        """A DMA.LD joins the queue."""
+
     def commit(self) -> None: ...
     def wait(self, groups: int) -> None: ...
     def switch(self, mode: Any) -> None: ...

@@ -13,15 +13,16 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from . import asm, base, conv, functions, image, lanes, systolic, tensor
+from . import asm, base, conv, dma, functions, image, lanes, systolic, tensor, vector_memory
 from .base import algebra, control, floating, integer, memory, uniform, warp
 from .core import CUSTOM, OPCODE_BITS, TABLE, WORD, Bits, Instr, Modifier
 
 EXTENSIONS: dict[str, str] = {
     "base": "integers to 64 bits, f16, bf16, f32, f64, special functions, memory, divergence, shuffles, votes, barriers",
     "tensor": "inner-product matrix multiply-accumulate on 16-bit operands, fp32 or fp16 accumulators",
-    "systolic": "asynchronous matrix commands to weight-stationary arrays, two modes of the SM",
+    "systolic": "asynchronous matrix commands to weight-stationary arrays, two modes of the SM; vector memory",
     "conv": "loads that know the image: implicit im2col",
+    "async": "a DMA engine that copies to shared memory",
     "custom": f"opcodes {CUSTOM[0]:#x} to {CUSTOM[-1]:#x}: no built-in instruction; plugins declare theirs here",
 }
 """What an extension adds, in the order of the manual."""
@@ -36,6 +37,8 @@ FAMILIES: tuple[ModuleType, ...] = (
     tensor,
     systolic,
     conv,
+    vector_memory,
+    dma,
 )
 """The modules that declare instructions; each one's docstring opens its section."""
 

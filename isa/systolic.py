@@ -76,16 +76,23 @@ STEP = 8
 """Rows, and fp32 columns, of a unit are a multiple of it."""
 UNITS = 7
 """Units that a command can name."""
+VECTOR = 8
+"""Elements of a word of vector memory, on machines that have it."""
+ACCUMULATORS, VECTORS = "accumulator memory", "vector memory"
+"""What some machines have, and some instructions want."""
 
 
 @dataclass(frozen=True)
 class Array:
-    """A machine's systolic units: the shape of one, for 16-bit elements, how many there are, and words of accumulator memory."""
+    """A machine's systolic units: the shape of one, for 16-bit elements, how many there are, words of accumulator memory, elements of a
+    word of vector memory (0: shared memory is none), and whether they are made of no SIMD lanes."""
 
     rows: int = 8
     columns: int = 16
     units: int = UNITS
     accumulators: int = 0
+    word: int = 0
+    separate: bool = False
 
     @staticmethod
     def of(target: Mapping[str, Any]) -> Array:
@@ -99,6 +106,8 @@ class Array:
             number("array_columns", 16),
             number("systolic_units", UNITS),
             number("accumulator_bytes", 0) // WORD,
+            number("vector_word", 0),
+            bool(number("separate_array", 0)),
         )
 
     def macs(self, i: Instr, lanes: int) -> int:
@@ -111,7 +120,9 @@ class Array:
         )
 
     def refusal(self, i: Instr) -> str:
-        """Why these units cannot do an instruction, or ""."""
+        """Why these units cannot do an instruction, or ""; others than Needy ones are not theirs."""
+        if not isinstance(i, Needy):
+            return ""
         if self.rows % STEP or self.columns % (2 * STEP):
             return f"units of {self.rows} × {self.columns}: only multiples of {STEP} × {2 * STEP} are emulated"
         if getattr(i, "units", 0) > self.units:
@@ -122,9 +133,11 @@ class Array:
                 return "C in registers needs units of {} × {}, the machine's have {} × {}".format(
                     *own, *shape
                 )
-        elif isinstance(i, (LSMA, Transfer)) and not self.accumulators:
-            return "the machine has no accumulator memory"
-        return ""
+        if self.word not in (0, VECTOR):
+            return f"words of {self.word} elements: only {VECTOR} are emulated"
+        has = {ACCUMULATORS: self.accumulators, VECTORS: self.word}
+        missing = [n for n in i.needs() if not has[n]]
+        return f"the machine has no {missing[0]}" if missing else ""
 
     def columns_of(self, type: LaneType) -> int:
         """Columns of one unit."""
@@ -138,7 +151,15 @@ ARRAY = Array()
 SOME = tuple(Extent(n) for n in range(1, UNITS + 1))
 
 
-class Command(Instr, unit="systolic"):
+class Needy(Instr):
+    """An instruction that wants more of a machine than its extension."""
+
+    def needs(self) -> tuple[str, ...]:
+        """What it wants: ACCUMULATORS, VECTORS."""
+        return ()
+
+
+class Command(Needy, unit="systolic"):
     """A systolic command is the warp's as a whole: it takes no guard, and all lanes must be active."""
 
     modes = frozenset({SYSTOLIC})
@@ -225,6 +246,9 @@ class LSMA(Command, opcode=0x123, extension="systolic"):
             return f"C takes {tile(self)} registers, at most {MOST}"
         return super().refusal()
 
+    def needs(self) -> tuple[str, ...]:
+        return (ACCUMULATORS,) if self.space is Space.ACC else ()
+
     def accesses(self) -> Iterator[Access]:
         """C is written, and read unless the chain is set; a uniform register that holds C's address is read."""
         use = {Space.ACC: READ}.get(self.space) or (WRITE if self.start is Start.SET else UPDATE)
@@ -256,10 +280,13 @@ class SMA_WAIT(Command, opcode=0x125, name="SMA.WAIT", extension="systolic"):
         m.wait(int(self.n))
 
 
-class Transfer(Instr, unit="systolic"):
+class Transfer(Needy, unit="systolic"):
     """Between registers and accumulator memory, word by word, in either mode."""
 
     count: Extent
+
+    def needs(self) -> tuple[str, ...]:
+        return (ACCUMULATORS,)
 
     def refusal(self) -> str:
         return "" if 1 <= self.count <= MOST else f"count is 1 to {MOST}, not {self.count}"

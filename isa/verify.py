@@ -195,7 +195,7 @@ def code_problems(kernel: Kernel, machine: Machine, where: str = "") -> Iterator
     except IsaError as e:
         yield IsaError(e.code, e.message, where=f"{where}: {e.where}" if where else e.where)
         return
-    told = list(mode_problems(kernel))
+    told = list(mode_problems(kernel, _array(machine).separate))
     for i, instr in enumerate(code):
         told += ((i, text) for text in instruction_problems(instr, kernel, machine, len(code)))
     for i, text in sorted(told):
@@ -212,7 +212,7 @@ def instruction_problems(i: Instr, kernel: Kernel, machine: Machine, length: int
     """What is wrong with one instruction of a kernel of `length` instructions."""
     if i.extension not in machine.extensions:
         yield f"{machine.name} has no extension {i.extension!r}"
-    elif i.extension == "systolic" and (reason := _array(machine).refusal(i)):
+    elif reason := _array(machine).refusal(i):
         yield reason
     for a in i.accesses():
         if isinstance(a.first, Reg) and a.first + a.words > kernel.registers:
@@ -252,15 +252,15 @@ def _successors(i: Instr, pc: int) -> Iterator[int]:
         yield pc + 1
 
 
-def mode_problems(kernel: Kernel) -> Iterator[tuple[int, str]]:
-    """What is wrong with a kernel's modes: (instruction, why)."""
+def mode_problems(kernel: Kernel, separate: bool = False) -> Iterator[tuple[int, str]]:
+    """What is wrong with a kernel's modes: (instruction, why). Beside a `separate` array every instruction is legal in both."""
     for pc, (instr, reached) in enumerate(zip(kernel.code, modes(kernel), strict=True)):
         if len(reached) > 1:
             yield (
                 pc,
                 "it is reached in both modes: all paths to an instruction have one MODE in force",
             )
-        elif bad := reached - instr.modes:
+        elif not separate and (bad := reached - instr.modes):
             yield pc, f"{instr.mnemonic} is illegal in mode {min(bad)!r}"
         elif isinstance(instr, EXIT) and reached - {kernel.mode_exit}:
             yield (

@@ -45,6 +45,10 @@ from knapper.isa.instructions import (
     BRA,
     BSSY,
     BSYNC,
+    CONVDESC,
+    DMA_LD,
+    FILL_DUP,
+    IM2COL_PUSH,
     LDG,
     LDG_IM2COL,
     LDL,
@@ -99,6 +103,10 @@ OPEN: set[type[Instr]] = {
     LDG_IM2COL,
     SMA_LDB,
     LSMA,
+    CONVDESC,
+    FILL_DUP,
+    IM2COL_PUSH,
+    DMA_LD,
 }
 """Instructions whose immediates are slots, extents excepted. Of others they belong to the variant: constants of its handler."""
 
@@ -251,7 +259,7 @@ class _Decoder:
         calm = not np.isin(self.records["kind"][span], [*illegal]).any()
         if self.refused or (calm and kernel.mode_entry == kernel.mode_exit == SIMD):
             return
-        for pc, why in mode_problems(kernel):
+        for pc, why in mode_problems(kernel, self.array.separate):
             self.refused.setdefault(start + pc, why)
 
     def refuse(self, where: NDArray[np.intp], why: str) -> None:
@@ -288,7 +296,7 @@ class _Decoder:
             except IsaError:
                 self.explain(words[member], group[member])
                 continue
-            if reason := self.array.refusal(instr) if instr.extension == "systolic" else "":
+            if reason := self.array.refusal(instr):
                 self.refuse(group[member], f"{instr.mnemonic}: {reason}")
             self.variant[group[member]] = self.number(variant(shape, instr))
             yield member, instr
@@ -376,8 +384,9 @@ class _Decoder:
         self, name: str, raw: NDArray[np.int64], words: int, use: str, group: NDArray[np.intp]
     ) -> NDArray[np.int64]:
         none = raw == 63
+        odd = (raw % alignment(words) != 0) | (raw + words > 63)
         self.refuse(
-            group[~none & ((raw % words != 0) | (raw + words > 63))],
+            group[odd & ~none | none & (words > SPARE)],
             f"{name} is no tuple of {words} uniform registers",
         )
         return np.where(none, 65 if "w" in use else 63, raw) * 4

@@ -209,7 +209,7 @@ BUILT_IN = """
     NOP EXIT BRA BSSY BSYNC BAR S2R S2UR ULDC UMOV UIADD UISUB UIMAD UIMNMX UIDIV UIREM ULOP USHF UISETP R2UR MOV IADD ISUB
     IMUL IDIV IREM IMAD IMULHI IMNMX IABS LOP SHF ISETP POPC FLO BREV SEL PLOP FADD FMUL FDIV FFMA FMNMX FSETP FRND MUFU CVT
     HADD2 HMUL2 HMNMX2 PACK2 LDG STG LDS STS LDL STL SHFL VOTE BALLOT LDSM HMMA.161616.F32 HMMA.161616.F16 LDG.IM2COL
-    MODE SMA.LDB SMA.SWAP LSMA SMA.COMMIT SMA.WAIT ACC.LD ACC.ST
+    MODE SMA.LDB SMA.SWAP LSMA SMA.COMMIT SMA.WAIT ACC.LD ACC.ST CONVDESC FILL.DUP IM2COL.PUSH DMA.LD
 """
 
 
@@ -354,7 +354,7 @@ class Bare:
             for to in [self.write_set, *reads]:
                 self.note(to, "R", c, words, None if c != 255 else c)
 
-    commit = wait = switch = lambda self, *operand: None
+    commit = wait = switch = describe = fill = push = transfer = lambda self, *operand: None
 
     def load(self, space, address, type, words=1, where=None):
         lanes = self.mask if where is None else self.mask & where
