@@ -29,7 +29,9 @@ from test_matrix_kernels import (
 )
 
 from knapper.compiler.codegen.generator import GENERATORS, modes_of
+from knapper.compiler.codegen.matrix import cost
 from knapper.compiler.codegen.matrix.blocks import product
+from knapper.compiler.codegen.matrix.systolic import Strips
 from knapper.compiler.driver import Options as CompileOptions
 from knapper.compiler.driver import finish
 from knapper.compiler.ir import Array, Graph, evaluate
@@ -272,6 +274,32 @@ def test_what_is_offered_has_enough_registers(name: str) -> None:
     for options in some(big, 8):
         (launch,) = generator.lower(group, options, machine).launches
         assert launch.kernel.registers <= 255
+
+
+@pytest.mark.parametrize(("m", "n", "blocks"), [(3136, 64, 80), (784, 128, 80), (196, 256, 80), (49, 512, 72)])  # fmt: skip
+def test_tiles_are_offered_that_fill_the_sms_in_one_round(m: int, n: int, blocks: int) -> None:
+    """The rows of ResNet's images: none is a multiple of a round height."""
+    graph, _ = matmul((m, 64), (64, n), known=True)
+    tiles = {o["tile"][:2] for o in offers(graph, SMA["sma3"])}
+    grids = {(bm, bn): -(-m // bm) * -(-n // bn) for bm, bn in tiles}
+    assert max(count for count in grids.values() if count <= 80) >= blocks
+    wasted = min(-(-m // bm) * bm * -(-n // bn) * bn / (m * n) for bm, bn in tiles)
+    assert wasted < 1.03
+
+
+def test_rereads_that_go_beyond_l2_are_predicted() -> None:
+    """A round of 80 blocks of 128 × 128 reads 10,240 rows of A and a column of tiles; the next round reads the same rows again."""
+    machine, k = SMA["sma3"], 1024
+    t = Strips(128, 128, 64, 3, 4)
+
+    def again(m: int, n: int, at_once: int = 80) -> float:
+        p = product(group_of(matmul((m, k), (k, n))[0]))
+        return cost.read_again(p, t, at_once, machine) / (2 * k)
+
+    assert again(1024, 1024) == 0, "4 MB fit"
+    beyond = 1 - machine.l2_bytes / (2 * k * (10240 + 512))
+    assert again(10240, 512) == pytest.approx(3 * 10240 * beyond)
+    assert again(10240, 512, 320) == 0, "one round"
 
 
 @pytest.mark.parametrize("name", SMA)

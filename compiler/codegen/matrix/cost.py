@@ -89,10 +89,9 @@ def cycles(w: Work, machine: Machine) -> float:
         machine.shared_bytes_per_sm // max(s.shared_bytes, 1), machine.blocks_per_sm, math.ceil(w.blocks / machine.sms),
     ))  # fmt: skip
     rounds = math.ceil(w.blocks / (machine.sms * resident))
-    nbytes, speed = (
-        from_l2(w.product, w.tile, resident * s.shared_bytes, machine),
-        rate(w.blocks, machine),
-    )
+    nbytes = from_l2(w.product, w.tile, resident * s.shared_bytes, machine)
+    again = read_again(w.product, w.tile, machine.sms * resident, machine)
+    speed = rate(w.blocks, machine, min(again / (w.blocks * w.steps * nbytes), 1.0))
     load = machine.l2_latency + min(nbytes, s.shared_bytes / 2) / speed
     step = max(resident * max(_busy(w, machine), nbytes / speed), _alone(w, machine), load)
     share = max(1.0, resident * w.warps / machine.subcores)
@@ -107,6 +106,19 @@ def rate(blocks: int, machine: Machine, missing: float = 0.0) -> float:
     each = machine.clock_hz * min(blocks, machine.sms)
     dram = missing * each / machine.dram_bytes_per_second
     return 1 / max(1 / machine.sm_bytes_per_cycle, each / machine.l2_bytes_per_second, dram)
+
+
+def read_again(p: Product, t: Tile, at_once: int, machine: Machine) -> float:
+    """Bytes of A and B that come from DRAM once more, while `at_once` blocks run: these find in L2 what each other reads.
+
+    Blocks go down the rows of C, so a round of them reads some of A's rows and few of B's columns, and the next round reads the
+    same again, which hits as far as A and B fit into L2.
+    """
+    down, across = -(-p.m // t.bm), -(-p.n // t.bn)
+    a, b, together = p.a_type.bytes, p.b_type.bytes, min(at_once, down * across)
+    rounds = -(-down * across // together)
+    read = rounds * (a * min(together / down, 1.0) + b * min(-(-together // down) / across, 1.0))
+    return max(read - a - b, 0.0) * max(0.0, 1 - machine.l2_bytes / (a + b))
 
 
 def from_l2(p: Product, t: Tile, held: int, machine: Machine) -> float:
@@ -174,12 +186,14 @@ def systolic(p: Product, t: Any, size: int, w: Arrays, machine: Machine) -> floa
     """Cycles of a launch of tiles `t` whose operands are of `size` bytes. One block runs on an SM at a time.
 
     A block: addresses, the first load, a step for each other load (the array's work, or the load if that is longer), the last step,
-    the results. Loads share L2 with those of the other SMs.
+    the results. Loads share L2 with those of the other SMs. They begin a step early, and as soon as a warp has its part it asks for the next
+    one: what memory needs for the other warps passes meanwhile.
     """
     blocks, steps = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch, -(-p.k // t.bk)
     nbytes = from_l2(p, t, 2 * (t.bm + t.bn) * t.bk * size, machine)
     turns = -(-t.warps // machine.subcores)
-    missing = min(w.weights / (blocks * steps * nbytes), 1.0)
+    from_dram = w.weights + read_again(p, t, machine.sms, machine)
+    missing = min(from_dram / (blocks * steps * nbytes), 1.0)
     speed = rate(blocks, machine, missing)
     latency = machine.l2_latency + missing * (machine.dram_latency - machine.l2_latency)
     one = dataflow.stream(machine, t.bm, t.units, accumulators=False, first=False)
@@ -188,12 +202,14 @@ def systolic(p: Product, t: Any, size: int, w: Arrays, machine: Machine) -> floa
     banks = machine.shared_banks
     left = max(banks - machine.systolic_banks, 0) or banks  # who needs all has memory of its own
     stores = w.moves * t.warps * banks // left
-    load = latency + nbytes / speed + max(stores, 2 * w.moves * turns)
+    moving, storing = nbytes / speed, max(stores, 2 * w.moves * turns)
+    load = max(moving, latency + moving / t.warps + storing)
     each = max(w.converts * machine.units["cvt"].interval, 2 * w.epilogue)
     results = -(-w.strips // machine.subcores) * w.results * each + w.nbytes / speed
     results += latency * -(-w.results // w.operands) if w.nbytes else 0
     block = (
-        ADDRESSES * turns + load + (steps - 1) * max(array, load + 2 * machine.units["barrier"].latency) + array
+        ADDRESSES * turns + latency + moving + storing
+        + (steps - 1) * max(array, load + 2 * machine.units["barrier"].latency) + array
         + machine.lsma_fill + results + w.switches * machine.mode_switch_cycles
     )  # fmt: skip
     commands = 3 * w.strips * t.bk // machine.array_rows

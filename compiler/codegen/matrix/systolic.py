@@ -56,6 +56,8 @@ from .product import Product
 ELEMENTS = {"f16": Element.F16, "bf16": Element.BF16, "f32": Element.F32}
 SIZES = {"f16": 2, "bf16": 2, "f32": 4}
 """Bytes of an element."""
+VECTOR = 16
+"""Bytes of a lane's longest access: tiles begin at multiples of it."""
 SKEW = 4
 """Bytes that set the rows of a transposed tile off, so that a column of it touches all banks."""
 WARPS = (4, 8)
@@ -66,6 +68,9 @@ ROW, PIXEL = 1, 3
 """Registers for the row of a load: which one it is; of a convolution also where its first pixel lies, and the sum of an address."""
 DEPTHS = (256, 128, 64, 32)
 HEIGHTS = (128, 96, 64, 32, 16, 8)
+"""Rows of C of a block, about."""
+ROUNDS = (1, 2)
+"""Of blocks over the SMs: small products gain by filling the last one."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +134,11 @@ def mode_pairs(group: Group, p: Product, t: Strips, machine: Machine) -> Iterato
 def tilings(p: Product, packed: bool, machine: Machine) -> Iterator[Strips]:
     """Block tiles that may pay for this product, without their modes; `packed`: B lies as the tiles need it."""
     column, element = columns(p), SIZES[p.dtype]
-    rows = next((h for h in reversed(HEIGHTS) if h >= p.m), HEIGHTS[0])
     for units in range(machine.systolic_units, 0, -1):
-        for bm in (h for h in HEIGHTS if h <= rows):
-            if bm * column * units // LANES > MOST or bm * column % LANES:
-                continue
-            for bn in widths(p.n, column, units):
+        for bn in widths(p.n, column, units):
+            for bm in heights(p, bn, column, machine):
+                if bm * column * units // LANES > MOST:
+                    continue
                 for bk in depths(p, element):
                     sizes = (Strips(bm, bn, bk, units, warps) for warps in WARPS)
                     if t := next((t for t in sizes if fits(t, p, packed, machine)), None):
@@ -151,6 +155,16 @@ def widths(n: int, column: int, units: int) -> list[int]:
     )
 
 
+def heights(p: Product, bn: int, column: int, machine: Machine) -> list[int]:
+    """Heights that cut m into equal tiles: of about `HEIGHTS`, and so that blocks fill the SMs in whole rounds. C's rows fill registers."""
+    step = LANES // gcd(column, LANES)
+    across = -(-p.n // bn) * p.batch
+    parts = [-(-p.m // h) for h in HEIGHTS]
+    parts += [rounds * machine.sms // across for rounds in ROUNDS]
+    cuts = (-(-p.m // (n * step)) * step for n in parts if n)
+    return list(dict.fromkeys(h for h in cuts if h <= HEIGHTS[0]))
+
+
 def depths(p: Product, element: int) -> list[int]:
     """k a step: as deep as the channels of a tap allow, or for mixed taps the shallower."""
     most = [bk * 2 // element for bk in DEPTHS]
@@ -161,7 +175,7 @@ def depths(p: Product, element: int) -> list[int]:
 def fits(t: Strips, p: Product, packed: bool, machine: Machine) -> bool:
     """Whether two buffers fit shared memory, strips the warps, and C and the next tiles a thread's registers."""
     element, column = SIZES[p.dtype], columns(p)
-    nbytes = 2 * t.bk * (t.bm * element + t.bn * element + SKEW) + 2 * t.bm * SKEW
+    nbytes = 2 * (t.bk * (t.bm * element + t.bn * element + SKEW) + t.bm * SKEW + VECTOR)
     c = t.bm * column * t.units // LANES
     return (
         nbytes <= machine.shared_bytes_per_block
@@ -177,7 +191,7 @@ def registers(t: Strips, machine: Machine) -> int:
 
 def vectors(p: Product, packed: bool) -> tuple[int, int]:
     """Elements of A and of B that a load takes."""
-    most = 16 // SIZES[p.dtype]
+    most = VECTOR // SIZES[p.dtype]
     a = 1 if p.trans_a else vector_a(p, most)
     return a, most if packed else 1 if p.trans_b else vector_b(p, most)
 
@@ -213,7 +227,7 @@ class Kernel(TiledKernel[Strips]):
 
     @property
     def vector(self) -> int:
-        return 16 // int(self.element)
+        return VECTOR // int(self.element)
 
     def packed_weights(self, padded: Array) -> Array:
         """[z, n tile, k step, k, n]."""
@@ -271,7 +285,8 @@ class Kernel(TiledKernel[Strips]):
         pitch = across * self.element + (SKEW if transposed else 0)
         g = grid(self.b, rows, cols, 1 if transposed else v, self.t.threads, pitch, self.element)
         g = _transposed(self.b, g, pitch, self.element) if transposed else g
-        return Tile(reach(self.b, g), g, start, self.element), pitch, start + down * pitch
+        end = start + -(-down * pitch // VECTOR) * VECTOR
+        return Tile(reach(self.b, g), g, start, self.element), pitch, end
 
     def tile_a(self, start: int) -> tuple[Tile, int]:
         """A as rows of bk."""
