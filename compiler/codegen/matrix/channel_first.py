@@ -1,0 +1,97 @@
+"""Convolutions and products on an array that is fed from vector memory, channel first (`channel_first_shape`, `channel_first_kernel`).
+
+How operators map:
+
+    2-D convolution     as it is: stride, dilation and padding are the address generator's
+    1-D convolution     an image of one line; with few channels T taps share a pass
+    MatMul, Gemm        a convolution by one tap whose images are the rows of A
+    grouped             a block a group of channels, one after the other; refused where a group has one channel, for which `direct` is made
+    3-D, transposed     come as products: an explicit lowering, and a product whose rows are scattered
+
+B must be known at compile time and A must not be transposed; what else there is goes through `accumulating`.
+
+Where T does not divide the taps of a line, the last pass of a line reads pixels to the right of its window and multiplies them by
+weights of zero: an Inf or NaN there makes a NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from knapper.isa.machine import Machine
+from knapper.isa.systolic import STEP
+
+from ...ir import Array
+from ..generator import Group, Options, register
+from . import blocks, evaluate
+from .channel_first_cost import predicted
+from .channel_first_kernel import Kernel
+from .channel_first_shape import Tiles, Walk, descriptor, unaddressable, walks
+from .engine import Engine
+from .product import Product
+from .systolic import ELEMENTS
+
+WARPS = 32
+"""Of a block, as many as there can be: what they wait for in the epilogue passes together."""
+
+
+def warps(machine: Machine) -> int:
+    """Of a block on this machine."""
+    return min(WARPS, machine.warps_per_sm)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """What `evaluate` takes at once."""
+
+    bm: int
+    bn: int
+
+
+class ChannelFirst(Engine):
+    """The generator."""
+
+    kind = "channel_first"
+    extensions = frozenset({"async", "systolic", "conv"})
+
+    def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
+        if not machine.vector_word or not machine.accumulator_bytes:
+            return f"{machine.name} has no vector memory"
+        rows, columns = machine.array_rows, machine.array_columns
+        if rows % STEP or columns % (2 * STEP) or columns & (columns - 1):
+            return f"{machine.name} has units of {rows} × {columns}"
+        if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
+            return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the array takes f16, bf16 and f32"
+        if not blocks.packs(group, p):
+            return "B is not one matrix that is known now"
+        return self._shape_refuses(p, machine)
+
+    def _shape_refuses(self, p: Product, machine: Machine) -> str | None:
+        if p.trans_a or (p.window is None and p.axes):
+            return "A is transposed" if p.trans_a else "A is a batch of matrices"
+        if p.axes and p.channels == 1:
+            return "is depthwise: a group would use one row of the array"
+        if why := unaddressable(descriptor(p, machine, 1, "batch")):
+            return why
+        if next(walks(p, machine, warps(machine)), None) is None:
+            return f"no strip of its rows fits {machine.name}"
+        return None
+
+    def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
+        for walk in walks(blocks.product(group), machine, warps(machine)):
+            yield asdict(walk)
+
+    def cost(self, group: Group, options: Options, machine: Machine) -> float:
+        tiles = Tiles(blocks.product(group), Walk.of(options), machine)
+        return predicted(group, tiles)
+
+    def emitter(self, group: Group, options: Options, machine: Machine) -> Kernel:
+        return Kernel(group, Walk.of(options), machine)
+
+    def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
+        p, walk = blocks.product(group), Walk.of(options)
+        return evaluate.tiled(group, p, Strip(walk.strip, p.n), env)
+
+
+register(ChannelFirst())

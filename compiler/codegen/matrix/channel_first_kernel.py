@@ -1,0 +1,539 @@
+"""The kernel of `channel_first`: one block whose warps have roles, and two barriers a phase.
+
+    phase k          DMA warp              array warp                          epilogue warps
+                     fetch tick k          (ticks up to k - 1 run)             sums of tick k - 2, if a job ends there
+    ── barrier ──
+                                           commands of tick k; wait for k - 1
+    ── barrier ──
+
+So the array always has a tick in its queue, and never drains: rows and weights of tick k go where those of tick k - 2 were, and
+so do its sums. Loops over jobs, chunks, passes and pixels are rolled in uniform registers; each role has its own copy of the nest, and
+all come to as many barriers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from knapper.isa.instructions import (
+    ACC_LD,
+    BAR,
+    BRA,
+    CONVDESC,
+    DMA_LD,
+    EXIT,
+    FILL_DUP,
+    IADD,
+    IM2COL_PUSH,
+    ISETP,
+    SMA_COMMIT,
+    SMA_LDB,
+    SMA_SWAP,
+    SMA_WAIT,
+    UIADD,
+    UIMNMX,
+    UISUB,
+    ULOP,
+    UMOV,
+)
+from knapper.isa.machine import Machine
+from knapper.isa.modifiers import SR, Bits32, Cmp, Logic, MinMax, Start
+from knapper.isa.systolic import LANES
+from knapper.isa.vector_memory import REGISTERS
+
+from ...ir import Array
+from ..builder import PT, KernelBuilder, VLabel, VPred, VReg, VUReg
+from ..generator import Emitted, Group
+from . import blocks
+from .channel_first_shape import Tiles, Walk
+from .code import (
+    S32,
+    Number,
+    add,
+    block_index,
+    divmod_,
+    fixed,
+    lane_id,
+    move_base,
+    mul,
+    param,
+    special,
+    uadd,
+    ucompare,
+    udivmod,
+    umin,
+    umov,
+    umul,
+    usub,
+)
+from .engine import Emitter
+from .epilogue import BYTES, Epilogue, Frame, Spot, operands
+from .systolic import ELEMENTS
+
+ROLES = 2
+"""Warps before those of the epilogue: array and DMA."""
+ARRAY, DMA = range(ROLES)
+UNIT = 1
+"""Arrays that a command uses."""
+DESCRIPTOR = 0
+PIECE = 32
+"""Registers of sums that an epilogue warp takes at once, if a pixel does not need more."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a nest stands."""
+
+    block: Number
+    section: Number
+    strip: Number
+
+
+@dataclass(frozen=True)
+class Place(Spot):
+    """A spot, and how many pixels and images it is away from the thread's first one."""
+
+    pixel: int
+    image: int
+
+
+# --- control flow
+
+
+@contextmanager
+def loop(b: KernelBuilder, times: int) -> Iterator[Number]:
+    """What is emitted inside happens so often; gives which time it is."""
+    if times == 1:
+        yield 0
+        return
+    i, again = umov(b, 0), b.label()
+    b.place(again)
+    yield i
+    b.emit(UIADD, Bits32._32, i, i, 1)
+    b.emit(BRA, again, guard=ucompare(b, Cmp.LT, i, times))
+
+
+@contextmanager
+def where_zero(b: KernelBuilder, *counters: Number) -> Iterator[None]:
+    """What is emitted inside is for the first time of all these loops."""
+    over = b.label()
+    for i in counters:
+        if not isinstance(i, int):
+            b.emit(BRA, over, guard=ucompare(b, Cmp.NE, i, 0))
+    yield
+    b.place(over)
+
+
+def barriers(b: KernelBuilder, count: int) -> None:
+    """So many in a row."""
+    with loop(b, count):
+        b.emit(BAR, 0)
+
+
+# --- the epilogue
+
+
+class Pieces(Epilogue):
+    """The epilogue of pieces of one job: what does not change from piece to piece is done before the loop over them.
+
+    `pixels` and `images` are the lanes' numbers minus how many there are, so negative where there is something; None: everywhere.
+    """
+
+    pixels: VReg | None = None
+    images: VReg | None = None
+
+    def begin_all(self, columns: Iterable[int]) -> None:
+        """Bases, addresses, and operands that are alike in all rows, for spots at these columns."""
+        for s in (Place(self.frame.col, 0, col, 0, 0) for col in columns):
+            for v in (*self.group.outputs, *self.read):
+                self._base(v)
+                self._address(v, s)
+            for v in self.read:
+                if not self._rowwise(v):
+                    self._value(v, s)
+
+    def advance(self, rows: int, pixels: int, images: int) -> None:
+        """The next piece lies so far away."""
+        for v, base in self.bases.items():
+            move_base(self.b, base, rows * self.ways[v].row * BYTES[self.types[v].dtype])
+        for bound, by in ((self.pixels, pixels), (self.images, images)):
+            if bound is not None and by:
+                self.b.emit(IADD, S32, bound, bound, by)
+
+    def _inside(self, s: Spot) -> VPred | Any:
+        assert isinstance(s, Place)
+        tests = [(self.pixels, -s.pixel), (self.images, -s.image)]
+        if self.frame.cols:
+            tests.append((self._column(), self.frame.cols - s.col))
+        found: VPred | None = None
+        for x, limit in tests:
+            if x is not None:
+                found = self._both(found, x, limit)
+        return PT if found is None else found
+
+    def _both(self, p: VPred | None, x: VReg, limit: int) -> VPred:
+        """x below the limit, and p."""
+        if p is None:
+            return self._below(x, limit)
+        self.b.emit(ISETP, Cmp.LT, S32, p, x, limit, guard=p)
+        return p
+
+
+# --- the kernel
+
+
+class Kernel(Emitter):
+    """One launch being emitted."""
+
+    def __init__(self, group: Group, walk: Walk, machine: Machine) -> None:
+        self.group, self.machine = group, machine
+        self.p = blocks.product(group)
+        self.t = Tiles(self.p, walk, machine)
+        self.type = ELEMENTS[self.p.dtype]
+        tail = (*operands(group, self.p), *group.outputs)
+        self.names = (self.p.a, self.packed_name, *tail)
+        self.parameters = {v: 2 + i for i, v in enumerate(tail)}
+
+    @property
+    def packed_name(self) -> str:
+        return f"{self.p.b}.{self.t.rows}x{self.t.columns}.{self.t.taps}"
+
+    def constants(self) -> dict[str, Array]:
+        return {self.packed_name: self.t.packed(self.group.constants[self.p.b])}
+
+    def emit(self) -> Emitted:
+        t = self.t
+        threads = LANES * t.walk.warps
+        b = self.b = KernelBuilder(self.group.name, (threads, 1, 1), self.machine, matrix=True)
+        b.role(self.group.nodes.index(self.p.node))
+        b.shared(t.shared_bytes)
+        self.z = block_index(b, SR.CTAID_Z, self.p.batch)
+        self.warp = special(b, SR.WARPID)
+        dma, epilogue = b.label(), b.label()
+        b.emit(BRA, dma, guard=ucompare(b, Cmp.EQ, self.warp, DMA))
+        b.emit(BRA, epilogue, guard=ucompare(b, Cmp.GT, self.warp, DMA))
+        self._array()
+        self._begin(dma)
+        self._dma()
+        self._begin(epilogue)
+        self._epilogue()
+        b.emit(EXIT)
+        return blocks.launched(b.finish(), self.group, self.p, (1, 1, self.p.batch), self.names)
+
+    def _begin(self, role: VLabel) -> None:
+        self.b.emit(EXIT)
+        self.b.place(role)
+        self.b.role(self.group.nodes.index(self.p.node))
+
+    # --- the nest
+
+    @contextmanager
+    def _jobs(self) -> Iterator[Job]:
+        t, found = self.t, dict[str, Number]()
+        times = {"block": t.blocks, "section": t.sections, "strip": t.strips}
+        outside = ("block", "section", "strip")
+        order = outside if t.walk.order == "image" else (*outside[1:], outside[0])
+        with ExitStack() as stack:
+            for name in order:
+                found[name] = stack.enter_context(loop(self.b, times[name]))
+            yield Job(**found)
+
+    def _pixels(self, j: Job) -> tuple[Number, Number]:
+        """The first pixel of the section that a job takes, and how many."""
+        t, first = self.t, umul(self.b, j.strip, self.t.walk.strip)
+        if t.pixels % t.walk.strip == 0:
+            return first, t.walk.strip
+        return first, umin(self.b, usub(self.b, t.pixels, first), t.walk.strip)
+
+    def _weights(self, j: Job, chunk: Number, turn: VUReg | None) -> Number:
+        """Where a tick's weights begin in vector memory; `turn` changes between 0 and 1 with each chunk that comes."""
+        b, t = self.b, self.t
+        tile, each = t.tile_bytes, min(t.walk.chunk, t.passes) * t.tile_bytes
+        if t.kept == "all":
+            inside = umul(b, chunk, each, t.weights_at)
+            return umul(b, j.block, t.passes * tile, inside)
+        if t.kept == "block":
+            return umul(b, self._parity(j.block), each, t.weights_at)
+        return t.weights_at if turn is None else umul(b, turn, each, t.weights_at)
+
+    def _parity(self, x: Number) -> Number:
+        if isinstance(x, int):
+            return x & 1
+        d = self.b.ureg()
+        self.b.emit(ULOP, Logic.AND, d, x, 1)
+        return d
+
+    def _turn(self) -> VUReg | None:
+        return umov(self.b, 0) if self.t.kept == "chunk" and self.t.ticks > 1 else None
+
+    def _flip(self, turn: VUReg | None, mask: int = 1) -> None:
+        if turn is not None:
+            self.b.emit(ULOP, Logic.XOR, turn, turn, mask)
+
+    def _chunk_passes(self, chunk: Number) -> Number:
+        """Passes of a tick."""
+        t, b = self.t, self.b
+        each = min(t.walk.chunk, t.passes)
+        if t.passes % each == 0:
+            return each
+        return umin(b, usub(b, t.passes, umul(b, chunk, each)), each)
+
+    # --- DMA
+
+    def _dma(self) -> None:
+        b, t = self.b, self.t
+        self._describe()
+        weights = param(b, 1)
+        move_base(b, weights, umul(b, self.z, t.blocks * t.passes * t.tile_bytes))
+        fetched, turn = umov(b, 0), self._turn()
+        with self._jobs() as j, loop(b, t.chunks) as chunk:
+            unless = {"all": (j.section, j.strip), "block": (j.section, j.strip), "chunk": ()}
+            with where_zero(b, *unless[t.kept]):
+                self._fetch_weights(j, chunk, turn, weights)
+            with where_zero(b, j.block, chunk):
+                self._fetch_rows(j, fetched)
+            self._flip(turn)
+            b.emit(SMA_COMMIT)
+            b.emit(SMA_WAIT, 0)
+            barriers(b, 2)
+        barriers(b, 2 + 2 * t.chunks)
+
+    def _describe(self) -> None:
+        """The descriptor, whose address is a parameter."""
+        b, u = self.b, self.b.ureg(REGISTERS)
+        image = param(b, 0)
+        move_base(b, image, umul(b, self.z, (self.p.axes[0].a if self.p.axes else 0) * self.t.size))
+        for i, word in enumerate(self.t.descriptor.words()):
+            b.emit(UMOV, u[i], word if i > 1 else image[i])
+        b.emit(CONVDESC, DESCRIPTOR, u)
+
+    def _fetch_weights(self, j: Job, chunk: Number, turn: VUReg | None, weights: VUReg) -> None:
+        b, t = self.b, self.t
+        tile, each = t.tile_bytes, min(t.walk.chunk, t.passes)
+        source = b.ureg(2)
+        b.emit(UIADD, Bits32._64, source, weights, 0)
+        move_base(b, source, umul(b, j.block, t.passes * tile, umul(b, chunk, each * tile)))
+        nbytes = umul(b, self._chunk_passes(chunk), tile)
+        b.emit(DMA_LD, umov(b, self._weights(j, chunk, turn)), 0, source, nbytes)
+
+    def _fetch_rows(self, j: Job, fetched: VUReg) -> None:
+        """Stored rows of a strip that are not there yet."""
+        b, t = self.b, self.t
+        first, count = self._pixels(j)
+        begin = umul(b, j.section, int(t.descriptor.layout.padded_h))
+        low = umul(b, self._line(first), t.down, begin)
+        high = umul(
+            b, self._line(uadd(b, uadd(b, first, count), -1)), t.down, uadd(b, begin, t.span)
+        )
+        start, rows, over = umov(b, low), umov(b, high), b.label()
+        b.emit(UIMNMX, MinMax.MAX, start, start, fetched)
+        b.emit(UISUB, rows, rows, start)
+        b.emit(BRA, over, guard=ucompare(b, Cmp.LE, rows, 0))
+        b.emit(FILL_DUP, DESCRIPTOR, start, rows)
+        b.emit(UIADD, Bits32._32, fetched, start, rows)
+        b.place(over)
+
+    def _line(self, pixel: Number) -> Number:
+        if isinstance(pixel, int):
+            return pixel // self.t.line
+        return udivmod(self.b, pixel, self.t.line)[0]
+
+    # --- array
+
+    def _array(self) -> None:
+        b, t = self.b, self.t
+        turn, sums = self._turn(), umov(b, 0)
+        tap = b.ureg()
+        with self._jobs() as j:
+            first, count = self._pixels(j)
+            section = umul(b, j.section, t.pixels)
+            m0, m = umov(b, umul(b, uadd(b, section, first), t.wn)), umov(b, umul(b, count, t.wn))
+            b.emit(UMOV, tap, 0)
+            with loop(b, t.chunks) as chunk:
+                b.emit(BAR, 0)
+                self._passes(
+                    self._weights(j, chunk, turn), self._chunk_passes(chunk), tap, sums, m0, m
+                )
+                self._flip(turn)
+                b.emit(SMA_COMMIT)
+                b.emit(SMA_WAIT, 1)
+                b.emit(BAR, 0)
+            self._flip(sums if t.jobs > 1 else None, t.half)
+        b.emit(BAR, 0)
+        b.emit(SMA_WAIT, 0)
+        barriers(b, 1 + 2 * t.chunks)
+
+    def _passes(
+        self, weights: Number, count: Number, tap: VUReg, sums: VUReg, m0: VUReg, m: VUReg
+    ) -> None:
+        """The commands of a tick. The tap of a job's first pass is 0, and begins its chains."""
+        b, t = self.b, self.t
+        at, left, again = umov(b, weights), umov(b, count), b.label()
+        goes_on, over = b.label(), b.label()
+        b.place(again)
+        b.emit(SMA_LDB, self.type, UNIT, at, 0, t.columns * t.size)
+        b.emit(SMA_SWAP, UNIT)
+        b.emit(BRA, goes_on, guard=ucompare(b, Cmp.NE, tap, 0))
+        self._push(Start.SET, tap, sums, m0, m)
+        b.emit(BRA, over)
+        b.place(goes_on)
+        self._push(Start.ADD, tap, sums, m0, m)
+        b.place(over)
+        self._next_tap(tap)
+        b.emit(UIADD, Bits32._32, at, at, t.tile_bytes)
+        b.emit(UIADD, Bits32._32, left, left, -1)
+        b.emit(BRA, again, guard=ucompare(b, Cmp.GT, left, 0))
+
+    def _push(self, start: Start, tap: VUReg, sums: VUReg, m0: VUReg, m: VUReg) -> None:
+        self.b.emit(IM2COL_PUSH, self.type, start, sums, UNIT, DESCRIPTOR, tap, m0, m)
+
+    def _next_tap(self, tap: VUReg) -> None:
+        """cb << 16 | r << 8 | q: blocks of channels run fastest, then T taps along a line, then down."""
+        b, (down, along, blocks_) = self.b, self.t.pass_shape
+        over = b.label()
+        if blocks_ > 1:
+            b.emit(UIADD, Bits32._32, tap, tap, 1 << 16)
+            b.emit(BRA, over, guard=ucompare(b, Cmp.LT, tap, blocks_ << 16))
+            b.emit(ULOP, Logic.AND, tap, tap, 0xFFFF)
+        b.emit(UIADD, Bits32._32, tap, tap, self.t.taps)
+        if down > 1:
+            q = b.ureg()
+            b.emit(ULOP, Logic.AND, q, tap, 0xFF)
+            b.emit(BRA, over, guard=ucompare(b, Cmp.LT, q, along * self.t.taps))
+            b.emit(ULOP, Logic.AND, tap, tap, 0xFF00)
+            b.emit(UIADD, Bits32._32, tap, tap, 1 << 8)
+        b.place(over)
+
+    # --- epilogue
+
+    @property
+    def warps(self) -> int:
+        """Of the epilogue."""
+        return self.t.walk.warps - ROLES
+
+    @property
+    def least(self) -> int:
+        """Pixels whose sums fill whole registers, if there are as many."""
+        return max(1, LANES // (self.t.columns * self.t.wn))
+
+    @property
+    def piece(self) -> int:
+        """Pixels that a warp takes at once."""
+        return max(self.least, PIECE * LANES // (self.t.columns * self.t.wn))
+
+    def _epilogue(self) -> None:
+        b, t = self.b, self.t
+        self.number = uadd(b, self.warp, -ROLES)
+        self._lanes()
+        sums = umov(b, 0)
+        barriers(b, 2 * (t.chunks + 1))
+        with self._jobs() as j:
+            self._job(j, sums)
+            self._flip(sums if t.jobs > 1 else None, t.half)
+            barriers(b, 2 * t.chunks)
+
+    def _lanes(self) -> None:
+        """A lane's place in a register of sums: pixel, image, column."""
+        b, t, lane = self.b, self.t, lane_id(self.b)
+        self.pixel = self.image = fixed(b, 0)
+        self.column = lane
+        if t.columns < LANES:
+            row, self.column = divmod_(b, lane, t.columns)
+            self.pixel, self.image = divmod_(b, row, t.wn)
+
+    def _job(self, j: Job, sums: VUReg) -> None:
+        """Pieces of a strip go to warps in turn; then what is left, in the smallest pieces."""
+        b, piece, least = self.b, self.piece, self.least
+        first, count = self._pixels(j)
+        if isinstance(count, int):
+            whole: Number = count // piece * piece
+        else:
+            whole = b.ureg()
+            b.emit(ULOP, Logic.AND, whole, count, -piece & 0xFFFFFFFF)
+        if not isinstance(whole, int) or whole:
+            self._pieces(j, first, sums, 0, whole, piece)
+        if piece > 1 and (not isinstance(whole, int) or whole != count):
+            self._pieces(j, first, sums, whole, count, least)
+
+    def _pieces(
+        self, j: Job, first: Number, sums: VUReg, begin: Number, end: Number, piece: int
+    ) -> None:
+        """A loop over a strip's pixels from `begin` on, `piece` at once."""
+        b, t, again, over = self.b, self.t, self.b.label(), self.b.label()
+        pixel = umov(b, umul(b, self.number, piece, begin))
+        last = umov(b, end)
+        b.emit(BRA, over, guard=ucompare(b, Cmp.GE, pixel, last))
+        words = umov(b, umul(b, pixel, t.wn * t.columns, sums))
+        acc = b.reg(piece * t.wn * t.columns // LANES)
+        e = self._begun(j, uadd(b, first, pixel))
+        if piece == self.least > 1:
+            e.pixels = self._missing(pixel, last)
+        b.place(again)
+        self._load(acc, words, e.pixels)
+        e.emit([*self._places(acc)])
+        step = piece * self.warps
+        e.advance(step * t.steps[1], step, step * t.wn if t.single else 0)
+        b.emit(UIADD, Bits32._32, words, words, step * t.wn * t.columns)
+        b.emit(UIADD, Bits32._32, pixel, pixel, step)
+        b.emit(BRA, again, guard=ucompare(b, Cmp.LT, pixel, last))
+        b.place(over)
+
+    def _missing(self, pixel: VUReg, last: VUReg) -> VReg:
+        """The lane's pixel minus the strip's end: negative where there is one."""
+        d = self.b.ureg()
+        self.b.emit(UISUB, d, pixel, last)
+        return add(self.b, self.pixel, d)
+
+    def _load(self, acc: VReg, words: VUReg, pixels: VReg | None) -> None:
+        """A piece's sums. Lanes whose pixel is missing leave the accumulators alone."""
+        b = self.b
+        if pixels is None:
+            b.emit(ACC_LD, acc.words, acc, words, 0)
+            return
+        inside = b.pred()
+        b.emit(ISETP, Cmp.LT, S32, inside, pixels, 0)
+        b.emit(ACC_LD, acc.words, acc, words, 0, guard=inside)
+
+    def _places(self, acc: VReg) -> Iterator[Place]:
+        """Where a piece's sums lie, those left out whose columns no block has."""
+        t = self.t
+        _, down, across = t.steps
+        for i in range(acc.words):
+            row, col = divmod(i * LANES, t.columns)
+            pixel, image = divmod(row, t.wn)
+            away = pixel * t.wn + image if t.single else image
+            if col < self.p.n:
+                yield Place(acc[i], pixel * down + image * across, col, pixel, away)
+
+    def _begun(self, j: Job, first: Number) -> Pieces:
+        """The epilogue of pieces, the first of which begins at pixel `first` of the section."""
+        b, t, p = self.b, self.t, self.p
+        section, down, across = t.steps
+        frame = Frame(
+            row0=umul(b, j.section, section, umul(b, first, down)),
+            col0=umul(b, j.block, t.columns),
+            row=self._lane(down, across), col=self.column, bound=None, limit=0,
+            cols=p.n if p.n % t.columns else 0, axes=(self.z,) if p.axes else (),
+        )  # fmt: skip
+        made = Pieces(b, self.group, p, frame, self.parameters)
+        if int(t.descriptor.images) % t.wn:
+            made.images = self._beyond(j, first)
+        made.begin_all(range(0, min(t.columns, p.n), LANES))
+        return made
+
+    def _beyond(self, j: Job, first: Number) -> VReg:
+        """The lane's first image minus how many there are."""
+        b, t = self.b, self.t
+        begin = umul(b, first if t.single else j.section, t.wn)
+        lane = self._lane(t.wn if t.single else 0, 1)
+        return add(b, add(b, lane, begin), -int(t.descriptor.images))
+
+    def _lane(self, pixel: int, image: int) -> VReg:
+        """The lane's pixel and image, weighted."""
+        if self.t.columns >= LANES:
+            return self.pixel  # 0, as the image
+        part = mul(self.b, self.image, image)
+        return mul(self.b, self.pixel, pixel, part) if pixel else part
