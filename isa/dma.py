@@ -51,4 +51,4 @@ class DMA_LD(Vector, opcode=0x161, name="DMA.LD", unit="dma", extension="async")
     def execute(self, m: Any) -> None:
         target = int(m.uniform(self.s, U32)[0]) + int(self.offset) & 0xFFFFFFFF
         source, size = int(m.uniform(self.base, U64)[0]), int(m.uniform(self.bytes, U32)[0])
-        m.transfer(self, target, source, size)
+        m.copy(self, target, source, size)

@@ -77,6 +77,7 @@ CODES: dict[str, str] = {
     "E614": "A warp branches in too many ways for timing to keep track of. It runs without timing: --no-timing.",
     "E615": "AsyncHazard: a kernel touches what a pending systolic command still uses, or does not wait for one. Seen in checked runs.",
     "E616": "A systolic command by a part of a warp, or more of them pending than a queue holds.",
+    "E618": "A descriptor of a convolution contradicts itself, or a command asks for what its descriptor has not.",
     "E617": "The recorded paths of a launch never end: its warps wait for others for ever.",
     # 7xx how knapper was called: the inputs of a run
     "E720": "An input is missing, or the network has none of that name.",
@@ -93,6 +94,7 @@ CODES: dict[str, str] = {
     "E705": "A file cannot be read or written.",
     "E706": "A check compared nothing, or found values that differ.",
     "E707": "There is no built-in network of that name, or not at that size.",
+    "E709": "Data that knapper writes beside an output would take the place of a file that knapper did not write.",
     "E708": "A reproduced number that counts as evidence is missed, or nothing was compared. `knapper reproduce` shows all rows.",
 }
 

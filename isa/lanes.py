@@ -133,7 +133,7 @@ class Warp(Protocol):
     def push(self, command: Any, c: int, tap: int, first: int, rows: int) -> None:
         """An IM2COL.PUSH joins the queue: rows of the patch matrix from `first` on, into words of accumulator memory from `c` on."""
 
-    def transfer(self, command: Any, target: int, source: int, size: int) -> None:
+    def copy(self, command: Any, target: int, source: int, size: int) -> None:
         """A DMA.LD joins the queue."""
 
     def commit(self) -> None: ...

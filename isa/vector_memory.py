@@ -46,6 +46,7 @@ uses may not change, and warps that share one need a barrier after the CONVDESC.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -70,7 +71,7 @@ ADDRESSES = 1 << 41
 """Where an image can begin; device memory ends before."""
 ALIGN = 16
 """The ring begins at a multiple of it."""
-ROWS = 65535
+MOST = 65535
 """Rows that one push streams, at most."""
 
 FIELDS: dict[str, tuple[int, int, int]] = {
@@ -299,6 +300,25 @@ class ConvDesc(Given):
         e = xs % x.wx * x.wn + n % x.wn
         where: int = self.word_offset(v, xs, cb) + (lane * self.word + e) * self.bytes
         return where
+
+
+class Broken(enum.IntEnum):
+    """What a command's operands break; a fault tells the number, the message is in COMMANDS."""
+
+    FILL = 0
+    PUSH = 1
+    TAP = 2
+    TYPE = 3
+    SIZE = 4
+
+
+COMMANDS = {
+    Broken.FILL: "a fill begins and ends among the stored rows, and has at most a ring of them",
+    Broken.PUSH: f"a push begins and ends in the patch matrix, and has at most {MOST} rows",
+    Broken.TAP: "a tap lies in the filter, and its channels in the image",
+    Broken.TYPE: "a push has elements as large as the descriptor's",
+    Broken.SIZE: "a transfer is a multiple of 16 bytes",
+}
 
 
 # --- instructions ------------------------------------------------------------------------------------------------------------

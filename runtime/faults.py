@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from knapper.isa.errors import MachineFault
 from knapper.isa.modifiers import Mode
 from knapper.isa.program import Kernel, Launch
+from knapper.isa.vector_memory import COMMANDS, RULES, Broken
 
 SPACES = ("global", "shared", "local", "param", "accumulator")
 READS, WRITES = 0, 1
@@ -52,6 +53,11 @@ class Kind(enum.IntEnum):
     ASYNC_WEIGHTS = 26
     ASYNC_OPEN = 27
     ASYNC_EXIT = 28
+    BAD_DESCRIPTOR = 29
+    BAD_COMMAND = 30
+    NO_DESCRIPTOR = 31
+    ASYNC_DESCRIPTOR = 32
+    DESCRIPTOR_RACE = 33
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,15 @@ class Place:
         return f"{where} `{self.kernel.code[self.pc]}`{node}"
 
 
-def access(space: str, size: int, use: int) -> int:
+TOLD = (1 << 24) - 1
+"""Bytes of an access that its `aux` can tell, at most."""
+CLAIM = 5
+"""The bit of an access's `aux` that says what the pending command does that claims the place: READS or WRITES."""
+
+
+def access(space: str, size: int, use: int, claim: int = READS) -> int:
     """The `aux` of a memory fault: which space, how many bytes, read or write."""
-    return SPACES.index(space) | use << 4 | size << 8
+    return SPACES.index(space) | use << 4 | claim << CLAIM | size << 8
 
 
 def _memory(t: Trap) -> str:
@@ -118,7 +130,7 @@ def _barrier(t: Trap) -> str:
 
 
 def _claimed(t: Trap) -> str:
-    claim = "writes" if SPACES[t.aux & 15] == "accumulator" else "reads"
+    claim = "writes" if SPACES[t.aux & 15] == "accumulator" or t.aux >> CLAIM & 1 else "reads"
     return f"AsyncHazard: {_memory(t)}, which a pending systolic command {claim}"
 
 
@@ -217,6 +229,25 @@ FAULTS: Mapping[Kind, Text] = {
     ),
     Kind.QUEUE_FULL: Text(
         "E616", lambda t: f"{t.value} systolic commands of the warp are pending: its queue is full"
+    ),
+    Kind.BAD_DESCRIPTOR: Text("E618", lambda t: f"a descriptor breaks a rule: {RULES[t.value]}"),
+    Kind.BAD_COMMAND: Text(
+        "E618", lambda t: f"{t.aux:#x} breaks a rule: {COMMANDS[Broken(t.value)]}"
+    ),
+    Kind.NO_DESCRIPTOR: Text(
+        "E606", lambda t: f"descriptor {t.value} is used, where no CONVDESC put any"
+    ),
+    Kind.ASYNC_DESCRIPTOR: Text(
+        "E615",
+        lambda t: f"AsyncHazard: descriptor {t.value} changes, which a pending command uses",
+        COMPLETE,
+    ),
+    Kind.DESCRIPTOR_RACE: Text(
+        "E607",
+        lambda t: (
+            f"a race: descriptor {t.value}, with which warp {t.aux} had to do since the last barrier"
+        ),
+        "a BAR between the two",
     ),
     Kind.UNWRITTEN_WEIGHTS: Text(
         "E606",

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import Guard, Instr, Src
-from knapper.isa.instructions import LDSM
+from knapper.isa.instructions import DMA_LD, FILL_DUP, IM2COL_PUSH, LDSM
 from knapper.isa.lanes import LANES, LaneType, Value
 from knapper.isa.modifiers import Mode
 from knapper.isa.program import Launch, Program
@@ -239,6 +239,18 @@ class RefWarp(Spaces):
 
     def send(self, command: Instr, address: int = 0, c: int = 0) -> None:
         self.queue.send(command, address, c)
+
+    def describe(self, number: int, words: list[int]) -> None:
+        self.queue.describe(number, words)
+
+    def fill(self, command: FILL_DUP, first: int, rows: int) -> None:
+        self.queue.fill(command, first, rows)
+
+    def push(self, command: IM2COL_PUSH, c: int, tap: int, first: int, rows: int) -> None:
+        self.queue.push(command, c, tap, first, rows)
+
+    def copy(self, command: DMA_LD, target: int, source: int, size: int) -> None:
+        self.queue.copy(command, target, source, size)
 
     def commit(self) -> None:
         self.queue.commit()

@@ -77,16 +77,20 @@ class Shared:
         self.context = context
         self.shared = np.zeros(kernel.shared_bytes, np.uint8)
         self.written = np.zeros(kernel.shared_bytes, np.bool_)
-        self.readers = np.zeros((kernel.warps, kernel.shared_bytes), np.bool_)
-        self.writers = np.zeros((kernel.warps, kernel.shared_bytes), np.bool_)
+        self.readers, self.writers = self.nobody(), self.nobody()
         self.arrays = Arrays(context.array, kernel.shared_bytes)
         self.sectors: set[int] = set()
         """Of global memory, that were read."""
 
     def forget(self) -> None:
         """A barrier: who touched what before it no longer matters."""
-        self.readers[:], self.writers[:] = False, False
+        self.readers, self.writers = self.nobody(), self.nobody()
         self.arrays.meet()
+
+    def nobody(self) -> Mask:
+        """A fresh map of warps and bytes: what nobody touches of it takes neither time nor memory. [warps, bytes]"""
+        kernel = self.context.kernel
+        return np.zeros((kernel.warps, kernel.shared_bytes), np.bool_)
 
 
 class Spaces:
@@ -165,8 +169,9 @@ class Spaces:
         if self.context.timing:
             self.context.counts[self.pc]["wavefronts"] += self.passes(where, lanes, size)
         self.races(index, lanes, use)
-        if use == WRITES:
-            self.unclaimed(self.block.arrays.claims[index], lanes, where, aux)
+        for claims, claim in self.block.arrays.rivals(use):
+            told = access("shared", size, use, claim)
+            self.unclaimed(claims[index], lanes, where, told)
         return self.transfer(
             self.block.shared, self.block.written, index, where, lanes, aux, values
         )

@@ -6,6 +6,7 @@ group it is executed, and reads its operands as they are then; until then what i
     registers of C      nobody but another LSMA of the warp may touch them
     accumulators of C   no ACC.LD or ACC.ST may touch them
     A and B             nobody may write there
+    what a copy writes  nobody may read or write there, nor send a command that will
 
 Weights are claimed by warps in turn. Since groups of different warps come in no known order, a group that uses weights which it did
 not bring itself clashes with every other warp's load in the same stretch between barriers: it is a race, and found like one.
@@ -22,17 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import Instr
-from knapper.isa.instructions import LSMA, SMA_LDB, SMA_SWAP
+from knapper.isa.dma import LINE
+from knapper.isa.instructions import DMA_LD, FILL_DUP, IM2COL_PUSH, LSMA, SMA_LDB, SMA_SWAP
 from knapper.isa.lanes import LANES
 from knapper.isa.modifiers import Space, Start
 from knapper.isa.systolic import QUEUE, WORD, Array, chain
+from knapper.isa.vector_memory import ConvDesc
 
-from .faults import READS, WRITES, Kind, Trap, access
+from .faults import READS, TOLD, WRITES, Kind, Trap, access
+from .vector_memory import NOTHING, Descriptors, Fetch, Fill, Pieces, Push, aligned, lines
 
 if TYPE_CHECKING:
     from .reference import Block, RefWarp
 
-Bytes = NDArray[np.int64]
 NOBODY = -1
 
 
@@ -41,8 +44,18 @@ class Sent:
     """A command in a queue: `address` is its first row's in shared memory, `c` where C begins (a register, or an accumulator)."""
 
     instr: Instr
-    address: int
-    c: int
+    address: int = 0
+    c: int = 0
+    what: Fill | Push | None = None
+    """Of a command that uses a descriptor."""
+    source: int = 0
+    size: int = 0
+    """Of a DMA.LD."""
+
+    @property
+    def rows(self) -> int:
+        """Of C."""
+        return self.what.rows if isinstance(self.what, Push) else int(self.instr.m)  # type: ignore[attr-defined]  # a product
 
 
 @dataclass
@@ -61,9 +74,11 @@ class Arrays:
         self.active = np.zeros(units, np.intp)
         self.accumulators = np.zeros(WORD * words, np.uint8)
         self.written = np.zeros(WORD * words, np.bool_)
-        # how many pending commands claim a byte of shared memory, and one of the accumulators
-        self.claims = np.zeros(self.shared_bytes, np.int64)
-        self.sums = np.zeros(WORD * words, np.int64)
+        # how many pending commands will read a byte of shared memory, or write it, or sum up in one of the accumulators
+        self.claims = np.zeros(self.shared_bytes, np.int16)
+        self.filled = np.zeros(self.shared_bytes, np.int16)
+        self.sums = np.zeros(WORD * words, np.int16)
+        self.descriptors = Descriptors(self.shape, self.shared_bytes)
         self.owner = NOBODY
         self.meet()
 
@@ -71,6 +86,7 @@ class Arrays:
         """A barrier: what warps did with weights before it is ordered."""
         self.loaders: set[int] = set()
         self.users: set[int] = set()
+        self.descriptors.meet()
 
     def change(self, warp: int) -> None:
         """A warp loads or swaps weights."""
@@ -82,6 +98,12 @@ class Arrays:
         """A warp uses weights that are there from an earlier group."""
         self.clash(self.loaders - {warp} or {self.owner} - {warp, NOBODY})
         self.users.add(warp)
+
+    def rivals(self, use: int) -> Iterator[tuple[NDArray[Any], int]]:
+        """Claims that a use of shared memory clashes with, and what they are for."""
+        yield self.filled, WRITES
+        if use == WRITES:
+            yield self.claims, READS
 
     @staticmethod
     def clash(others: set[int]) -> None:
@@ -104,6 +126,11 @@ def in_bounds(address: int, rows: int, pitch: int, size: int, limit: int) -> Non
         raise Trap(Kind.MISALIGNED, value=address, aux=access("shared", WORD, READS))
     if (last := address + (rows - 1) * pitch) + size > limit:
         raise Trap(Kind.OUTSIDE, value=last, aux=access("shared", size, READS))
+
+
+def in_memory(i: Instr) -> bool:
+    """Whether C lies in accumulator memory."""
+    return isinstance(i, IM2COL_PUSH) or (isinstance(i, LSMA) and i.space is Space.ACC)
 
 
 class Queue:
@@ -130,55 +157,151 @@ class Queue:
         if sum(len(g) + 1 for g in self.groups) + len(self.open) == QUEUE:
             raise Trap(Kind.QUEUE_FULL, value=QUEUE)
 
+    def count(self, **amounts: int) -> None:
+        """Add to counters of the instruction that runs."""
+        for column, amount in amounts.items():
+            self.warp.context.counts[self.warp.pc][column] += amount
+
+    def time(self, **amounts: int) -> None:
+        """Likewise to those that only timing needs."""
+        if self.warp.context.timing:
+            self.count(**amounts)
+
     def send(self, instr: Instr, address: int = 0, c: int = 0) -> None:
+        """SMA.LDB, SMA.SWAP, LSMA."""
         self.join()
         sent = Sent(instr, address, c)
         if not isinstance(instr, SMA_SWAP):
-            self.visit(sent)
-            rows = self.rows(sent)
-            self.warp.context.counts[self.warp.pc]["smem_read"] += rows.size
+            rows, size = extent(instr, self.arrays.shape)
+            in_bounds(address, rows, int(instr.pitch), size, len(self.block.shared))  # type: ignore[attr-defined]  # it has rows
+            self.visit(self.reads(sent), READS)
+            self.count(smem_read=rows * size)
+            self.time(vector_reads=self.accesses(rows * size))
+        self.take(sent)
+
+    def accesses(self, size: int) -> int:
+        """Words of vector memory that so many bytes take at least."""
+        word = 2 * self.arrays.shape.rows * self.arrays.shape.word
+        return -(-size // word) if word else 0
+
+    def fill(self, instr: FILL_DUP, first: int, rows: int) -> None:
+        """FILL.DUP."""
+        self.join()
+        fill = Fill(self.use(instr), first, rows)
+        fill.check()
+        fetch = self.fetch(fill)
+        fetch.check()
+        self.visit(fill.pieces, WRITES)
+        self.written(fill.pieces.index.size, fill.writes, fetch)
+        self.take(Sent(instr, what=fill))
+
+    def copy(self, instr: DMA_LD, target: int, source: int, size: int) -> None:
+        """DMA.LD."""
+        self.join()
+        aligned(target, source, size)
+        pieces = Pieces(lines(target, size), LINE)
+        if (outside := pieces.starts > len(self.block.shared) - LINE).any():
+            aux = access("shared", LINE, WRITES)
+            raise Trap(Kind.OUTSIDE, value=int(pieces.starts[outside][0]), aux=aux)
+        sent = Sent(instr, target, source=source, size=size)
+        fetch = self.lines(sent)
+        fetch.check()
+        self.visit(pieces, WRITES)
+        self.written(size, self.accesses(size), fetch)
+        self.take(sent)
+
+    def push(self, instr: IM2COL_PUSH, c: int, tap: int, first: int, rows: int) -> None:
+        """IM2COL.PUSH."""
+        self.join()
+        push = Push(self.use(instr), tap, first, rows)
+        bytes_ = instr.type.lane.bits // 8
+        push.check(bytes_)
+        self.visit(push.pieces, READS)
+        self.count(smem_read=rows * self.arrays.shape.rows * bytes_)
+        self.time(vector_reads=len(push.pieces.starts) * bytes_ // 2, rows=rows)
+        self.take(Sent(instr, c=c, what=push))
+
+    def use(self, instr: FILL_DUP | IM2COL_PUSH) -> ConvDesc:
+        """The descriptor that a command names."""
+        return self.arrays.descriptors.use(int(instr.cd), self.warp.number)
+
+    def describe(self, number: int, words: list[int]) -> None:
+        """CONVDESC."""
+        self.whole()
+        self.arrays.descriptors.change(number, words, self.warp.number)
+
+    def fetch(self, fill: Fill) -> Fetch:
+        """The pixels that a fill fetches."""
+        return Fetch(self.warp, fill.pixels, fill.conv.channels * fill.conv.bytes)
+
+    def lines(self, sent: Sent) -> Fetch:
+        """The lines that a DMA.LD fetches."""
+        return Fetch(self.warp, lines(sent.source, sent.size), LINE)
+
+    def written(self, size: int, accesses: int, fetch: Fetch) -> None:
+        """Count what a copy will do."""
+        self.count(smem_write=size)
+        self.time(vector_writes=accesses)
+        fetch.count()
+
+    def take(self, sent: Sent) -> None:
+        """A command that nothing is wrong with."""
         self.sums_inside(sent)
         self.open.append(sent)
         self.claim(sent, 1)
 
-    def visit(self, sent: Sent) -> None:
-        """The bounds of a command's rows, and races on them."""
-        rows, size = extent(sent.instr, self.arrays.shape)
-        in_bounds(sent.address, rows, int(sent.instr.pitch), size, len(self.block.shared))  # type: ignore[attr-defined]  # it has rows
-        self.race(sent)
+    def visit(self, pieces: Pieces, use: int) -> None:
+        """Races on what a command will read or write, and other commands' claims."""
+        self.race(pieces, use)
+        for claims, claim in self.arrays.rivals(use):
+            if (bad := claims[pieces.index].any(axis=1)).any():
+                aux = access("shared", pieces.size, use, claim)
+                raise Trap(Kind.ASYNC_MEMORY, value=int(pieces.starts[bad][0]), aux=aux)
 
-    def race(self, sent: Sent) -> None:
-        rows = self.rows(sent)
-        self.warp.races(rows, np.zeros(len(rows), np.intp), READS)
+    def race(self, pieces: Pieces, use: int) -> None:
+        index = pieces.index
+        self.warp.races(index, np.zeros(len(index), np.intp), use)
 
-    def rows(self, sent: Sent) -> Bytes:
-        """The addresses of the bytes that a command reads, [rows, bytes]."""
+    def reads(self, sent: Sent) -> Pieces:
+        """What a command reads from shared memory."""
+        if isinstance(sent.what, Push):
+            return sent.what.pieces
+        if not isinstance(sent.instr, (SMA_LDB, LSMA)):
+            return NOTHING
         rows, size = extent(sent.instr, self.arrays.shape)
-        starts = sent.address + np.arange(rows) * int(sent.instr.pitch)  # type: ignore[attr-defined]  # it has rows
-        index: Bytes = starts[:, None] + np.arange(size)
-        return index
+        return Pieces(sent.address + np.arange(rows) * int(sent.instr.pitch), size)
+
+    def writes(self, sent: Sent) -> Pieces:
+        """What it writes there."""
+        if isinstance(sent.what, Fill):
+            return sent.what.pieces
+        return Pieces(lines(sent.address, sent.size), LINE) if sent.size else NOTHING
 
     def sums_inside(self, sent: Sent) -> None:
         i = sent.instr
-        if isinstance(i, LSMA) and i.space is Space.ACC:
-            size, limit = WORD * self.shape_of(i)[0] * self.shape_of(i)[1], len(self.arrays.sums)
+        if isinstance(i, (LSMA, IM2COL_PUSH)) and in_memory(i):
+            rows, columns = self.shape_of(sent)
+            size, limit = WORD * rows * columns, len(self.arrays.sums)
             if WORD * sent.c + size > limit:
-                aux = access("accumulator", size, WRITES)
+                aux = access("accumulator", min(size, TOLD), WRITES)
                 raise Trap(Kind.OUTSIDE, value=WORD * sent.c, aux=aux)
 
-    def shape_of(self, i: LSMA) -> tuple[int, int]:
+    def shape_of(self, sent: Sent) -> tuple[int, int]:
         """Rows and columns of C."""
-        return int(i.m), int(i.units) * self.arrays.shape.columns_of(i.type.lane)
+        i: Any = sent.instr
+        return sent.rows, int(i.units) * self.arrays.shape.columns_of(i.type.lane)
 
     def claim(self, sent: Sent, n: int) -> None:
         """What a command reads and writes is claimed once more, or once less."""
-        i = sent.instr
-        if isinstance(i, (SMA_LDB, LSMA)):
-            np.add.at(self.arrays.claims, self.rows(sent), n)
-        if isinstance(i, LSMA):
-            rows, columns = self.shape_of(i)
-            if i.space is Space.ACC:
-                self.arrays.sums[WORD * sent.c :][: WORD * rows * columns] += n
+        i, arrays = sent.instr, self.arrays
+        np.add.at(arrays.claims, self.reads(sent).index, n)
+        np.add.at(arrays.filled, self.writes(sent).index, n)
+        if isinstance(i, (FILL_DUP, IM2COL_PUSH)):
+            arrays.descriptors.all[int(i.cd)].pending += n
+        if isinstance(i, (LSMA, IM2COL_PUSH)):
+            rows, columns = self.shape_of(sent)
+            if in_memory(i):
+                arrays.sums[WORD * sent.c :][: WORD * rows * columns] += n
             elif sent.c != 255:
                 self.registers[sent.c :][: -(-rows * columns // LANES)] += n
 
@@ -220,7 +343,10 @@ class Queue:
         for sent in group:
             self.claim(sent, -1)
             i = sent.instr
-            if isinstance(i, LSMA):
+            if isinstance(i, (FILL_DUP, DMA_LD)):
+                self.store(sent)
+                continue
+            if isinstance(i, (LSMA, IM2COL_PUSH)):
                 if not brought.active[: int(i.units)].all():
                     self.arrays.use(self.warp.number)
                 self.multiply(sent, i)
@@ -233,14 +359,26 @@ class Queue:
                 self.arrays.active[: int(i.units)] ^= 1
                 brought.swap(int(i.units))
 
+    def store(self, sent: Sent) -> None:
+        """FILL.DUP or DMA.LD."""
+        pieces, fill = self.writes(sent), sent.what
+        self.race(pieces, WRITES)
+        data = (self.fetch(fill) if isinstance(fill, Fill) else self.lines(sent)).read()
+        self.block.shared[pieces.index] = fill.stored(data) if isinstance(fill, Fill) else data
+        self.block.written[pieces.index] = True
+
     def operand(self, sent: Sent, dtype: Any) -> NDArray[Any]:
         """A command's rows as elements, [rows, elements]."""
-        self.race(sent)
-        index = self.rows(sent)
-        missing = ~self.block.written[index].all(axis=1)
+        pieces = self.reads(sent)
+        self.race(pieces, READS)
+        missing = ~self.block.written[pieces.index].all(axis=1)
         if missing.any():
-            aux = access("shared", index.shape[1], READS)
-            raise Trap(Kind.UNWRITTEN_MEMORY, value=int(index[missing][0, 0]), aux=aux)
+            aux = access("shared", pieces.size, READS)
+            raise Trap(Kind.UNWRITTEN_MEMORY, value=int(pieces.starts[missing][0]), aux=aux)
+        index = pieces.index
+        if isinstance(sent.what, Push):
+            bytes_ = np.arange(sent.what.conv.bytes)
+            index = (sent.what.elements[:, :, None] + bytes_).reshape(sent.what.rows, -1)
         elements: NDArray[Any] = np.ascontiguousarray(self.block.shared[index]).view(dtype)
         return elements
 
@@ -252,16 +390,16 @@ class Queue:
             self.arrays.weights[shadow, u, :, :columns] = b[:, columns * u :][:, :columns]
             self.arrays.loaded[shadow, u] = True
 
-    def multiply(self, sent: Sent, i: LSMA) -> None:
-        rows, columns = self.shape_of(i)
+    def multiply(self, sent: Sent, i: LSMA | IM2COL_PUSH) -> None:
+        rows, columns = self.shape_of(sent)
         w = np.concatenate([*self.weights(i)], axis=1)
         a = self.operand(sent, i.type.lane.dtype)
         c = np.zeros((rows, columns), np.float32)
         if i.start is Start.ADD:
-            c = self.sums(sent, i, rows * columns).view(np.float32).reshape(rows, columns)
-        self.put(sent, i, chain(a, w, c).view(np.uint32).ravel())
+            c = self.sums(sent, rows * columns).view(np.float32).reshape(rows, columns)
+        self.put(sent, chain(a, w, c).view(np.uint32).ravel())
 
-    def weights(self, i: LSMA) -> Iterator[NDArray[np.float32]]:
+    def weights(self, i: LSMA | IM2COL_PUSH) -> Iterator[NDArray[np.float32]]:
         """Each unit's active weights, [rows, columns]."""
         for u in range(int(i.units)):
             active = self.arrays.active[u]
@@ -269,9 +407,9 @@ class Queue:
                 raise Trap(Kind.UNWRITTEN_WEIGHTS, value=u)
             yield self.arrays.weights[active, u, :, : self.arrays.shape.columns_of(i.type.lane)]
 
-    def sums(self, sent: Sent, i: LSMA, words: int) -> NDArray[np.uint32]:
+    def sums(self, sent: Sent, words: int) -> NDArray[np.uint32]:
         """C as it is."""
-        if i.space is Space.ACC:
+        if in_memory(sent.instr):
             where = slice(WORD * sent.c, WORD * (sent.c + words))
             if not self.arrays.written[where].all():
                 first = int(np.flatnonzero(~self.arrays.written[where])[0]) // WORD * WORD
@@ -286,9 +424,9 @@ class Queue:
             raise Trap(Kind.UNWRITTEN_REGISTER, lane, sent.c + register)
         return self.warp.regs[sent.c :].ravel()[:words]
 
-    def put(self, sent: Sent, i: LSMA, words: NDArray[np.uint32]) -> None:
+    def put(self, sent: Sent, words: NDArray[np.uint32]) -> None:
         """C as it becomes."""
-        if i.space is Space.ACC:
+        if in_memory(sent.instr):
             where = slice(WORD * sent.c, WORD * (sent.c + len(words)))
             self.arrays.accumulators[where] = words.view(np.uint8)
             self.arrays.written[where] = True
