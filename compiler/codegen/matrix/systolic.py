@@ -66,7 +66,10 @@ ROOM = 40
 """Registers beside C and what is on its way: addresses, the epilogue."""
 ROW, PIXEL = 1, 3
 """Registers for the row of a load: which one it is; of a convolution also where its first pixel lies, and the sum of an address."""
-DEPTHS = (256, 128, 64, 32)
+DEPTHS = (256, 128, 64, 32, 16)
+"""k of a step of 16-bit elements. The shallow ones leave registers to large tiles."""
+MIXED = 32
+"""The same where a step mixes taps of a convolution."""
 HEIGHTS = (128, 96, 64, 32, 16, 8)
 """Rows of C of a block, about."""
 ROUNDS = (1, 2)
@@ -166,10 +169,10 @@ def heights(p: Product, bn: int, column: int, machine: Machine) -> list[int]:
 
 
 def depths(p: Product, element: int) -> list[int]:
-    """k a step: as deep as the channels of a tap allow, or for mixed taps the shallower."""
-    most = [bk * 2 // element for bk in DEPTHS]
-    deep = [bk for bk in most if p.channels % bk == 0 and 2 * bk <= max(p.k, 2 * most[-1])]
-    return deep or most[-1:]
+    """k a step: as deep as the channels of a tap allow."""
+    most, mixed = [bk * 2 // element for bk in DEPTHS], MIXED * 2 // element
+    deep = [bk for bk in most if p.channels % bk == 0 and 2 * bk <= max(p.k, 2 * mixed)]
+    return deep or [mixed]
 
 
 def fits(t: Strips, p: Product, packed: bool, machine: Machine) -> bool:
