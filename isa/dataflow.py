@@ -10,7 +10,9 @@ sbws  (SMA) A[r, k] is broadcast along row k of the array, sums move down, a row
 ws    A is passed from column to column, so C leaves diagonally: words of u · C columns of as many rows. Where C lies in registers, it must
       go through the banks of shared memory with the R words of A: m · max(1, (R + u · C) / banks) cycles. Where it lies in accumulators of
       the array's own, weights of the next fold wait until the last sum has left: R + m + (R - 1) + (C - 1) = 2R + C + m - 2, SCALE-Sim's
-      count, of which `lsma_fill` is (R - 1) + (C - 1).
+      count, of which `lsma_fill` is (R - 1) + (C - 1). With a second buffer (TPU) passes follow each other, and the pipeline empties once, behind
+      the last: max(m, R) cycles, since the next weights take R to load, and a pass on the same sums finds the first of them R cycles after it
+      went in. P × P: 9 passes of m ≥ P rows take P + 9 m + (2P - 1); P = 128, m = 25,088: 226,175.
 
 os    Sums stand still, one an element: an LSMA streams R steps of k for each R rows of C. The chain of LSMAs that a `.SET` begins is a
       tile. Its last operands reach the far corner (R - 1) + (C - 1) cycles after the first ones (`lsma_fill`), and one cycle later
@@ -36,7 +38,8 @@ def stream(machine: Machine, m: int, units: int, *, accumulators: bool, first: b
 
 def drains(machine: Machine) -> bool:
     """Whether an LSMA's own cycles contain the emptying of the pipeline; else a group's results take `lsma_fill` more."""
-    return machine.dataflow == "os" or (machine.dataflow == "ws" and machine.accumulator_bytes > 0)
+    alone = machine.accumulator_bytes > 0 and not machine.weight_double_buffer
+    return machine.dataflow == "os" or (machine.dataflow == "ws" and alone)
 
 
 def _sbws(machine: Machine, m: int, units: int, accumulators: bool, first: bool) -> int:
@@ -45,7 +48,7 @@ def _sbws(machine: Machine, m: int, units: int, accumulators: bool, first: bool)
 
 def _ws(machine: Machine, m: int, units: int, accumulators: bool, first: bool) -> int:
     if accumulators:
-        return m + machine.lsma_fill
+        return max(m, machine.array_rows) if machine.weight_double_buffer else m + machine.lsma_fill
     words = machine.array_rows + machine.array_columns * units
     return -(-m * max(words, machine.shared_banks) // machine.shared_banks)
 

@@ -233,6 +233,11 @@ class Machine:
         return out
 
     @property
+    def vector_bytes(self) -> int:
+        """Bytes of a word of vector memory, all banks: what its port moves in a cycle. 0 without vector memory."""
+        return 2 * self.vector_word * self.array_rows
+
+    @property
     def provenances(self) -> Counter[str]:
         """How many numbers there are of each provenance."""
         return Counter(p.kind for p in self.provenance.values())

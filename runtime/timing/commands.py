@@ -1,4 +1,4 @@
-"""What systolic commands cost: a row a command. How long the array takes is `isa.dataflow`'s matter.
+"""What commands to engines cost: a row a command. How long the array takes is `isa.dataflow`'s matter.
 
 `MODE` drains (see `sm.arrive`), costs its unit's latency and, if the mode changes, `mode_switch_cycles`.
 """
@@ -13,7 +13,18 @@ from knapper.isa.core import Instr
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Space, Start
 
-from .state import BARRIER, COMMIT, DRAIN, LOAD_WEIGHTS, PLAIN, STREAM, SWAP_WEIGHTS, WAIT
+from .state import (
+    BARRIER,
+    COMMIT,
+    DRAIN,
+    LOAD_WEIGHTS,
+    PLAIN,
+    STREAM,
+    SWAP_WEIGHTS,
+    TICK,
+    TRANSFER,
+    WAIT,
+)
 
 Work = tuple[int, int]
 """The kind of an instruction, and its `work`."""
@@ -21,7 +32,7 @@ Work = tuple[int, int]
 
 def _load(i: Any, machine: Machine) -> Work:
     beside = machine.weight_double_buffer and machine.dataflow != "os"
-    return LOAD_WEIGHTS if beside else STREAM, dataflow.load(machine)
+    return LOAD_WEIGHTS if beside else STREAM, TICK * dataflow.load(machine)
 
 
 def _swap(i: Any, machine: Machine) -> Work:
@@ -33,11 +44,25 @@ def _stream(i: Any, machine: Machine) -> Work:
     cycles = dataflow.stream(
         machine, int(i.m), int(i.units), accumulators=accumulators, first=first
     )
-    return STREAM, cycles
+    return STREAM, TICK * cycles
+
+
+def streams(i: Any, machine: Machine, rows: float) -> int:
+    """Ticks of an IM2COL.PUSH of so many rows, an average."""
+    whole = int(rows)
+    few, more = (
+        dataflow.stream(machine, m, int(i.units), accumulators=True, first=i.start is Start.SET)
+        for m in (whole, whole + 1)
+    )
+    return round(TICK * (few + (rows - whole) * (more - few)))
 
 
 def _commit(i: Any, machine: Machine) -> Work:
-    return COMMIT, 0 if dataflow.drains(machine) else machine.lsma_fill
+    return COMMIT, 0 if dataflow.drains(machine) else TICK * machine.lsma_fill
+
+
+def _transfer(i: Any, machine: Machine) -> Work:
+    return TRANSFER, TICK * (machine.dram_latency + machine.units[i.resource()].latency)
 
 
 ROWS: dict[str, Callable[[Any, Machine], Work]] = {
@@ -46,6 +71,9 @@ ROWS: dict[str, Callable[[Any, Machine], Work]] = {
     "SMA.LDB": _load,
     "SMA.SWAP": _swap,
     "LSMA": _stream,
+    "IM2COL.PUSH": lambda i, machine: (STREAM, 0),  # by its rows: `streams`
+    "FILL.DUP": _transfer,
+    "DMA.LD": _transfer,
     "SMA.COMMIT": _commit,
     "SMA.WAIT": lambda i, machine: (WAIT, int(i.n)),
 }

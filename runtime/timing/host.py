@@ -72,6 +72,7 @@ def _timing(machine: Machine, host: Offload, counts: Counts, operations: int) ->
         l2_sectors=0,
         dram_sectors=0,
         array_cycles=0,
+        port_stalls=0,
         by_pc=counts.instructions["executed"].astype(np.int64),
         roofline=Roofline(
             operations / moved if moved else 0.0,

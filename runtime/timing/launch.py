@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -32,7 +32,7 @@ from .footprint import Footprint, Traffic, footprint
 from .report import Roofline, Timing
 from .residency import Residency
 from .sm import run
-from .state import REASONS, STREAM, TICK, State, blank
+from .state import REASONS, STREAM, TICK, TRANSFER, State, blank
 from .tables import PREDICATES, SECTOR, UNIFORMS, Costs, Structure
 
 KEPT = 4096
@@ -193,11 +193,11 @@ class Run:
         """What the SMs came to."""
         cycles = -(-max(w.end for w in all) // TICK)
         sms = np.array([w.sms for w in all], np.int64)
-        slots, busy, by_pc, occupied = (
+        states = [(w.state.sm[0], w.state.blame[0]) for w in all]
+        slots, busy, by_pc, occupied, stalled = (
             sms @ np.array(column)
             for column in zip(
-                *((sm["slots"][0], sm["busy"][0], blame[0], sm["occupied"][0]) for sm, _, _, _, blame in (w.state for w in all)),
-                strict=True,
+                *((sm["slots"], sm["busy"], blame, sm["occupied"], sm["stalled"]) for sm, blame in states), strict=True
             )
         )  # fmt: skip
         total = self.active * max(cycles, 1)
@@ -205,6 +205,8 @@ class Run:
         array = self.streamed()
         if array:
             utilisation["array"] = array / total
+        for name, ticks in self.shared_ports():
+            utilisation[name] = ticks / (TICK * total)
         l1_missed = self.traffic.loads * self.foot.l1_misses
         l2, from_dram = l1_missed + self.traffic.stores, l1_missed * self.foot.l2_misses
         return Timing(
@@ -218,6 +220,7 @@ class Run:
             l2_sectors=round(l2),
             dram_sectors=round(from_dram + self.traffic.stores * self.foot.written_back),
             array_cycles=array,
+            port_stalls=int(stalled) // TICK,
             by_pc=by_pc,
             roofline=self.roofline(cycles, utilisation),
         )
@@ -225,7 +228,15 @@ class Run:
     def streamed(self) -> int:
         """Cycles that the arrays streamed, of all SMs: every command that takes the array, as often as it was executed."""
         streams = self.ops["kind"] == STREAM
-        return int((self.ops["work"] * self.times)[streams].sum())
+        return int((self.ops["work"] * self.times)[streams].sum()) // TICK
+
+    def shared_ports(self) -> Iterator[tuple[str, int]]:
+        """Ticks that the DMA engine's transfers and the vector memory's port were busy, if they were."""
+        ops, transfers = self.ops, self.ops["kind"] == TRANSFER
+        slowest = np.max([ops[name] for name in ("occupy", "l2", "dram", "vector")], axis=0)
+        for name, ticks in (("dma", slowest * transfers), ("port", ops["vector"])):
+            if busy := int(ticks @ self.times):
+                yield name, busy
 
     def utilisation(self, busy: NDArray[np.int64], total: int) -> dict[str, float]:
         """Per unit that worked, and of the shares of L2 and DRAM."""

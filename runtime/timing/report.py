@@ -41,7 +41,8 @@ class Timing:
     stalls: Mapping[str, int]
     """Issue slots (sub-core × cycle) by what became of them: `state.REASONS`."""
     busy: Mapping[str, float]
-    """Share of the cycles, launch excluded, that each unit that worked at all, `array`, `l2` and `dram` were busy, on average."""
+    """Share of the cycles, launch excluded, that each unit that worked at all, `array`, `l2` and `dram` were busy, on average; where there
+    are such, `dma` (its transfers, not its commands) and `port`, that of the vector memory."""
     occupancy: float
     """Resident warps by what an SM can hold, on average over the cycles of the active SMs."""
     blocks_per_sm: int
@@ -56,6 +57,8 @@ class Timing:
     """Sectors between L2 and DRAM."""
     array_cycles: int
     """Cycles that the systolic arrays streamed operands, weights without a buffer of their own included. How long is in `knapper.isa.dataflow`."""
+    port_stalls: int
+    """Cycles that the arrays waited for the port of the vector memory."""
     by_pc: NDArray[np.int64]
     """Issue slots that each instruction took or that went by before it could issue."""
     roofline: Roofline
@@ -70,5 +73,6 @@ class Timing:
             "blocks_per_sm": self.blocks_per_sm,
             "limited_by": self.limited_by,
             "array_cycles": self.array_cycles,
+            "port_stalls": self.port_stalls,
             "roofline": self.roofline.to_dict(),
         }

@@ -10,8 +10,11 @@ oldest; a block's warps are older than those of blocks that started after it). A
 Nothing that happens later changes when a result is ready, so a warp's wait for registers is known when it comes to an
 instruction (`fetch`), and the simulation goes from one cycle in which something may issue to the next such.
 
-Memory: an access takes the port of its unit, and by how many sectors miss, the SM's share of L2 and of DRAM, each a queue
-that is busy until some time. Its latency begins when the slowest of the three has taken it in. Stores do the same and are forgotten.
+Memory: an access takes the port of its unit, by how many sectors miss the SM's share of L2 and of DRAM, and a vector memory's port, each a
+queue that is busy until some time. Its latency begins when the slowest of them has taken it in. Stores do the same and are forgotten.
+
+Commands to engines are in `systolic.py`. What engines do at a vector memory's port depends on who comes first, so there time goes on at
+each command that one takes up, and what a WAIT waits for is known only then.
 
 Functions take arrays and no tuples of them, and what happens at every instruction is compiled into `run`: passing arrays costs as much as
 simulating an instruction.
@@ -26,6 +29,7 @@ import numpy as np
 from .jit import compiled, inlined
 from .state import (
     ALU,
+    ARRAY,
     AT_BARRIER,
     AT_MODE,
     BANKS,
@@ -33,8 +37,10 @@ from .state import (
     BLOCK,
     BRANCH,
     COMMIT,
+    DMA,
     DRAIN,
     END,
+    FETCHING,
     FREE,
     ISSUED,
     LOOP,
@@ -50,12 +56,12 @@ from .state import (
     WAIT,
 )
 from .steady import steady
-from .systolic import commit, gather
+from .systolic import advance, commit, engine, gather, next_command, settled
 
 
 @compiled
 def run(
-    ops: Any, spans: Any, events: Any, path: Any, sequence: Any, sms: Any, boards: Any, gathered: Any, dones: Any, blames: Any, jump: bool
+    ops: Any, spans: Any, events: Any, path: Any, sequence: Any, sms: Any, boards: Any, gathered: Any, lines: Any, dones: Any, blames: Any, jump: bool
 ) -> int:  # fmt: skip
     """Run an SM's blocks; the tick at which all is over, or -1 if warps wait for ever.
 
@@ -63,17 +69,21 @@ def run(
     order in which they start. What follows are the arrays of `State`; entries 1 and 2 hold earlier states, with which `steady`
     tells that the first one repeats itself: as the oldest warp comes back to the start of a loop, as a block begins.
     """
-    sm, board, done, blame = sms[0], boards[0], dones[0], blames[0]
+    sm, board, line, done, blame = sms[0], boards[0], lines[0], dones[0], blames[0]
     for place in range(sm.places):
-        begin(ops, spans, events, path, sequence, sm, board, done, place, 0)
+        begin(ops, spans, events, path, sequence, sm, board, line, done, place, 0)
     while sm.live > 0:
         t = NEVER
         for s in range(sm.subcores):
             t = min(t, sm.next[s])
-        if t >= NEVER:
+        if sm.shared_port:
+            t = min(t, (next_command(ops, sm, line) + TICK - 1) // TICK)
+        if t >= NEVER // TICK:
             return -1
         sm.occupied += sm.live * (t - sm.now)
         sm.now = t
+        if sm.shared_port:
+            advance(ops, sm, line, done, t * TICK)
         moment = ORDINARY
         for s in range(sm.subcores):
             if sm.next[s] <= t:
@@ -81,13 +91,16 @@ def run(
                 if w >= 0:
                     moment = max(
                         moment,
-                        issue(ops, spans, events, sm, board, gathered[0], done, blame, w, s, t),
+                        issue(
+                            ops, spans, events, sm, board, gathered[0], line, done, blame, w, s, t
+                        ),
                     )
         for i in range(sm.vacancies):
-            begin(ops, spans, events, path, sequence, sm, board, done, sm.vacant[i], t + 1)
+            begin(ops, spans, events, path, sequence, sm, board, line, done, sm.vacant[i], t + 1)
         sm.vacancies = 0
         if jump and moment != ORDINARY:
-            steady(events, sequence, sms, boards, gathered, dones, blames, moment)
+            steady(events, sequence, sms, boards, gathered, lines, dones, blames, moment)
+    advance(ops, sm, line, done, NEVER)
     for s in range(sm.subcores):
         sm.slots[NO_WARP] += max(0, sm.now + 1 - sm.idle[s])
     end: int = max((sm.now + 1) * TICK, sm.l2, sm.dram)
@@ -96,7 +109,7 @@ def run(
 
 @compiled
 def begin(
-    ops: Any, spans: Any, events: Any, path: Any, sequence: Any, sm: Any, board: Any, done: Any, place: int, t: int
+    ops: Any, spans: Any, events: Any, path: Any, sequence: Any, sm: Any, board: Any, line: Any, done: Any, place: int, t: int
 ) -> None:  # fmt: skip
     """Start the next block, if there is one, in a place."""
     sm.block[place] = -1
@@ -114,19 +127,19 @@ def begin(
             board[w, r] = 0
         for g in range(sm.groups):
             done[w, g] = 0
-        sm.drained[w], sm.gathers[w] = 0, 0
+        sm.drained[w], sm.gathers[w], sm.others[w], sm.commits[w], sm.awaits[w] = 0, 0, 0, 0, 0
         if sm.warps[s] == 0 and t > sm.idle[s]:
             sm.slots[NO_WARP] += t - sm.idle[s]
             sm.idle[s] = t
         sm.order[s, sm.warps[s]] = w
         sm.warps[s] += 1
-        fetch(ops, spans, events, sm, board, done, w, t, NO_WARP)
+        fetch(ops, spans, events, sm, board, line, done, w, t, NO_WARP)
     sm.live += warps
 
 
 @inlined
 def fetch(
-    ops: Any, spans: Any, events: Any, sm: Any, board: Any, done: Any, w: int, after: int, reason: int
+    ops: Any, spans: Any, events: Any, sm: Any, board: Any, line: Any, done: Any, w: int, after: int, reason: int
 ) -> None:  # fmt: skip
     """The warp has come to an instruction: from when on its registers let it issue, not before cycle `after`."""
     pc, event, s = sm.pc[w], events[sm.event[w]], w % sm.subcores
@@ -135,17 +148,28 @@ def fetch(
         sm.port[w] = FREE
         latest = board[w, op.guard] if op.guard >= 0 else 0
     else:
-        sm.port[w] = op.port + s * op.spread
+        sm.port[w] = op.port + (engine(sm, w) if op.kind == COMMIT else s * op.spread)
         latest = 0
         for i in range(op.first, op.last):
             for r in range(spans[i].slot, spans[i].slot + spans[i].words):
                 latest = max(latest, board[w, r])
-        if op.kind == WAIT and done[w, op.work] > ready:
-            ready, reason = done[w, op.work], SYSTOLIC
+        if op.kind == WAIT:
+            if not settled(sm, line, w, op.work):
+                sm.awaits[w], sm.after[w] = op.work + 1, after
+                sm.ready[w], sm.reason[w] = NEVER, SYSTOLIC
+                return
+            if done[w, op.work] >> 1 > ready:
+                ready, reason = done[w, op.work] >> 1, waits_for(done[w, op.work])
     if latest >> 1 > ready:
         ready, reason = latest >> 1, MEMORY if latest & 1 else ALU
     sm.ready[w], sm.reason[w] = (ready + TICK - 1) // TICK, reason
     sm.next[s] = min(sm.next[s], max(after, sm.idle[s]))
+
+
+@inlined
+def waits_for(done: int) -> int:
+    """Which engine is the last of a time in `State.done`."""
+    return FETCHING if done & 1 else SYSTOLIC
 
 
 @inlined
@@ -174,7 +198,7 @@ def choose(sm: Any, s: int, t: int) -> int:
 
 @inlined
 def issue(
-    ops: Any, spans: Any, events: Any, sm: Any, board: Any, gathered: Any, done: Any, blame: Any, w: int, s: int, t: int
+    ops: Any, spans: Any, events: Any, sm: Any, board: Any, gathered: Any, line: Any, done: Any, blame: Any, w: int, s: int, t: int
 ) -> int:  # fmt: skip
     """Issue the warp's instruction. LOOP if the oldest warp went back, BLOCK if a block ended, else ORDINARY."""
     pc = sm.pc[w]
@@ -192,16 +216,24 @@ def issue(
     sm.greedy[s], sm.pc[w] = w, to
     after, reason = t + 1 + extra, ISSUED
     if not skipped:
-        result = execute(ops, spans, sm, board, gathered, done, w, t, pc)
+        result = execute(ops, spans, sm, board, gathered, line, done, w, t, pc)
         if to == END:
             return leave(sm, w, s)
         if op.kind == BARRIER or op.kind == DRAIN:
-            arrive(ops, spans, events, sm, board, done, w, t, pc)
+            arrive(ops, spans, events, sm, board, line, done, w, t, pc)
             return ORDINARY
         if leaves:
             after, reason = max(after, (result + TICK - 1) // TICK), BRANCH
-    fetch(ops, spans, events, sm, board, done, w, after, reason)
+    fetch(ops, spans, events, sm, board, line, done, w, after, reason)
     return LOOP if leaves and to <= pc and oldest(sm, w) else ORDINARY
+
+
+@inlined
+def full(port: int) -> int:
+    """Why a warp waits for a port."""
+    if port == QUEUE + DMA:
+        return FETCHING
+    return SYSTOLIC if port == QUEUE + ARRAY else UNIT
 
 
 @inlined
@@ -211,7 +243,7 @@ def account(sm: Any, blame: Any, w: int, s: int, t: int, extra: int) -> None:
     if gap > 0:
         reason = sm.reason[w]
         if sm.ready[w] < t:
-            reason = SYSTOLIC if sm.port[w] == QUEUE else UNIT
+            reason = full(sm.port[w])
         sm.slots[reason] += gap
     sm.slots[ISSUED] += 1
     sm.slots[BANKS] += extra
@@ -221,7 +253,7 @@ def account(sm: Any, blame: Any, w: int, s: int, t: int, extra: int) -> None:
 
 @inlined
 def execute(
-    ops: Any, spans: Any, sm: Any, board: Any, gathered: Any, done: Any, w: int, t: int, pc: int
+    ops: Any, spans: Any, sm: Any, board: Any, gathered: Any, line: Any, done: Any, w: int, t: int, pc: int
 ) -> int:  # fmt: skip
     """Take the port and the queues, and say when registers will be ready; the tick of the result."""
     op, port = ops[pc], sm.port[w]
@@ -230,12 +262,16 @@ def execute(
     if op.occupy > 0:
         sm.free[port] = start + op.occupy
         sm.busy[port] += op.occupy
-    if op.l2 > 0:
-        sm.l2 = max(start, sm.l2) + op.l2
-        taken = max(taken, sm.l2)
-    if op.dram > 0:
-        sm.dram = max(start, sm.dram) + op.dram
-        taken = max(taken, sm.dram)
+    if op.kind == PLAIN:
+        if op.l2 > 0:
+            sm.l2 = max(start, sm.l2) + op.l2
+            taken = max(taken, sm.l2)
+        if op.dram > 0:
+            sm.dram = max(start, sm.dram) + op.dram
+            taken = max(taken, sm.dram)
+        if op.vector > 0:
+            sm.vector = max(start, sm.vector) + op.vector
+            taken = max(taken, sm.vector)
     result: int = taken + op.latency
     for i in range(op.first, op.last):
         if spans[i].write:
@@ -243,7 +279,7 @@ def execute(
                 board[w, r] = 2 * result + op.memory
             sm.drained[w] = max(sm.drained[w], result)
     if op.kind == COMMIT:
-        commit(ops, sm, gathered, done, w, start + op.latency, op.work)
+        commit(ops, sm, line, gathered, done, w, pc, start + op.latency)
     elif op.kind != PLAIN:
         gather(sm, gathered, w, pc, op.kind)
     return result
@@ -251,7 +287,7 @@ def execute(
 
 @compiled
 def arrive(
-    ops: Any, spans: Any, events: Any, sm: Any, board: Any, done: Any, w: int, t: int, pc: int
+    ops: Any, spans: Any, events: Any, sm: Any, board: Any, line: Any, done: Any, w: int, t: int, pc: int
 ) -> None:  # fmt: skip
     """The warp waits at a barrier; if it is the last one of its block, all go on."""
     op, place, warps = ops[pc], w // sm.block_warps, sm.block_warps
@@ -263,11 +299,12 @@ def arrive(
     at, reason = t, AT_BARRIER
     if op.kind == DRAIN:
         reason = AT_MODE
+        advance(ops, sm, line, done, NEVER)
         for v in range(place * warps, (place + 1) * warps):
-            at = max(at, (max(sm.drained[v], done[v, 0]) + TICK - 1) // TICK)
+            at = max(at, (max(sm.drained[v], done[v, 0] >> 1) + TICK - 1) // TICK)
     at = max(t + 1, at + op.latency // TICK)
     for v in range(place * warps, (place + 1) * warps):
-        fetch(ops, spans, events, sm, board, done, v, at, reason)
+        fetch(ops, spans, events, sm, board, line, done, v, at, reason)
 
 
 @compiled

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from .jit import compiled
-from .state import NEVER, TICK
+from .state import ARRIVAL, ENTRY, NEVER, PC, SERIAL, TICK, WARP
 
 
 @compiled
@@ -23,6 +23,7 @@ def steady(
     sms: Any,
     boards: Any,
     gathered: Any,
+    lines: Any,
     dones: Any,
     blames: Any,
     k: int,
@@ -30,13 +31,14 @@ def steady(
     """If state 0 is state k, go on by as many periods as the paths allow; keep it as state k if it is time to."""
     sm, seen = sms[0], sms[k]
     seen.moments += 1
-    if seen.moments > 1 and _same(sm, seen, boards, gathered, dones, k):
+    if seen.moments > 1 and _same(sm, seen, boards, gathered, lines, dones, k):
         periods = _periods(events, sequence, sm, seen)
         if periods > 0:
             _advance(sm, seen, periods)
             shift = periods * (sm.now - seen.now) * TICK
             _shift(boards, 2 * shift)
-            _shift(dones, shift)
+            _shift(dones, 2 * shift)
+            _shift_arrivals(sm, lines, shift)
             for i in range(blames.shape[1]):
                 blames[0, i] += periods * (blames[0, i] - blames[k, i])
             sm.now += periods * (sm.now - seen.now)
@@ -47,6 +49,7 @@ def steady(
         seen.moments, seen.due = moments, due
         _keep(boards, k)
         _keep(gathered, k)
+        _keep_lines(sm, lines, k)
         _keep(dones, k)
         for i in range(blames.shape[1]):
             blames[k, i] = blames[0, i]
@@ -68,13 +71,30 @@ def _shift(arrays: Any, ticks: int) -> None:
             arrays[0, i, j] += ticks
 
 
+@compiled
+def _keep_lines(sm: Any, lines: Any, k: int) -> None:
+    """As `_keep`, of what is in the queues."""
+    for e in range(2):
+        for row in range(ENTRY * e, ENTRY * e + ENTRY):
+            for i in range(sm.head[e], sm.tail[e]):
+                lines[k, row, i] = lines[0, row, i]
+
+
+@compiled
+def _shift_arrivals(sm: Any, lines: Any, ticks: int) -> None:
+    """Groups in the queues arrive later."""
+    for e in range(2):
+        for i in range(sm.head[e], sm.tail[e]):
+            lines[0, ENTRY * e + ARRIVAL, i] += ticks
+
+
 # --- is it the same state?
 
 
 @compiled
-def _same(sm: Any, seen: Any, boards: Any, gathered: Any, dones: Any, k: int) -> bool:
+def _same(sm: Any, seen: Any, boards: Any, gathered: Any, lines: Any, dones: Any, k: int) -> bool:  # fmt: skip
     """Whether two states are the same: cheap questions first."""
-    if not (_same_places(sm, seen) and _same_times(sm, seen)):
+    if not (_same_places(sm, seen) and _same_times(sm, seen) and _same_lines(sm, seen, lines, k)):
         return False
     now, then = sm.now * TICK, seen.now * TICK
     for s in range(sm.subcores):
@@ -84,11 +104,32 @@ def _same(sm: Any, seen: Any, boards: Any, gathered: Any, dones: Any, k: int) ->
                 if _rest(boards[0, w, r], 2 * now + 1) != _rest(boards[k, w, r], 2 * then + 1):
                     return False
             for g in range(sm.groups):
-                if _rest(dones[0, w, g], now) != _rest(dones[k, w, g], then):
+                if _rest(dones[0, w, g], 2 * now + 1) != _rest(dones[k, w, g], 2 * then + 1):
                     return False
             for g in range(sm.gathers[w]):
                 if gathered[0, w, g] != gathered[k, w, g]:
                     return False
+    return True
+
+
+@compiled
+def _same_lines(sm: Any, seen: Any, lines: Any, k: int) -> bool:
+    """The queues of both engines."""
+    now, then = sm.now * TICK, seen.now * TICK
+    for e in range(2):
+        if sm.open[e] != seen.open[e] or sm.tail[e] - sm.head[e] != seen.tail[e] - seen.head[e]:
+            return False
+        for n in range(sm.tail[e] - sm.head[e]):
+            i, j = sm.head[e] + n, seen.head[e] + n
+            pc, warp, arrival, serial = ENTRY * e + PC, ENTRY * e + WARP, ENTRY * e + ARRIVAL, ENTRY * e + SERIAL  # fmt: skip
+            w = lines[0, warp, i]
+            if (
+                lines[0, pc, i] != lines[k, pc, j]
+                or w != lines[k, warp, j]
+                or _rest(lines[0, arrival, i], now) != _rest(lines[k, arrival, j], then)
+                or sm.commits[w] - lines[0, serial, i] != seen.commits[w] - lines[k, serial, j]
+            ):
+                return False
     return True
 
 
@@ -112,6 +153,8 @@ def _same_places(sm: Any, seen: Any) -> bool:
                 or sm.port[w] != seen.port[w]
                 or sm.reason[w] != seen.reason[w]
                 or sm.gathers[w] != seen.gathers[w]
+                or sm.others[w] != seen.others[w]
+                or sm.awaits[w] != seen.awaits[w]
             ):
                 return False
     same = True
@@ -133,18 +176,26 @@ def _same_times(sm: Any, seen: Any) -> bool:
                 return False
             if sm.ready[w] < NEVER and _rest(sm.ready[w], now) != _rest(seen.ready[w], then):
                 return False
+            if sm.awaits[w] > 0 and _rest(sm.after[w], now) != _rest(seen.after[w], then):
+                return False
             if _rest(sm.drained[w], now * TICK) != _rest(seen.drained[w], then * TICK):
                 return False
     now, then = now * TICK, then * TICK
     for p in range(sm.ports):
-        if _rest(sm.free[p], now) != _rest(seen.free[p], then):
+        if (sm.free[p] >= NEVER) != (seen.free[p] >= NEVER):
             return False
-    for q in range(sm.queue):
-        if _rest(sm.begun[q], now) != _rest(seen.begun[q], then):
+        if sm.free[p] < NEVER and _rest(sm.free[p], now) != _rest(seen.free[p], then):
             return False
+    for e in range(2):
+        for q in range(sm.queue):
+            if _rest(sm.begun[e, q], now) != _rest(seen.begun[e, q], then):
+                return False
     return (
         _rest(sm.l2, now) == _rest(seen.l2, then)
         and _rest(sm.dram, now) == _rest(seen.dram, then)
+        and _rest(sm.vector, now) == _rest(seen.vector, then)
+        and _rest(sm.dma, now) == _rest(seen.dma, then)
+        and _rest(sm.landed, now) == _rest(seen.landed, then)
         and _rest(sm.array, now) == _rest(seen.array, then)
         and _rest(sm.weights, now) == _rest(seen.weights, then)
         and _rest(sm.swapped, now) == _rest(seen.swapped, then)
@@ -216,6 +267,7 @@ def _advance(sm: Any, seen: Any, periods: int) -> None:
         if sm.ready[w] < NEVER:
             sm.ready[w] += cycles
         sm.drained[w] += cycles * TICK
+        sm.after[w] += cycles
     for place in range(sm.places):
         if sm.block[place] != seen.block[place]:
             sm.block[place] += periods * fresh
@@ -224,16 +276,22 @@ def _advance(sm: Any, seen: Any, periods: int) -> None:
         if sm.next[s] < NEVER:
             sm.next[s] += cycles
     for p in range(sm.ports):
-        sm.free[p] += cycles * TICK
+        if sm.free[p] < NEVER:
+            sm.free[p] += cycles * TICK
         sm.busy[p] += periods * (sm.busy[p] - seen.busy[p])
-    for q in range(sm.queue):
-        sm.begun[q] += cycles * TICK
+    for e in range(2):
+        for q in range(sm.queue):
+            sm.begun[e, q] += cycles * TICK
     for r in range(len(sm.slots)):
         sm.slots[r] += periods * (sm.slots[r] - seen.slots[r])
     sm.l2 += cycles * TICK
     sm.dram += cycles * TICK
+    sm.vector += cycles * TICK
+    sm.dma += cycles * TICK
+    sm.landed += cycles * TICK
     sm.array += cycles * TICK
     sm.weights += cycles * TICK
     sm.swapped += cycles * TICK
+    sm.stalled += periods * (sm.stalled - seen.stalled)
     sm.occupied += periods * (sm.occupied - seen.occupied)
     sm.started += periods * fresh

@@ -14,7 +14,7 @@ instruction starts a cycle later, and its sub-core issues the next one a cycle l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,24 +23,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import READ, SYSTOLIC, Guard, Instr, Pred, Reg, Src, UReg
-from knapper.isa.instructions import MODE
+from knapper.isa.instructions import IM2COL_PUSH, MODE
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
 from knapper.isa.program import Kernel
 from knapper.isa.verify import modes
 
 from ..decode import ROW, Decoded, Variant
-from .commands import ASYNCHRONOUS, work
+from .commands import ASYNCHRONOUS, streams, work
 from .footprint import Footprint
-from .state import COMMIT, FREE, LOAD_WEIGHTS, OP, QUEUE, SPAN, STREAM, SWAP_WEIGHTS, TICK, WAIT
+from .state import (
+    ARRAY,
+    COMMIT,
+    DMA,
+    FREE,
+    LOAD_WEIGHTS,
+    OP,
+    QUEUE,
+    SPAN,
+    STREAM,
+    SWAP_WEIGHTS,
+    TICK,
+    TRANSFER,
+    WAIT,
+)
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 UNIFORMS, PREDICATES = 63, 7
 SECTORS = 4
 """Sectors of 32 bytes that a load/store unit's port takes an interval."""
 SECTOR = 32
 PENDING = 256
-"""Commands that a warp may gather (`knapper.isa.systolic.QUEUE`)."""
+"""Commands that a warp may have pending (`knapper.isa.systolic.QUEUE`)."""
+WAVEFRONT = 128
+"""Bytes that a pass over shared memory moves."""
 NARROW = 2
 """Registers of the widest operand that counts in bank conflicts."""
 
@@ -209,7 +226,9 @@ class Fixed:
     stores: NDArray[np.bool_]
     """Which write it."""
     systolic: bool
-    """Whether it uses systolic mode."""
+    """Whether it uses systolic mode, or the array at all: what lies in it is one block's."""
+    pushes: tuple[tuple[int, Instr], ...]
+    """Passes whose rows the code does not say, by place."""
     queues: Mapping[str, int]
     """Sizes of what an SM keeps of its systolic commands."""
     peak: float
@@ -236,15 +255,15 @@ class Costs:
         ops = self.ops[span].copy()
         spans, ops["first"], ops["last"] = self._spans(kernel)
         return Fixed(
-            ops, spans, self.global_loads[span], self.global_stores[span], self._systolic(kernel), self._queues(kernel),
-            self._peak(kernel),
+            ops, spans, self.global_loads[span], self.global_stores[span], self._systolic(kernel) or self._commands(kernel),
+            tuple(self._pushes(kernel)), self._queues(kernel), self._peak(kernel),
         )  # fmt: skip
 
     @cached_property
     def ports(self) -> dict[str, tuple[int, int]]:
         """Of each unit: its first port, and how far apart the sub-cores' ports are (0: all share it)."""
         out: dict[str, tuple[int, int]] = {}
-        number = 1 + max(FREE, QUEUE)
+        number = 1 + max(FREE, QUEUE + ARRAY, QUEUE + DMA)
         for name, unit in self.machine.units.items():
             if (owner := getattr(unit, "port", "") or name) != name:
                 continue
@@ -324,12 +343,24 @@ class Costs:
 
     def _queues(self, name: str) -> dict[str, int]:
         ops = self.ops[self.structure.spans[name]]
-        commands = np.isin(ops["kind"], (LOAD_WEIGHTS, SWAP_WEIGHTS, STREAM)).any()
         return {
             "queue": max(1, self.machine.lsma_queue),
             "groups": 1 + int(ops["work"][ops["kind"] == WAIT].max(initial=0)),
-            "commands": PENDING if commands else 1,
+            "commands": PENDING if self._commands(name) else 1,
+            "shared_port": int(self.machine.vector_word > 0),
         }
+
+    def _commands(self, name: str) -> bool:
+        """Whether a kernel sends commands to engines."""
+        kinds = self.ops["kind"][self.structure.spans[name]]
+        return bool(np.isin(kinds, (LOAD_WEIGHTS, SWAP_WEIGHTS, STREAM, TRANSFER)).any())
+
+    def _pushes(self, name: str) -> Iterator[tuple[int, Instr]]:
+        s = self.structure
+        variants = s.variant[s.spans[name]]
+        for v, instr in enumerate(s.instrs):
+            if isinstance(instr, IM2COL_PUSH):
+                yield from ((int(pc), instr) for pc in np.flatnonzero(variants == v))
 
     def _peak(self, name: str) -> float:
         s, machine = self.structure, self.machine
@@ -345,8 +376,12 @@ class Costs:
 
     @cached_property
     def _macs(self) -> Ints:
-        """Multiply-accumulates of each variant. [variants]"""
-        return np.array([i.macs(LANES) for i in self.structure.instrs], np.int64)
+        """Multiply-accumulates of each variant; a push, which has as many rows as it is told, counts as if it had most. [variants]"""
+        most = max((i.macs(LANES) for i in self.structure.instrs), default=0) + 1
+        macs = [
+            most if isinstance(i, IM2COL_PUSH) else i.macs(LANES) for i in self.structure.instrs
+        ]
+        return np.array(macs, np.int64)
 
     @cached_property
     def _modal(self) -> Ints:
@@ -365,7 +400,7 @@ class Costs:
     @cached_property
     def global_loads(self) -> NDArray[np.bool_]:
         """Which instructions read global memory."""
-        return self.on("lsu_global") & ~self.structure.stores
+        return (self.on("lsu_global") & ~self.structure.stores) | self.on("dma")
 
     @cached_property
     def global_stores(self) -> NDArray[np.bool_]:
@@ -385,13 +420,30 @@ class Costs:
         one = ops["occupy"].copy()  # ticks of an access that the port takes at once
         passes = np.where(ops["memory"] > 0, np.maximum(sectors / SECTORS, wavefronts), 1)
         ops["occupy"] = np.maximum(one, np.rint(one * passes).astype(np.int64))
-        ops["latency"] = np.where(loads, np.int64(round(TICK * foot.latency)), ops["latency"])
+        warps = loads & (ops["kind"] != TRANSFER)
+        ops["latency"] = np.where(warps, np.int64(round(TICK * foot.latency)), ops["latency"])
         ops["latency"] += ops["occupy"] - one
         misses = np.where(loads, foot.l1_misses, np.where(stores, 1.0, 0.0))
         to_dram = np.where(loads, foot.l2_misses, np.where(stores, foot.written_back, 0.0))
         ops["l2"] = np.rint(sectors * misses * foot.l2_ticks).astype(np.int64)
         ops["dram"] = np.rint(sectors * misses * to_dram * foot.dram_ticks).astype(np.int64)
+        ops["vector"] = self._vector(kernel, counts, times, sectors, wavefronts)
+        for pc, instr in fixed.pushes:
+            ops["work"][pc] = streams(instr, self.machine, counts["rows"][pc] / times[pc])
         return ops
+
+    def _vector(
+        self, kernel: str, counts: NDArray[Any], times: Ints, sectors: Floats, wavefronts: Floats
+    ) -> Ints:
+        """Ticks of the vector memory's port that instructions take. What warps load and store passes it as well."""
+        if not self.machine.vector_word:
+            return np.zeros(len(times), np.int64)
+        span = self.structure.spans[kernel]
+        words = (counts["vector_reads"] + counts["vector_writes"]) / times
+        moved = np.where(self.on("lsu_global")[span], SECTOR * sectors, 0.0)
+        moved += np.where(self.on("lsu_shared")[span], WAVEFRONT * wavefronts, 0.0)
+        ticks: Ints = np.rint(TICK * (words + moved / self.machine.vector_bytes)).astype(np.int64)
+        return ticks
 
     def _spans(self, kernel: str) -> tuple[NDArray[Any], Ints, Ints]:
         """`SPAN`s of a kernel, and where those of each instruction begin and end."""
