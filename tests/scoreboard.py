@@ -17,6 +17,7 @@ from knapper.isa.core import Instr, Pred, Reg, UReg
 from knapper.isa.machine import Machine
 
 TICK = 256
+TRANSFERS = ("FILL.DUP", "DMA.LD")
 STEADY = 1_000_000
 """Cycles after which a program counts as hung."""
 
@@ -43,6 +44,26 @@ class Memory:
     dram_ticks: float
 
 
+@dataclass(frozen=True)
+class Command:
+    """What a command to an engine takes: of the array or of DRAM, and of the vector memory's port, in ticks."""
+
+    work: int = 0
+    dram: int = 0
+    l2: int = 0
+    port: int = 0
+
+
+@dataclass(eq=False)
+class Group:
+    """Commands that a warp committed; done at a tick that is known once its engine has come to its end."""
+
+    commands: list[Any]
+    arrival: int
+    begun: int | None = None
+    done: int | None = None
+
+
 @dataclass(eq=False)
 class Warp:
     age: tuple[int, int]
@@ -56,7 +77,7 @@ class Warp:
     ready: dict[Any, int] = field(default_factory=lambda: defaultdict(int))
     waits: bool = False
     commands: list[Any] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
 
 
 class Scoreboard:
@@ -73,6 +94,7 @@ class Scoreboard:
         memory: Memory,
         systolic_pcs: frozenset[int] = frozenset(),
         switches: frozenset[int] = frozenset(),
+        takes: dict[int, Command] | None = None,
     ) -> None:
         self.m, self.code, self.blocks, self.resident = machine, code, blocks, resident
         self.sectors, self.wavefronts, self.memory = sectors, wavefronts, memory
@@ -84,7 +106,9 @@ class Scoreboard:
         self.blocked: dict[int, int] = defaultdict(int)
         self.l2 = self.dram = 0
         self.array = self.weights = self.swapped = 0
-        self.begun: list[int] = []
+        self.takes, self.vector, self.dma, self.landed = takes or {}, 0, 0, 0
+        self.queues: dict[str, list[Group]] = {"array": [], "dma": []}
+        self.all: dict[str, list[Group]] = {"array": [], "dma": []}
         self.issued: list[tuple[int, int, int]] = []
 
     # --- the clock
@@ -96,7 +120,9 @@ class Scoreboard:
         for t in count():
             assert t < STEADY, "it hangs"
             if not self.warps:
+                self.engines(None)
                 return ceil(Fraction(max(t * TICK, self.l2, self.dram), TICK))
+            self.engines(t * TICK)
             ended: list[int] = []
             for s in range(self.m.subcores):
                 if self.blocked[s] <= t and (warp := self.pick(s, t)):
@@ -131,16 +157,18 @@ class Scoreboard:
             return i.guard in (7, 15) or w.ready["P", int(i.guard.pred)] <= t * TICK
         if any(w.ready[r] > t * TICK for r, _ in self.registers(i)):
             return False
-        if i.mnemonic == "SMA.WAIT" and len(w.groups) > i.n and w.groups[-1 - i.n] > t * TICK:
-            return False
+        if i.mnemonic == "SMA.WAIT":
+            earlier = w.groups[: len(w.groups) - i.n]
+            return all(g.done is not None and g.done <= t * TICK for g in earlier)
         if i.mnemonic == "SMA.COMMIT":
-            queued = [g for g in self.begun if g >= (t + 1) * TICK]
+            groups = self.all[self.engine_of(w.commands)]
+            queued = [g for g in groups if g.begun is None or g.begun >= (t + 1) * TICK]
             return len(queued) < self.m.lsma_queue
         return self.port[self.port_of(i, w)] < (t + 1) * TICK
 
     def registers(self, i: Instr) -> list[tuple[Any, bool]]:
         """Each register that it names, and whether its result goes there in the scoreboard's sense."""
-        quiet = i.mnemonic in ("LSMA", "SMA.LDB", "SMA.SWAP")
+        quiet = i.mnemonic in ("LSMA", "SMA.LDB", "SMA.SWAP", "IM2COL.PUSH")
         return [
             ((type(a.first).prefix or "P", int(a.first) + n), "w" in a.use and not quiet)
             for a in i.accesses()
@@ -181,8 +209,8 @@ class Scoreboard:
             w.since = max(w.since, ceil(Fraction(done, TICK)))
         if i.mnemonic in ("BAR", "MODE"):
             self.barrier(w, i, step, t)
-        if i.mnemonic in ("SMA.LDB", "SMA.SWAP", "LSMA"):
-            w.commands.append(i)
+        if i.mnemonic in ("SMA.LDB", "SMA.SWAP", "LSMA", *TRANSFERS, "IM2COL.PUSH"):
+            w.commands.append((i, step.pc))
         if i.mnemonic == "SMA.COMMIT":
             self.commit(w, done)
 
@@ -215,12 +243,13 @@ class Scoreboard:
         takes = round(one * passes) if i.resource().startswith("lsu_") else one
         begins = max(start, self.port[port])
         self.port[port] = begins + takes
+        taken = begins if i.mnemonic in TRANSFERS else self.pass_port(begins, step.pc)
         if i.resource() != "lsu_global":
-            return begins + takes - one + unit.latency * TICK - start
+            return taken + takes - one + unit.latency * TICK - start
         loads = any(written for _, written in self.registers(i))
         misses = self.memory.l1_misses if loads else Fraction(1)
         to_dram = self.memory.l2_misses if loads else self.memory.written_back
-        s, taken = self.sectors.get(step.pc, 0), begins
+        s = self.sectors.get(step.pc, 0)
         if ticks := round(float(s * misses) * self.memory.l2_ticks):
             self.l2 = max(begins, self.l2) + ticks
             taken = max(taken, self.l2)
@@ -244,24 +273,114 @@ class Scoreboard:
         at = t
         latency = self.m.units[i.resource()].latency
         if i.mnemonic == "MODE":
-            pending = [r for v in block for r in [*v.ready.values(), *v.groups]]
+            self.engines(None)
+            done = [g.done or 0 for v in block for g in v.groups]
+            pending = [*done, *(r for v in block for r in v.ready.values())]
             at = max([at, *(ceil(Fraction(p, TICK)) for p in pending)])
             latency += self.m.mode_switch_cycles if step.pc in self.switches else 0
         for v in block:
             v.waits, v.since = False, max(t + 1, at + latency)
 
     def commit(self, w: Warp, arrival: int) -> None:
-        now = begins = max(arrival, self.array)
-        for i in w.commands:
-            if i.mnemonic == "LSMA":
-                now += (int(i.m) + self.m.lsma_bubble) * TICK
-            elif i.mnemonic == "SMA.LDB" and self.m.weight_double_buffer:
-                self.weights = max(arrival, self.weights, self.swapped) + self.m.array_rows * TICK
-            elif i.mnemonic == "SMA.LDB":
-                now += self.m.array_rows * TICK
-            elif self.m.weight_double_buffer:
-                now = self.swapped = max(now, self.weights)
-        self.array = now
-        self.begun.append(begins)
+        engine = self.engine_of(w.commands)
+        group = Group(w.commands, arrival)
+        w.groups.append(group)
+        self.all[engine].append(group)
+        self.queues[engine].append(group)
         w.commands = []
-        w.groups.append(now + self.m.lsma_fill * TICK)
+        if not self.m.vector_word:
+            self.engines(None)
+
+    def engine_of(self, commands: list[Any]) -> str:
+        """Whose queue a group joins."""
+        moves = commands and all(i.mnemonic in TRANSFERS for i, _ in commands)
+        return "dma" if moves else "array"
+
+    # --- engines
+
+    def engines(self, until: int | None) -> None:
+        """Take up every command whose time has come; None: all there are. The array is first where both come to something."""
+        while True:
+            due = {
+                engine: self.start_of(groups[0]) for engine, groups in self.queues.items() if groups
+            }
+            if not due:
+                return
+            engine = min(due, key=lambda name: (due[name], name))
+            if until is not None and due[engine] > until:
+                return
+            self.take_up(engine, due[engine])
+
+    def start_of(self, g: Group) -> int:
+        """When the first command that is left of a group begins."""
+        if not g.commands:
+            return g.arrival
+        kind = g.commands[0][0].mnemonic
+        if kind == "SMA.LDB" and self.m.weight_double_buffer:
+            return max(g.arrival, self.weights, self.swapped)
+        if kind in TRANSFERS:
+            return max(g.arrival, self.dma)
+        if kind == "SMA.SWAP" and self.m.weight_double_buffer:
+            return g.arrival
+        return max(g.arrival, self.array)
+
+    def take_up(self, engine: str, start: int) -> None:
+        g = self.queues[engine][0]
+        if g.begun is None:
+            if engine == "array":
+                g.begun = self.array = max(self.array, g.arrival)
+            else:
+                g.begun = max(self.dma, g.arrival)
+        if not g.commands:
+            self.queues[engine].pop(0)
+            fill = 0 if self.m.dataflow == "ws" and self.drained_by_pass() else self.m.lsma_fill
+            g.done = self.array + fill * TICK if engine == "array" else self.landed
+            return
+        i, pc = g.commands.pop(0)
+        takes = self.takes.get(pc, Command())
+        if i.mnemonic in TRANSFERS:
+            self.move(engine, i, pc, start, takes)
+        elif i.mnemonic == "SMA.SWAP":
+            if self.m.weight_double_buffer:
+                self.array = self.swapped = max(self.array, self.weights)
+        elif i.mnemonic == "SMA.LDB" and self.m.weight_double_buffer:
+            self.weights = max(start + self.m.array_rows * TICK, self.pass_port(start, pc))
+        else:
+            self.array = max(start + self.work(i, takes), self.pass_port(start, pc))
+
+    def work(self, i: Instr, takes: Command) -> int:
+        """Ticks that a pass takes of the array by itself."""
+        if i.mnemonic == "SMA.LDB":
+            return self.m.array_rows * TICK
+        if i.mnemonic == "IM2COL.PUSH":
+            return takes.work
+        rows = int(i.m)
+        if self.m.dataflow == "ws":
+            rows = max(rows, self.m.array_rows)
+        return (rows + self.m.lsma_bubble) * TICK
+
+    def drained_by_pass(self) -> bool:
+        return self.m.accumulator_bytes > 0 and not self.m.weight_double_buffer
+
+    def pass_port(self, start: int, pc: int) -> int:
+        """The vector memory's port serves an instruction that asks at `start`; when it is done."""
+        ticks = self.takes.get(pc, Command()).port
+        if not ticks:
+            return start
+        self.vector = max(self.vector, start) + ticks
+        return self.vector
+
+    def move(self, engine: str, i: Instr, pc: int, start: int, takes: Command) -> None:
+        unit = self.m.units["dma"]
+        end = max(start + unit.interval * TICK, self.pass_port(start, pc))
+        if takes.l2:
+            self.l2 = max(start, self.l2) + takes.l2
+            end = max(end, self.l2)
+        if takes.dram:
+            self.dram = max(start, self.dram) + takes.dram
+            end = max(end, self.dram)
+        self.dma = end
+        self.landed = end + (unit.latency + self.m.dram_latency) * TICK
+        if engine == "array":
+            self.array = max(self.array, self.landed)
+            self.weights = max(self.weights, self.landed)

@@ -152,7 +152,7 @@ def blank(
     queue: int,
     groups: int,
     commands: int,
-    shared_port: bool,
+    shared_port: int,
 ) -> State:
     """An SM on which nothing has started. `warps`: of one block; `slots`: of one warp's scoreboard; `commands`: that a warp can have pending."""
     n = places * warps

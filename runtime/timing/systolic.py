@@ -109,15 +109,15 @@ def upcoming(ops: Any, sm: Any, lines: Any, e: int) -> int:
     """The tick at which an engine takes up what is first in its queue; NEVER if nothing is."""
     if sm.head[e] == sm.tail[e]:
         return NEVER
-    arrival = lines[ENTRY * e + ARRIVAL, sm.head[e]]
+    at: int = lines[ENTRY * e + ARRIVAL, sm.head[e]]
     kind = ops[lines[ENTRY * e + PC, sm.head[e]]].kind
     if kind == LOAD_WEIGHTS:
-        return max(arrival, sm.weights, sm.swapped)
-    if kind == STREAM:
-        return max(arrival, sm.array)
-    if kind == TRANSFER:
-        return max(arrival, sm.dma)
-    return arrival
+        at = max(at, sm.weights, sm.swapped)
+    elif kind == STREAM:
+        at = max(at, sm.array)
+    elif kind == TRANSFER:
+        at = max(at, sm.dma)
+    return at
 
 
 @compiled
