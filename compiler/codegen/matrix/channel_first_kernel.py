@@ -13,7 +13,7 @@ all come to as many barriers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from knapper.isa.instructions import (
     IADD,
     IM2COL_PUSH,
     ISETP,
+    LDG,
     SMA_COMMIT,
     SMA_LDB,
     SMA_SWAP,
@@ -40,14 +41,16 @@ from knapper.isa.instructions import (
     UMOV,
 )
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import SR, Bits32, Cmp, Logic, MinMax, Start
+from knapper.isa.modifiers import SR, Bits32, Cmp, Logic, MinMax, Scalar, Start
 from knapper.isa.systolic import LANES
 from knapper.isa.vector_memory import REGISTERS
 
 from ...ir import Array
 from ..builder import PT, KernelBuilder, VLabel, VPred, VReg, VUReg
 from ..generator import Emitted, Group
+from ..scalar import convert
 from . import blocks
+from .access import WIDTHS
 from .channel_first_shape import Tiles, Walk
 from .code import (
     S32,
@@ -70,7 +73,7 @@ from .code import (
     usub,
 )
 from .engine import Emitter
-from .epilogue import BYTES, Epilogue, Frame, Spot, operands
+from .epilogue import BYTES, TYPES, Epilogue, Frame, Spot, operands, varying_operands
 from .systolic import ELEMENTS
 
 ROLES = 2
@@ -139,11 +142,14 @@ def barriers(b: KernelBuilder, count: int) -> None:
 class Pieces(Epilogue):
     """The epilogue of pieces of one job: what does not change from piece to piece is done before the loop over them.
 
-    `pixels` and `images` are the lanes' numbers minus how many there are, so negative where there is something; None: everywhere.
+    `pixels` and `images` are the lanes' numbers minus how many there are, so negative where there is something; None: everywhere. Where
+    all there is is everywhere, operands that differ by row are loaded a piece ahead (`ahead`): while results are computed, the next
+    piece's are on their way.
     """
 
     pixels: VReg | None = None
     images: VReg | None = None
+    ahead: dict[tuple[str, int, int], VReg] | None = None
 
     def begin_all(self, columns: Iterable[int]) -> None:
         """Bases, addresses, and operands that are alike in all rows, for spots at these columns."""
@@ -155,10 +161,51 @@ class Pieces(Epilogue):
                 if not self._rowwise(v):
                     self._value(v, s)
 
+    def fetch_first(self, spots: Sequence[Spot]) -> bool:
+        """Load the operands of the first piece, if they can be loaded ahead at all."""
+        whole = self.pixels is None and self.images is None and not self.frame.cols
+        if whole and len(varying_operands(self.group, self.p)) == 1:
+            self.ahead = {}
+            self._fetch_all(spots, PT)
+        return self.ahead is not None
+
+    def fetch_next(self, spots: Sequence[Spot], rows: int, more: VPred) -> None:
+        """The operands that have come are those of this piece; load those of the next one, if there is one, `rows` away."""
+        assert self.ahead is not None
+        for s in spots:
+            for v in self._varying():
+                own = self.ahead[v, s.row, s.col]
+                dtype = self.types[v].dtype
+                wide = fixed(self.b, own) if dtype == "f32" else convert(self.b, own, Scalar.F32, TYPES[dtype])  # fmt: skip
+                self.values[self._key(v, s, "f32")] = wide
+        self._move(self._varying(), rows)
+        self._fetch_all(spots, more)
+
+    def _fetch_all(self, spots: Sequence[Spot], guard: Any) -> None:
+        assert self.ahead is not None
+        for s in spots:
+            for v in self._varying():
+                d = self.ahead.setdefault((v, s.row, s.col), self.b.reg())
+                a, offset = self._address(v, s)
+                width = WIDTHS[BYTES[self.types[v].dtype]]
+                self.b.emit(LDG, width, d, self._base(v), a, offset, guard=guard)
+
+    def _varying(self) -> list[str]:
+        return [v for v in self.read if self._rowwise(v)]
+
+    def _load(self, spots: list[Spot]) -> None:
+        """What is loaded ahead is there."""
+        if self.ahead is None:
+            super()._load(spots)
+
+    def _move(self, which: Iterable[str], rows: int) -> None:
+        for v in which:
+            by = rows * self.ways[v].row * BYTES[self.types[v].dtype]
+            move_base(self.b, self.bases[v], by)
+
     def advance(self, rows: int, pixels: int, images: int) -> None:
         """The next piece lies so far away."""
-        for v, base in self.bases.items():
-            move_base(self.b, base, rows * self.ways[v].row * BYTES[self.types[v].dtype])
+        self._move((v for v in self.bases if self.ahead is None or v not in self.read), rows)
         for bound, by in ((self.pixels, pixels), (self.images, images)):
             if bound is not None and by:
                 self.b.emit(IADD, S32, bound, bound, by)
@@ -471,14 +518,19 @@ class Kernel(Emitter):
         e = self._begun(j, uadd(b, first, pixel))
         if piece == self.least > 1:
             e.pixels = self._missing(pixel, last)
+        spots: list[Spot] = [*self._places(acc)]
+        step = piece * self.warps
+        ahead = e.fetch_first(spots)
         b.place(again)
         self._load(acc, words, e.pixels)
-        e.emit([*self._places(acc)])
-        step = piece * self.warps
+        b.emit(UIADD, Bits32._32, pixel, pixel, step)
+        more = ucompare(b, Cmp.LT, pixel, last)
+        if ahead:
+            e.fetch_next(spots, step * t.steps[1], more)
+        e.emit(spots)
         e.advance(step * t.steps[1], step, step * t.wn if t.single else 0)
         b.emit(UIADD, Bits32._32, words, words, step * t.wn * t.columns)
-        b.emit(UIADD, Bits32._32, pixel, pixel, step)
-        b.emit(BRA, again, guard=ucompare(b, Cmp.LT, pixel, last))
+        b.emit(BRA, again, guard=more)
         b.place(over)
 
     def _missing(self, pixel: VUReg, last: VUReg) -> VReg:
@@ -516,13 +568,19 @@ class Kernel(Emitter):
             row0=umul(b, j.section, section, umul(b, first, down)),
             col0=umul(b, j.block, t.columns),
             row=self._lane(down, across), col=self.column, bound=None, limit=0,
-            cols=p.n if p.n % t.columns else 0, axes=(self.z,) if p.axes else (),
+            cols=p.n if self._ragged else 0, axes=(self.z,) if p.axes else (),
         )  # fmt: skip
         made = Pieces(b, self.group, p, frame, self.parameters)
         if int(t.descriptor.images) % t.wn:
             made.images = self._beyond(j, first)
         made.begin_all(range(0, min(t.columns, p.n), LANES))
         return made
+
+    @property
+    def _ragged(self) -> bool:
+        """Whether lanes have columns that do not exist."""
+        columns = min(self.t.columns, LANES) if self.t.blocks == 1 else self.t.columns
+        return self.p.n % columns > 0
 
     def _beyond(self, j: Job, first: Number) -> VReg:
         """The lane's first image minus how many there are."""
