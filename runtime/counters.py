@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,9 @@ def counters(instructions: int) -> NDArray[Any]:
     return aligned(instructions, COUNTER)
 
 
+NO_GAPS: NDArray[np.uint64] = np.zeros(0, np.uint64)
+
+
 @dataclass(frozen=True)
 class Counts:
     """What one launch did.
@@ -64,11 +67,17 @@ class Counts:
     """`COUNTER` entries, one an instruction of the kernel."""
     dram_read: int
     dram_write: int
-    l1_unique: int = 0
-    """Distinct sectors (not bytes) that a block reads from global memory, summed over blocks: what an L1 cache of any size must
-    fetch. 0 without timing."""
+    gaps: NDArray[np.uint64] = field(default_factory=NO_GAPS.copy)
+    """How far apart, in launch order, the blocks are that read one sector of global memory. Every sector that a block reads counts once
+    in that block: in `gaps[g]` if the block that read it last is the one g before, in `gaps[0]` if none has read it yet. So
+    `gaps[0]` are the sectors of `dram_read`. As long as there are such; empty without timing."""
     paths: Paths | None = None
     """Which way the warps went. None without timing."""
+
+    @property
+    def l1_unique(self) -> int:
+        """Distinct sectors (not bytes) that a block reads, summed over blocks: what an L1 cache of any size must fetch."""
+        return int(self.gaps.sum())
 
 
 def wavefronts(addresses: NDArray[np.int64], lanes: NDArray[np.intp], size: int) -> int:

@@ -27,7 +27,7 @@ class Engine(Protocol):
     ) -> Counts:
         """Run all blocks; MachineFault if one stops, or if they execute more than `left` warp instructions.
 
-        With `timing`, the counts have what timing needs: paths, sectors, wavefronts, `l1_unique`.
+        With `timing`, the counts have what timing needs: paths, sectors, wavefronts, `gaps`.
         """
 
     def close(self) -> None:

@@ -57,9 +57,16 @@ class Block(Shared):
             for warp in self.warps:
                 warp.run()
             if all(w.done for w in self.warps):
-                self.context.unique += len(self.sectors)
+                self.tally()
                 return tuple(w.trail.events() for w in self.warps)
             self.meet()
+
+    def tally(self) -> None:
+        """Count, for each sector that was read, how many blocks ago that happened last."""
+        for sector in self.sectors:
+            last = self.context.readers.get(sector, self.number)
+            self.context.gaps[self.number - last] += 1
+            self.context.readers[sector] = self.number
 
     def meet(self) -> None:
         """Every warp has stopped, some at a barrier: let them go on together."""
@@ -383,7 +390,8 @@ class ReferenceEngine:
         with np.errstate(all="ignore"):
             paths = Paths.of(self._blocks(context, left, tick))
         read, written = (int(np.count_nonzero(t)) * SECTOR for t in context.touched)
-        return Counts(counts, read, written, context.unique, paths if timing else None)
+        gaps = np.trim_zeros(context.gaps, "b")
+        return Counts(counts, read, written, gaps, paths if timing else None)
 
     def _blocks(self, context: Context, left: int, tick: Tick) -> Iterator[Warps]:
         """Run all blocks, in order; their paths."""

@@ -10,7 +10,8 @@ touch ── param         the launch's parameters, read-only
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from knapper.isa.lanes import LANES, LaneType, Value, canonical
 from knapper.isa.program import BASE, Kernel, Launch
 from knapper.isa.systolic import ARRAY, Array
 
-from .counters import local_sectors, requests, wavefronts
+from .counters import NO_GAPS, local_sectors, requests, wavefronts
 from .faults import READS, WRITES, Kind, Trap, access, race
 from .memory import SECTOR, Memory
 from .systolic import Arrays
@@ -46,8 +47,10 @@ class Context:
     """Whether to record what timing needs."""
     array: Array = ARRAY
     """The machine's systolic units."""
-    unique: int = 0
-    """Sectors that blocks read, counted once a block."""
+    gaps: NDArray[np.uint64] = field(default_factory=NO_GAPS.copy)
+    """As in `Counts`, for all blocks."""
+    readers: dict[int, int] = field(default_factory=dict)
+    """Which block read a sector last."""
     code: tuple[Instr, ...] = ()
     touched: tuple[Mask, Mask] = (NONE, NONE)
     """Which sectors of global memory were read, and written."""
@@ -61,6 +64,7 @@ class Context:
             np.zeros(-(-size // SECTOR), np.bool_),
             np.zeros(-(-size // SECTOR), np.bool_),
         )
+        self.gaps = np.zeros(prod(self.launch.grid), np.uint64)
         if self.launch.operands:
             self.allowed = (np.zeros(size, np.bool_), np.zeros(size, np.bool_))
             for operand in self.launch.operands:

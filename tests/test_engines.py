@@ -532,6 +532,7 @@ def differences(a: Result, b: Result) -> list[str]:
             for u in ("dram_read", "dram_write", "l1_unique")
             if getattr(x.counts, u) != getattr(y.counts, u)
         ]
+        found += ["gaps"] * (x.counts.gaps.tolist() != y.counts.gaps.tolist())
         found += ["paths"] * (spelled(x.counts.paths) != spelled(y.counts.paths))
     return found
 

@@ -22,11 +22,14 @@ from knapper.isa.modifiers import SR, Cmp, Direction, IntType, Trans, Width
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.runtime import paths
 from knapper.runtime.counters import Counts
+from knapper.runtime.fast import engine as fast
+from knapper.runtime.fast import recording
 from knapper.runtime.fast.engine import FastEngine
 from knapper.runtime.paths import END, Trail
 from knapper.runtime.session import LIMIT, Session
 from tests.test_engines import Writer, differences, numbers
 from tests.test_faults import B0, EXIT, P0, RZ, URZ, base, fault, lanes_below, load, program
+from tests.test_footprint import gaps
 
 INPUT = 1024  # words
 TARGET = Machine.load("volta-8tc").to_dict()
@@ -34,7 +37,12 @@ LANES = np.arange(32)
 
 
 def run(
-    code: list[Instr], x: Sequence[int] = (), threads: int = 32, grid: int = 1, **kernel: Any
+    code: list[Instr],
+    x: Sequence[int] = (),
+    threads: int = 32,
+    grid: int = 1,
+    workers: int = 2,
+    **kernel: Any,
 ) -> Counts:
     """What both engines count. The input's address is the only parameter."""
     k = {"registers": 32, "shared_bytes": 1 << 14, "local_bytes": 256, **kernel}
@@ -49,8 +57,9 @@ def run(
     session, words = Session(p), np.zeros(INPUT, np.uint32)
     words[: len(x)] = x
     reference = session.run({"x": words}, engine="reference", timing=True)
-    assert not differences(reference, session.run({"x": words}, timing=True))
-    assert not differences(reference, session.run({"x": words}, checked=True, timing=True))
+    for checked in (False, True):
+        other = session.run({"x": words}, threads=workers, checked=checked, timing=True)
+        assert not differences(reference, other)
     return reference.stats.launches[0].counts
 
 
@@ -365,7 +374,63 @@ def test_stamps_of_blocks_begin_again_when_they_are_used_up() -> None:
     session = Session(replace(p, launches=(replace(p.launches[0], grid=(9, 1, 1)),) * 3))
     engine = session.engine("fast", checked=False, threads=1, limit=LIMIT)
     assert isinstance(engine, FastEngine)
-    engine.scratch[0].state["stamp"] = (1 << 32) - 12
+    engine.scratch[0].state["stamp"] = engine.readers.next = (1 << 32) - 12
     result = session.run({"x": np.zeros(256, np.uint8)}, threads=1, timing=True)
-    assert [s.counts.l1_unique for s in result.stats.launches] == [9, 9, 9]
+    assert [s.counts.gaps.tolist() for s in result.stats.launches] == [[1, 8]] * 3
     assert engine.scratch[0].state["stamp"] == 18
+    assert engine.readers.next == 19
+
+
+# --- who read what before
+
+GATHER = [
+    base(0),
+    i.S2R(SR.CTAID_X, Reg(0)),
+    i.S2R(SR.LANEID, Reg(1)),
+    i.IMAD(IntType.U32, Reg(0), Reg(0), Src.of(32), Reg(1)),
+    i.SHF(Direction.L, IntType.U32, Reg(0), Reg(0), Src.of(2)),
+    i.LDG(Width._32, Reg(1), UReg(0), Reg(0), Signed(0)),
+    i.LDG(Width._32, Reg(2), UReg(0), Reg(1), Signed(0)),
+    EXIT,
+]
+"""A block loads 32 words of its own, and then from where they say."""
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 1 << 32), st.sampled_from([1, 2, 7, 24]), st.integers(1, 3))
+def test_how_many_blocks_ago_a_sector_was_read(seed: int, grid: int, workers: int) -> None:
+    """Counted by whoever runs the blocks, as if they ran in order."""
+    rng = np.random.default_rng(seed)
+    places = 4 * rng.integers(0, rng.choice([8, 64, INPUT]), (grid, 32))
+    counts = run(GATHER, places.reshape(-1).tolist(), grid=grid, workers=workers)
+    expected = gaps(
+        [{4 * b + n for n in range(4)} | {*(p // 32).tolist()} for b, p in enumerate(places)]
+    )
+    assert np.trim_zeros(expected, "b").tolist() == counts.gaps.tolist()
+    assert (counts.dram_read, counts.l1_unique) == (32 * expected[0], expected.sum())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_without_room_for_a_block_is_counted_at_once(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks in few chunks, of which some leave too little room for another."""
+    monkeypatch.setattr(recording, "LEAST", 8)
+    monkeypatch.setattr(fast, "CHUNKS", 1)
+    taken = list[tuple[int, int]]()
+    take = recording.Recorder.take
+
+    def noted(self: recording.Recorder, first: int, end: int) -> None:
+        taken.append((first, end))
+        take(self, first, end)
+
+    monkeypatch.setattr(recording.Recorder, "take", noted)
+    grid = 32
+    places = np.random.default_rng(0).integers(0, INPUT, 32 * grid) * 4
+    counts = run(GATHER, places.tolist(), grid=grid, workers=workers)
+    blocks = [
+        {4 * b + n for n in range(4)} | {*(p // 32).tolist()}
+        for b, p in enumerate(places.reshape(grid, 32))
+    ]
+    assert counts.gaps.tolist() == np.trim_zeros(gaps(blocks), "b").tolist()
+    assert len(taken) > 2 * 2 * workers

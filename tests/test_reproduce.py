@@ -171,7 +171,7 @@ def test_an_interval_moves_no_number_that_somebody_stands_for_and_no_shape(lab: 
     alone = lab.still()
     alone.machine("sma3")
     keys = set(alone.unsure())
-    assert {"lsma_bubble", "mode_switch_cycles", "energy.rf_read", "l2_bytes_per_second"} <= keys
+    assert {"lsma_bubble", "mode_switch_cycles", "energy.rf_read", "units.cvt.latency"} <= keys
     assert not keys & {"clock_hz", "sms", "l2_latency", *SHAPE}
 
 
@@ -293,11 +293,11 @@ def test_the_exit_code_is_by_the_rows(capfd: pytest.CaptureFixture[str]) -> None
     rows = json.loads(capfd.readouterr().out)
     assert [r["ratio"] for r in rows] == pytest.approx([1, 1, 1, 1])
     assert all(r["interval"] is None for r in rows)
-    assert cli.run(["reproduce", "bandwidth.l2-read", "--no-interval"]) == cli.FAILED
+    assert cli.run(["reproduce", "bandwidth.l2-write", "--no-interval"]) == cli.FAILED
     out, err = capfd.readouterr()
     assert "FAIL" in out
     assert err.splitlines()[-1].startswith(
-        "error E708: bandwidth.l2-read: expected 1028.64 ± 20%, got"
+        "error E708: bandwidth.l2-write: expected 1167.16 ± 20%, got"
     )
 
 

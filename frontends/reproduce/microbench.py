@@ -265,7 +265,7 @@ class Copy:
         base, chunk = param(b, 0), b.ureg()
         b.emit(UIREM, chunk, special(b, SR.CTAID_X), self.chunks)
         move(b, base, umul(b, chunk, CHUNK))
-        self._move(b, base, mul(b, thread_id(b), 16))
+        transfer(b, base, mul(b, thread_id(b), 16), self.writes)
         b.emit(EXIT)
         nbytes = self.chunks * CHUNK
         ports = () if self.writes else (Port("data", "u8", (nbytes,), BASE),)
@@ -275,13 +275,38 @@ class Copy:
             machine, b.finish(), (launch,) * self.launches, inputs=ports, arena_bytes=nbytes
         )
 
-    def _move(self, b: KernelBuilder, base: VUReg, at: VReg) -> None:
-        value = zeros(b, 4)
-        for offset in range(0, CHUNK, 16 * THREADS):
-            if self.writes:
-                b.emit(STG, Width._128, base, at, offset, value)
-            else:
-                b.emit(LDG, Width._128, b.reg(4), base, at, offset)
+
+@dataclass(frozen=True)
+class Sweeps:
+    """Every block loads all chunks, again and again: blocks that run at once ask for the same."""
+
+    blocks: int
+    chunks: int
+    sweeps: int
+
+    def program(self, machine: Machine) -> Program:
+        b, nbytes = KernelBuilder("sweeps", (THREADS, 1, 1), machine), self.chunks * CHUNK
+        base, at = param(b, 0), mul(b, thread_id(b), 16)
+        with turns(b, self.sweeps):
+            with turns(b, self.chunks):
+                transfer(b, base, at, writes=False)
+                b.emit(UIADD, Bits32._64, base, base, CHUNK)
+            b.emit(UIADD, Bits32._64, base, base, -nbytes)
+        b.emit(EXIT)
+        operand = Operand("data", BASE, nbytes, "r")
+        launch = Launch("sweeps", (self.blocks, 1, 1), (BASE,), ("sweeps",), (operand,))
+        ports = (Port("data", "u8", (nbytes,), BASE),)
+        return program(machine, b.finish(), (launch,), inputs=ports, arena_bytes=nbytes)
+
+
+def transfer(b: KernelBuilder, base: VUReg, at: VReg, writes: bool) -> None:
+    """A chunk, 16 bytes a lane."""
+    value = zeros(b, 4)
+    for offset in range(0, CHUNK, 16 * THREADS):
+        if writes:
+            b.emit(STG, Width._128, base, at, offset, value)
+        else:
+            b.emit(LDG, Width._128, b.reg(4), base, at, offset)
 
 
 def bandwidth(lab: Lab, copy: Copy, target: str) -> float:

@@ -9,6 +9,9 @@ A place is an access's width of shared memory, at least a word; a phase is as ma
 want what their neighbour wants are left out; if each of the rest has its place's bank to itself, every phase is one pass. Only
 else are places compared one by one.
 
+Which sectors a block reads first is told by a map of stamps, a thread's own, and logged. Which block read them before is a question of
+launch order, of which a thread knows nothing: `tally` answers it from the logs of all threads, sorted (`recording.Reads`).
+
 All this stands behind a test of `State.timing`, which costs less than could be measured; a second set of handlers would double
 what is compiled on first use.
 """
@@ -29,7 +32,13 @@ from .layout import PASSES
 
 WAVEFRONTS = ir.FunctionType(I32, [PTR, I32])
 """passes wavefronts(addresses, mask): 32 64-bit addresses."""
+TALLY = ir.FunctionType(I32, [PTR, PTR, I64, I64, I32])
+"""0 tally(readers, gaps, begin, end, base): the map (biased), the counts, the log from an address to another, the mark of block 0."""
 SHIFT = SECTOR.bit_length() - 1
+ENTRY = 8
+"""Bytes of the log's entries: a sector, and in the upper half which of it and those that follow it are meant."""
+WIDE = 8
+"""Sectors that an entry can mean."""
 
 
 def counter(code: Code, state: Struct, record: Any) -> Struct:
@@ -184,25 +193,98 @@ def fetched(code: Code, state: Struct, sector: Num) -> Any:
     return code.at(state.pointer_to("fetched"), sector.wide() * 4)
 
 
+def fetch(code: Code, state: Struct, sector: Num) -> None:
+    """Log a sector if its block reads it for the first time."""
+    place = fetched(code, state, sector)
+    note(code, state, sector, (code.of(code.load(place, I32, 4)) != state.stamp).flag(I64))
+    code.store(state.stamp.value, place, 4)
+
+
 def fetch_lanes(code: Code, state: Struct, mask: Num, at: Callable[[Num], Num]) -> None:
-    """Count the sectors of some lanes that their block reads for the first time."""
-    fresh, stamp = code.variable(0, I64), state.stamp
+    """Likewise of the sectors of some lanes."""
     with code.lanes(mask) as lane:
-        place = fetched(code, state, at(lane) >> SHIFT)
-        fresh.x = fresh.x + (code.of(code.load(place, I32, 4)) != stamp).flag(I64)
-        code.store(stamp.value, place, 4)
-    state.l1_unique = state.l1_unique + fresh.x
+        fetch(code, state, at(lane) >> SHIFT)
 
 
 def fetch_range(code: Code, state: Struct, first: Num, last: Num, least: int) -> None:
-    """Likewise of the sectors from `first` to `last`, which are `least` or one more."""
+    """Likewise of the sectors from `first` to `last`, which are `least` (at most `WIDE`) or one more."""
     stamp = state.stamp
-    fresh = code.num(0, I64)
     for sector, count in ((first, least), (last, 1)):
         place = fetched(code, state, sector)
         new = code.splat(stamp.value, count)
         old = code.b.icmp_unsigned("!=", code.load(place, vector(I32, count), 4), new)
         bits = code.of(code.b.bitcast(old, ir.IntType(count)))
-        fresh = fresh + code.of(code.b.zext(bits.value, I64)).popcount()
+        note(code, state, sector, code.of(code.b.zext(bits.value, I64)))
         code.store(new, place, 4)
-    state.l1_unique = state.l1_unique + fresh
+
+
+def note(code: Code, state: Struct, sector: Num, bits: Num) -> None:
+    """Log that the block reads the sectors sector + i for each bit i; the next entry overwrites one without bits."""
+    entry = state.log
+    code.store((sector | bits << 32).value, code.pointer(entry), 8)
+    state.log = entry + (bits != 0).flag(I64) * ENTRY
+
+
+def note_block(code: Code, state: Struct, number: Num) -> None:
+    """Log that what follows is of another block: an entry without bits."""
+    entry = state.log
+    code.store(number.wide().value, code.pointer(entry), 8)
+    state.log = entry + ENTRY
+
+
+class Tally:
+    """The function `tally` being written: logs of blocks, in launch order, become `Counts.gaps`."""
+
+    def __init__(self, code: Code) -> None:
+        self.code = code
+        self.readers, self.gaps, begin, end, base = code.arguments
+        self.begin, self.end, self.base = code.of(begin), code.of(end), code.of(base)
+        self.block = code.variable(0)
+        """Of the entry, and `base` more: what it marks in the map."""
+
+    def write(self) -> None:
+        """One entry after the other."""
+        code, at = self.code, self.code.variable(self.begin, I64)
+        with code.loop(lambda: at.x != self.end):
+            entry = code.of(code.load(code.pointer(at.x), I64, 8))
+            bits = (entry >> 32).low()
+            with code.either(bits == 0, likely=False) as (block, sectors):
+                with block:
+                    self.block.x = entry.low() + self.base
+                with sectors:
+                    self.sectors(code.at(self.readers, entry.low().wide() * 4), bits)
+            at.x = at.x + ENTRY
+        code.give(0)
+
+    def sectors(self, place: Any, bits: Num) -> None:
+        """Some sectors from a place of the map on: as a rule one, or eight whose last reader was one block."""
+        code = self.code
+        with code.either(bits == 1) as (single, several):
+            with single:
+                self.one(place)
+            with several, code.either(self.whole(place, bits), likely=True) as (together, apart):
+                with together:
+                    self.count(code.of(code.load(place, I32, 4)), WIDE)
+                    code.store(code.splat(self.block.x.value, WIDE), place, 4)
+                with apart, code.lanes(bits) as lane:
+                    self.one(code.at(place, lane * 4))
+
+    def whole(self, place: Any, bits: Num) -> Num:
+        """Whether they are eight with one mark."""
+        code, b = self.code, self.code.b
+        old = code.load(place, vector(I32, WIDE), 4)
+        alike = b.icmp_unsigned("==", old, code.splat(code.element(old, 0), WIDE))
+        same = code.of(b.zext(b.bitcast(alike, ir.IntType(WIDE)), I32))
+        return (same & bits) == (1 << WIDE) - 1
+
+    def one(self, place: Any) -> None:
+        """A sector."""
+        self.count(self.code.of(self.code.load(place, I32, 4)), 1)
+        self.code.store(self.block.x.value, place, 4)
+
+    def count(self, last: Num, sectors: int) -> None:
+        """Sectors whose last reader made this mark; marks below `base` are of earlier launches."""
+        code, b = self.code, self.code.b
+        gap = b.select((last < self.base).value, code.num(0).value, (self.block.x - last).value)
+        place = code.at(self.gaps, code.of(gap).wide() * 8)
+        code.store((code.of(code.load(place, I64, 8)) + sectors).value, place, 8)

@@ -13,7 +13,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
 from typing import Any
@@ -33,8 +33,8 @@ from ..faults import Kind, Place, Trap, describe
 from ..memory import SECTOR, Memory, aligned
 from . import queues
 from .handlers import END, Builders
-from .layout import CONTEXT, COUNTS, FAULT, PREDS, TIMED, UNKNOWN, UREGS
-from .recording import Log, Recorder
+from .layout import CONTEXT, COUNTS, CROWDED, FAULT, PREDS, TIMED, UNKNOWN, UREGS
+from .recording import TALLY, Log, Readers, Recorder
 from .scratch import Scratch
 from .units import Host, Notice, Units
 
@@ -99,7 +99,8 @@ class FastEngine:
         with shared.lock:
             names = [shared.builders.add(v, self.checked) for v in self.decoded.variants]
             entry = "run_blocks" + ".checked" * self.checked
-            found = shared.units.addresses([*names, entry, END], notice)
+            found = shared.units.addresses([*names, entry, END, "tally"], notice)
+        self.readers = Readers(len(self.memory.data), TALLY(found["tally"]))
         handlers = np.array([found[n] for n in names], np.uint64)
         for kernel, span in self.decoded.spans.items():
             records = aligned(span.stop - span.start + 1, RECORD)
@@ -121,7 +122,7 @@ class FastEngine:
         self.stop[:] = 0
         limit = min(self.limit, left)
         blocks = prod(launch.grid)
-        log = Log(blocks) if timing else None
+        log = Log(blocks, self.readers) if timing else None
         threads = [Setup(self, s, kernel, launch, limit, log) for s in self.scratch]
         chunks = Chunks(blocks, len(threads))
 
@@ -134,11 +135,11 @@ class FastEngine:
         if faults:
             raise describe(*faults[0])
         look()
-        read, written, unique = (
-            sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write", "l1_unique")
+        read, written = (
+            SECTOR * sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write")
         )
-        paths = None if log is None else log.paths()
-        return Counts(collect(threads), SECTOR * read, SECTOR * written, unique, paths)
+        total = Counts(collect(threads), read, written)
+        return total if log is None else replace(total, gaps=log.counted(), paths=log.paths())
 
     def _work(self, threads: list[Setup], chunks: Chunks, look: Callable[[], None]) -> None:
         """Wait for the threads; the waiting thread looks now and then, can be interrupted, and then stops them."""
@@ -229,7 +230,7 @@ class Setup:
         memory = engine.memory
         warps, rows = kernel.warps, kernel.registers + 2 * SPARE
         s["zeros"] = 0
-        s["dram_read"] = s["dram_write"] = s["l1_unique"] = s["timing"] = 0
+        s["dram_read"] = s["dram_write"] = s["timing"] = 0
         s["code"] = self.records.ctypes.data
         s["counters"] = (self.counts.ctypes.data - self.records.ctypes.data) % (1 << 64)
         s["params"], s["param_bytes"] = self.params.ctypes.data, 8 * len(launch.params)
@@ -286,12 +287,18 @@ class Setup:
                 return
 
     def run(self, address: int, first: int, end: int) -> int:
-        """A chunk of blocks; where a path is new, note it and go on."""
-        while first < end:
-            status: int = self.engine.run(address, first, end - first)
-            if status != UNKNOWN or self.recorder is None:
+        """A chunk of blocks; where a path is new, note it and go on, and hand over what was read."""
+        done = first
+        while done < end:
+            status: int = self.engine.run(address, done, end - done)
+            if self.recorder is None or status not in (0, UNKNOWN, CROWDED):
                 return status
-            first = self.recorder.learn() + 1
+            done = int(self.state["fault_block"]) + 1
+            if status == UNKNOWN:
+                self.recorder.learn(done - 1)
+            if done == end or self.recorder.crowded:
+                self.recorder.take(first, done)
+                first = done
         return 0
 
     def trap(self, kind: Kind) -> tuple[Trap, Place]:

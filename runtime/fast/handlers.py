@@ -15,7 +15,7 @@ from knapper.isa.lanes import TYPES
 from ..decode import Variant
 from ..faults import Kind
 from . import groups
-from .accesses import WAVEFRONTS, Wavefronts
+from .accesses import TALLY, WAVEFRONTS, Tally, Wavefronts
 from .algebra import Algebra
 from .emit import Code
 from .interpreter import RUN_BLOCKS, RUN_WARP, Blocks, Warp
@@ -74,6 +74,8 @@ class Builders:
             return lambda module, features, require: Wavefronts(
                 Code(module, name, WAVEFRONTS, inline="noinline"), int(rest[0])
             ).write()
+        if head == "tally":
+            return lambda module, features, require: Tally(Code(module, name, TALLY)).write()
         if head == "systolic":
             unit = name.removeprefix(CHECKED).removeprefix("systolic.")
             return lambda module, features, require: groups.build(

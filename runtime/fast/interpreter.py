@@ -15,6 +15,7 @@ from llvmlite import ir
 from ..decode import RECORD
 from ..faults import Kind
 from ..paths import END, EVENT, MOST
+from .accesses import note_block
 from .emit import FULL, HANDLER, I8, I32, I64, PTR, VOID, Code, Num, Struct, vector
 from .layout import (
     ARRAYS,
@@ -23,6 +24,7 @@ from .layout import (
     CONTEXT,
     CONVERGE,
     COUNTS,
+    CROWDED,
     DONE,
     EXIT,
     FAULT,
@@ -310,6 +312,8 @@ class Blocks:
             self.rounds()
             with code.when(self.state.timing != 0):
                 self.classify(number)
+                with code.when(self.state.log > self.state.log_full, likely=False):
+                    code.give(CROWDED)
         code.give(0)
 
     def classify(self, number: Num) -> None:
@@ -353,6 +357,7 @@ class Blocks:
         state.ctaid_z = number // (state.nctaid_x * state.nctaid_y)
         with code.when(state.timing != 0):
             state.stamp = state.stamp + 1
+            note_block(code, state, number)
         self.clear(state.pointer_to("shared"), state.shared_bytes.wide())
         self.clear(state.pointer_to("systolic"), state.systolic_bytes)
         if self.checked:

@@ -22,8 +22,9 @@ POINTERS = (
     "all_regs", "all_uregs", "all_preds", "all_local", "all_tids", "all_has_reg", "all_has_ureg", "all_has_pred", "all_has_local",
     "reg_bytes", "local_bytes_warp", "has_reg_bytes",
     "stop", "limit",
-    # sectors touched for the first time in this launch; read for the first time in a block, and the map that tells (biased)
-    "dram_read", "dram_write", "l1_unique", "fetched",
+    # sectors touched for the first time in this launch; the map that tells what a block has read (biased), the log of what
+    # blocks read first, and up to where it has room for a block
+    "dram_read", "dram_write", "fetched", "log", "log_full",
     # events of the block's warps, how far apart the warps' parts are; a hash a block; the table of known ones
     "events", "event_bytes", "hashes", "known",
     # systolic commands: what is cleared for a block (0 bytes: the kernel has none), and what lies in it
@@ -88,8 +89,8 @@ COMMAND = np.dtype(
 
 # What a handler returns
 NEXT, BRANCH, PUSH, CONVERGE, BARRIER, EXIT = range(6)
-STOPPED, UNKNOWN = 8, 9
-"""What the interpreter returns after an interrupt, and after a block whose path is new to its thread."""
+STOPPED, UNKNOWN, CROWDED = 8, 9, 10
+"""What the interpreter returns after an interrupt, after a block whose path is new to its thread, and where the log has no room for a block."""
 FAULT = 16
 """Fault kinds count from here."""
 

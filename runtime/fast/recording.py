@@ -4,10 +4,16 @@ Compiled code leaves the events of a block's warps in a buffer, hashes them when
 thread's table. Python is asked only when it is not there: it copies the events, once a class and thread. So what is kept is small
 however many blocks there are. Two paths of a launch with the same 64 bits would be taken for one; with a million classes that
 has a chance of one in 30 million.
+
+What blocks read first they log, and the logs are counted in launch order, whichever thread ran the blocks. So both engines, and any
+number of threads, count the same.
 """
 
 from __future__ import annotations
 
+import ctypes
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,25 +23,73 @@ from knapper.isa.program import BASE, Kernel
 
 from ..memory import SECTOR, aligned, require
 from ..paths import EVENT, Paths, Warps, share
+from .accesses import ENTRY, WIDE
 from .layout import CONTEXT, PASSES
 from .scratch import Scratch
 
 STAMPS = (1 << 32) - 1
 """The highest number that the map can hold."""
-PER_BLOCK = 32
+LEAST = 4096
+"""Entries that the log has beyond those."""
+PER_BLOCK = 40
 """Bytes that numbering a block's class takes, about, for a while."""
+
+
+TALLY = ctypes.CFUNCTYPE(
+    ctypes.c_int32, *[ctypes.c_void_p] * 2, *[ctypes.c_uint64] * 2, ctypes.c_uint32
+)
+
+
+class Readers:
+    """Which block read a sector last, in launch order. Blocks are numbered through all launches, so it is seldom cleared."""
+
+    def __init__(self, memory: int, tally: Callable[..., int]) -> None:
+        self.map = aligned(-(-memory // SECTOR) + WIDE, np.uint32)
+        self.tally, self.next = tally, 1
+        self.place = (self.map.ctypes.data - BASE // SECTOR * 4) % (1 << 64)
+
+    def launch(self, blocks: int) -> int:
+        """The mark of a launch's first block."""
+        if self.next + blocks > STAMPS:
+            self.map[:], self.next = 0, 1
+        self.next += blocks
+        return self.next - blocks
 
 
 class Log:
     """What the threads of a launch write together."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, readers: Readers) -> None:
         require(PER_BLOCK * blocks, f"recording the paths of {blocks:,} blocks")
         self.hashes = np.zeros(blocks, np.uint64)
         self.known: dict[int, Warps] = {}
+        self.readers, self.base = readers, readers.launch(blocks)
+        self.gaps = np.zeros(blocks, np.uint64)
+        self.places = readers.place, self.gaps.ctypes.data
+        self.waiting: dict[int, tuple[int, NDArray[np.uint64]]] = {}
+        self.next = 0
+        """The first block whose reads are not counted yet."""
+        self.lock = threading.Lock()
+
+    def reads(self, first: int, end: int, entries: NDArray[np.uint64]) -> None:
+        """What some blocks read first. It is counted in launch order, so what comes early waits."""
+        with self.lock:
+            self.waiting[first] = end, entries if first == self.next else entries.copy()
+            while self.next in self.waiting:
+                self.next, entries = self.waiting.pop(self.next)
+                self.count(entries)
+
+    def count(self, entries: NDArray[np.uint64]) -> None:
+        """Of the next blocks."""
+        begin = entries.ctypes.data
+        self.readers.tally(*self.places, begin, begin + entries.nbytes, self.base)
+
+    def counted(self) -> NDArray[np.uint64]:
+        """When all blocks have ended: as in `Counts`."""
+        return np.trim_zeros(self.gaps, "b")
 
     def paths(self) -> Paths:
-        """When all blocks have ended."""
+        """Likewise."""
         return Paths.of_hashes(self.hashes, self.known)
 
 
@@ -56,7 +110,28 @@ class Recorder:
         s["events"] = scratch.buffer("events", kernel.warps * self.stride)
         s["event_bytes"], s["hashes"] = self.stride, log.hashes.ctypes.data
         self.look_in(self.table)
-        self.stamps(-(-memory // SECTOR) + 1)
+        sectors = -(-memory // SECTOR) + 1
+        self.stamps(sectors)
+        self.entries(sectors)
+
+    def entries(self, sectors: int) -> None:
+        """The log: room for some blocks, of which each may read every sector."""
+        s, size = self.scratch.state[0], ENTRY * (2 * sectors + LEAST)
+        self.start = self.scratch.buffer("log", size)
+        s["log"], s["log_full"] = self.start, self.start + ENTRY * (sectors + LEAST // 2)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the log may have no room for a block."""
+        s = self.scratch.state[0]
+        return bool(s["log"] > s["log_full"])
+
+    def take(self, first: int, end: int) -> None:
+        """Blocks have run: hand over what they read."""
+        s = self.scratch.state[0]
+        size = int(s["log"]) - self.start
+        self.log.reads(first, end, self.scratch.buffers["log"][:size].view(np.uint64))
+        s["log"] = self.start
 
     def stamps(self, sectors: int) -> None:
         """The map of which block read a sector last. Blocks are numbered through all launches, so it is seldom cleared."""
@@ -71,9 +146,8 @@ class Recorder:
         self.table, s = table, self.scratch.state[0]
         s["known"], s["known_mask"] = table.ctypes.data, len(table) - 1
 
-    def learn(self) -> int:
-        """Note the path of the block that ended last; its number."""
-        block = int(self.scratch.state["fault_block"][0])
+    def learn(self, block: int) -> None:
+        """Note the path of the block that ended last."""
         hash = int(self.log.hashes[block])
         if hash not in self.log.known:  # another thread may have met it before
             self.log.known[hash] = self.events()
@@ -84,7 +158,6 @@ class Recorder:
             for h in known:
                 self.put(h)
         self.put(hash)
-        return block
 
     def put(self, hash: int) -> None:
         """Into the table, as `Blocks.classify` looks for it."""

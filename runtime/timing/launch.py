@@ -99,9 +99,10 @@ def digest(launch: Launch, counts: Counts, held: float, evicted: int, jump: bool
     assert counts.paths is not None
     numbers = (
         launch.kernel, launch.grid, launch.macs, bool(launch.operands), held, evicted, jump,
-        counts.dram_read, counts.dram_write, counts.l1_unique,
+        counts.dram_read, counts.dram_write,
     )  # fmt: skip
     key = hashlib.blake2b(repr(numbers).encode(), digest_size=32)
+    key.update(counts.gaps.tobytes())
     key.update(counts.instructions.tobytes())
     key.update(counts.paths.of_block.tobytes())
     for array in flatten(counts.paths):
@@ -146,8 +147,8 @@ class Run:
         self.traffic = Traffic(
             int(sectors[self.fixed.loads].sum()),
             int(sectors[self.fixed.stores].sum()),
-            self.counts.l1_unique,
-            self.counts.dram_read // SECTOR,
+            self.counts.dram_write // SECTOR,
+            self.counts.gaps,
         )
         return footprint(
             self.machine, self.traffic, blocks=self.blocks, resident=min(self.residents.blocks, -(-self.blocks // self.active)),

@@ -38,12 +38,13 @@ from .fit import misfits
 from .meter import Meter
 from .tables import Structure
 
-SCHEMA = "knapper.record/1"
+SCHEMA = "knapper.record/2"
 ARRAYS: dict[str, Any] = {
-    "meta": "u1", "image": "u1", "counts": COUNTER, "totals": "i8", "of_block": "u4", "classes": "i8", "lengths": "i8", "events": EVENT,
+    "meta": "u1", "image": "u1", "counts": COUNTER, "totals": "i8", "gaps": "u8", "reach": "i8", "of_block": "u4", "classes": "i8",
+    "lengths": "i8", "events": EVENT,
 }  # fmt: skip
-"""The file's arrays. Of each launch in order: `counts` of its instructions, `totals` (bytes of DRAM read and written, l1_unique), the
-class `of_block`, the number of `classes`; `lengths` of the warps' events in each of these; all `events`."""
+"""The file's arrays. Of each launch in order: `counts` of its instructions, `totals` (bytes of DRAM read and written), its `gaps` and how
+many these are (`reach`), the class `of_block`, the number of `classes`; `lengths` of the warps' events in each of these; all `events`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Record:
             "meta": np.frombuffer(meta, np.uint8),
             "image": np.frombuffer(image.write(bare), np.uint8),
             "counts": _joined([c.instructions for c in self.counts], COUNTER),
-            "totals": np.array([_totals(c) for c in self.counts], np.int64).reshape(-1, 3),
+            "totals": np.array([_totals(c) for c in self.counts], np.int64).reshape(-1, 2),
+            "gaps": _joined([c.gaps for c in self.counts], np.uint64),
+            "reach": np.array([len(c.gaps) for c in self.counts], np.int64),
             "of_block": _joined([p.of_block for p in paths], np.uint32),
             "classes": np.array([len(p.warps) for p in paths], np.int64),
             "lengths": np.array([len(w) for w in warps], np.int64),
@@ -144,8 +147,8 @@ def time_record(record: Record, machine: Machine) -> Stats:
     return record.time(machine)
 
 
-def _totals(c: Counts) -> tuple[int, int, int]:
-    return c.dram_read, c.dram_write, c.l1_unique
+def _totals(c: Counts) -> tuple[int, int]:
+    return c.dram_read, c.dram_write
 
 
 def _joined(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
@@ -157,14 +160,14 @@ def _launches(program: Program, columns: Mapping[str, NDArray[Any]]) -> Iterator
     for name, dtype in ARRAYS.items():
         if columns[name].dtype != np.dtype(dtype):
             raise ValueError(f"{name} holds {columns[name].dtype}")
-    if not len(program.launches) == len(columns["classes"]) == len(columns["totals"]):
+    if any(len(columns[name]) != len(program.launches) for name in ("classes", "totals", "reach")):
         raise ValueError(f"{len(columns['classes'])} launches, expected {len(program.launches)}")
     take = {
-        name: _Reader(name, columns[name]) for name in ("counts", "of_block", "lengths", "events")
+        name: _Reader(name, columns[name])
+        for name in ("counts", "gaps", "of_block", "lengths", "events")
     }
-    for launch, classes, totals in zip(
-        program.launches, columns["classes"].tolist(), columns["totals"].tolist(), strict=True
-    ):
+    each = (columns[name].tolist() for name in ("classes", "totals", "reach"))
+    for launch, classes, (read, written), reach in zip(program.launches, *each, strict=True):
         kernel = program.kernels[launch.kernel]
         counts, of_block = (
             take["counts"](len(kernel.words) // 16),
@@ -175,8 +178,10 @@ def _launches(program: Program, columns: Mapping[str, NDArray[Any]]) -> Iterator
         if of_block.max(initial=0) >= classes or not all(sound(w, len(counts)) for w in warps):
             raise ValueError("a block of no class, or a path that does not lie in its kernel")
         paths = [tuple(warps[i : i + kernel.warps]) for i in range(0, len(warps), kernel.warps)]
-        read, written, unique = totals
-        yield Counts(counts, read, written, unique, Paths(tuple(paths), of_block))
+        gaps = take["gaps"](reach)
+        if reach > len(of_block):
+            raise ValueError("blocks farther apart than the launch has")
+        yield Counts(counts, read, written, gaps, Paths(tuple(paths), of_block))
 
 
 def sound(events: NDArray[Any], instructions: int) -> bool:
