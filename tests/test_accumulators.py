@@ -143,7 +143,8 @@ def test_chains_begin_with_set_and_lie_in_accumulators(cache: Path) -> None:
     graph, _ = matmul((16, 512), (512, 16), known=True)
     for tile, starts in (
         ((16, 16, 512), {Start.SET: 1, Start.ADD: 31}),
-        ((16, 16, 128), {Start.SET: 1, Start.ADD: 7 + 1 + 8}),  # the loop's body and its last step
+        # the loop's body and the step after it, which may be a chain's first or not, and the last step
+        ((16, 16, 128), {Start.SET: 2, Start.ADD: 2 * (7 + 1) + 8}),
     ):
         legal = next(o for o in offers(graph, OS) if o["tile"] == tile)
         found = commands(program(graph, OS, legal, cache))
@@ -204,7 +205,11 @@ LAB = Lab()
 
 @pytest.mark.parametrize("row", [*references()], ids=lambda r: f"{r.simulator} {r.gemm}")
 def test_arrays_work_as_long_as_other_simulators_say(row: Reference) -> None:
-    assert abs(row.difference(LAB)) <= row.tolerance
+    """SCALE-Sim numbers its last cycle from 0, so its count is one less; of the shortest product that is more than the tolerance."""
+    if row.simulator == "scale-sim":
+        assert row.ours(LAB) == row.cycles + 1
+    else:
+        assert abs(row.difference(LAB)) <= row.tolerance
 
 
 def test_arrays_that_differ_do_not_agree() -> None:

@@ -187,7 +187,12 @@ def worst(lab: Lab, simulator: str) -> float:
 def arrays() -> Iterator[Claim]:
     """B-4."""
     for simulator, kind, why in (
-        ("scale-sim", "derived", "its 2R + C + m - 2 cycles a fold are our rule for this dataflow"),
+        (
+            "scale-sim",
+            "derived",
+            "its 2R + C + m - 2 cycles a fold are our rule for this dataflow; it numbers the last cycle from 0, so each of its counts is "
+            "one less than ours, which is 1.06 % of the shortest",
+        ),
         ("stonne", "calibrated", "its k + 35 cycles a tile set lsma_fill"),
     ):
         found = list(references(simulator))
