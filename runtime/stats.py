@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import OPCODE_BITS, TABLE
+from knapper.isa.instructions import MODE
 from knapper.isa.lanes import LANES
 from knapper.isa.program import Kernel, Launch
+from knapper.isa.verify import modes
 
 from .counters import Counts
 from .decode import Decoded
@@ -41,6 +43,8 @@ class KernelFacts:
     """Multiply-accumulates of each instruction with all lanes active. [n]"""
     roles: NDArray[np.int64]
     """The index into a launch's nodes of each instruction. [n]"""
+    switches: NDArray[np.bool_]
+    """Whether an instruction is a MODE that finds the other mode. [n]"""
 
     @staticmethod
     def of(kernel: Kernel, decoded: Decoded) -> KernelFacts:
@@ -50,7 +54,20 @@ class KernelFacts:
             np.int64,
         )
         opcodes = decoded.records["kind"][span].astype(np.int64)
-        return KernelFacts(opcodes, macs[decoded.variant[span]], np.array(kernel.roles, np.int64))
+        roles, changes = np.array(kernel.roles, np.int64), switches(kernel)
+        return KernelFacts(opcodes, macs[decoded.variant[span]], roles, changes)
+
+
+def switches(kernel: Kernel) -> NDArray[np.bool_]:
+    """Which instructions change the mode. In a kernel that is legal each is reached in one mode. [n]"""
+    if not any(isinstance(i, MODE) for i in kernel.code):
+        return np.zeros(len(kernel.code), np.bool_)
+    return np.array(
+        [
+            isinstance(i, MODE) and bool(reached - {i.mode.name.lower()})
+            for i, reached in zip(kernel.code, modes(kernel), strict=True)
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,12 @@ class LaunchStats:
     def macs_executed(self) -> int:
         return int(self.macs.sum())
 
+    @property
+    def mode_switches(self) -> int:
+        """Times that a block changed the mode of its SM; its warps do so together, wherever each of them is."""
+        changed = self.counts.instructions["executed"][self.facts.switches].sum()
+        return int(changed) // -(-prod(self.kernel.block) // LANES)
+
     def mnemonics(self) -> Counter[str]:
         """Warp instructions by mnemonic."""
         total = np.bincount(
@@ -142,6 +165,7 @@ class LaunchStats:
             "macs": self.launch.macs,
             "macs_executed": self.macs_executed,
             **{level: self.bytes(level) for level in ("dram_bytes", *LEVELS)},
+            "mode_switches": self.mode_switches,
             **self._measured(),
         }
 
@@ -214,12 +238,9 @@ class Stats:
 
     @property
     def mode_switches(self) -> int:
-        """Times the SMs changed mode between launches; they start in `simd`."""
-        modes = [
-            "simd",
-            *(m for s in self.launches for m in (s.kernel.mode_entry, s.kernel.mode_exit)),
-        ]
-        return sum(a != b for a, b in pairwise(modes))
+        """Times that blocks changed the mode of their SMs, all SMs together. All switches are MODE instructions: a launch begins in the mode
+        in which the one before it ended, and a MODE that finds its own mode changes nothing."""
+        return sum(s.mode_switches for s in self.launches)
 
     def bytes(self, level: str) -> dict[str, int]:
         """{"read", "write"} of `dram_bytes`, `l2_bytes` or `smem_bytes`."""
