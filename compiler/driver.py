@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from knapper import __version__
-from knapper.isa import image
+from knapper.isa import files, image
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 
@@ -156,7 +156,7 @@ class Files:
             from knapper.isa import asm
 
             asm.save(level, self.folder / f"{name}.s")
-            (self.folder / f"{name}.elf").write_bytes(image.write(level))
+            files.write(self.folder / f"{name}.elf", image.write(level))
 
 
 def is_fused(graph: Graph) -> bool:

@@ -47,15 +47,16 @@ def show(plan: Plan) -> str:
     return text.show(plan.graph) + "\n".join(lines) + "\n"
 
 
-def save(plan: Plan, path: Path | str) -> None:
-    """Write the plan's text to `path`, and its larger constants to the .npz of the same stem."""
+def save(plan: Plan, path: Path | str) -> Path | None:
+    """Write the plan's text to `path`, and its larger constants beside it, in a file whose path this gives (`text.save_text`)."""
     meta = {**plan.graph.meta, TARGET: plan.machine.name}
-    text.save_text(text.headed(show(plan), meta), plan.graph, path)
+    return text.save_text(text.headed(show(plan), meta), plan.graph, path)
 
 
 def load(path: Path | str, machine: Machine) -> Plan:
     """Read what `save` wrote, or an edited version of it."""
-    return parse(text.read(path), machine, str(path), text.load_blobs(path))
+    source = text.read(path)
+    return parse(source, machine, str(path), text.load_blobs(path, source))
 
 
 def target(path: Path | str) -> str:

@@ -10,8 +10,8 @@ the text; larger ones stand beside it, under the hash of their content:
       return %0 as %prob
     }
 
-`save` writes net.ir and net.npz, `load` reads them; `blobs` gives what the .npz holds. A file begins with where it is from,
-lines that the grammar takes for comments (`provenance` reads them):
+`save` writes net.ir and net.ir.data, an .npz file by its format, `load` reads them; `blobs` gives what the latter holds. A file
+begins with where it is from, lines that the grammar takes for comments (`provenance` reads them):
 
     //! model 52b9d9bf7edc3716
     //! pipeline fold,dead
@@ -24,20 +24,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from knapper.isa import files
 from knapper.isa.errors import IRError, UsageError
 
 from .ir import DTYPES, NAMES, Array, Attr, Graph, Node, Type
@@ -48,6 +47,12 @@ if TYPE_CHECKING:
 HEAD = "//! "
 INLINE = 16  # constants of so many elements are part of the text
 VALUE = re.compile(r'%(?:"(?:\\.|[^"\\])*"|[^,\s]+)|_')
+DATA = ".data"
+"""What the name of the file with the larger constants has behind that of the text."""
+MARK = "knapper-constants"
+"""The entry by which `save` knows its own files again."""
+NAMED = re.compile(r"^  const .* = #[0-9a-f]{16}$", re.MULTILINE)
+"""A constant that is not in the text."""
 PLAIN = re.compile(r"[\w.$/-]+", re.ASCII)
 
 
@@ -362,29 +367,52 @@ def _plain(token: str) -> str:
 # --- files --------------------------------------------------------------------------------------
 
 
-def save(g: Graph, path: Path | str, header: str = "") -> None:
-    """Write a graph's text to `path`, and its larger constants to the .npz of the same stem.
+def save(g: Graph, path: Path | str, header: str = "") -> Path | None:
+    """Write a graph's text to `path`, and its larger constants beside it, in a file whose path this gives.
 
-    Above it goes where it is from, or the `header`, whose lines must be comments.
+    Above it goes where it is from, or the `header`, whose lines must be comments. UsageError E709 as for `save_text`.
     """
-    save_text(header + show(g) if header else headed(show(g), g.meta), g, path)
+    return save_text(header + show(g) if header else headed(show(g), g.meta), g, path)
 
 
-def save_text(text: str, g: Graph, path: Path | str) -> None:
-    """Write a text that holds `g`'s, such as a plan's, and beside it the constants that it names.
+def save_text(text: str, g: Graph, path: Path | str) -> Path | None:
+    """Write a text that holds `g`'s, such as a plan's, and beside it the constants that it names: into a file whose path this gives.
 
-    Each file appears whole or not at all; the text comes last, so that it never lacks its data.
+    Each file appears whole or not at all; the text comes last, so that it never lacks its data. UsageError E709 if another file
+    has the place of the data.
     """
-    path = Path(path)
+    place = None
     if found := blobs(g):
-        packed: dict[str, Any] = dict(map(_packed, found.items()))
-        _replace(path.with_suffix(".npz"), lambda f: np.savez(f, **packed))
-    _replace(path, lambda f: f.write(text.encode()))
+        packed: dict[str, Any] = {MARK: np.uint8(1), **dict(map(_packed, found.items()))}
+        place = beside(path)
+        files.refuse_stranger(place, _ours)
+        files.write(place, lambda f: np.savez(f, **packed))
+    files.write(path, text.encode())
+    return place
+
+
+def beside(path: Path | str) -> Path:
+    """Where the larger constants of a text are: `net.ir.data` for `net.ir`.
+
+    >>> beside("levels/net.plan").as_posix()
+    'levels/net.plan.data'
+    """
+    return Path(f"{path}{DATA}")
+
+
+def _ours(file: IO[bytes]) -> bool:
+    """Whether a file is one that `save_text` wrote."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return f"{MARK}.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def load(path: Path | str) -> Graph:
-    """Read what `save` wrote; UsageError E705 for a file that is not there or no text."""
-    return parse(read(path), str(path), load_blobs(path))
+    """Read what `save` wrote; UsageError E705 for a file that is not there, or is no text."""
+    text = read(path)
+    return parse(text, str(path), load_blobs(path, text))
 
 
 def read(path: Path | str) -> str:
@@ -397,14 +425,18 @@ def read(path: Path | str) -> str:
         raise UsageError("E705", "cannot read: it is not text", where=str(path)) from None
 
 
-def load_blobs(path: Path | str) -> dict[str, Array]:
-    """The constants beside a text; none if there is no such file."""
-    beside = Path(path).with_suffix(".npz")
-    try:
-        with beside.open("rb") as file, np.load(file, allow_pickle=False) as f:
-            return dict(_unpacked(k, f[k]) for k in f.files)
-    except FileNotFoundError:
+def load_blobs(path: Path | str, text: str) -> dict[str, Array]:
+    """The constants beside a text; UsageError E705 if it names some and their file is missing or damaged."""
+    place = beside(path)
+    if not place.exists() and not NAMED.search(text):
         return {}
+    try:
+        with place.open("rb") as file, np.load(file, allow_pickle=False) as f:
+            return dict(_unpacked(k, f[k]) for k in f.files if k != MARK)
+    except FileNotFoundError:
+        problem = "the constants of the text are missing: there is no such file"
+        hint = f"it belongs to {path}: whoever moves or renames one takes the other along"
+        raise UsageError("E705", problem, where=str(place), hint=hint) from None
     except (
         OSError,
         ValueError,
@@ -416,7 +448,7 @@ def load_blobs(path: Path | str) -> dict[str, Array]:
     ):
         # whatever numpy says of a file that `save` did not write: no archive, a damaged one, one array, pickles
         raise UsageError(
-            "E705", "cannot read the constants: the file is damaged", where=str(beside)
+            "E705", "cannot read the constants: the file is damaged", where=str(place)
         ) from None
 
 
@@ -429,14 +461,3 @@ def _packed(item: tuple[str, Array]) -> tuple[str, Array]:
 def _unpacked(key: str, a: Array) -> tuple[str, Array]:
     digest, _, dtype = key.partition(".")
     return digest, a.view(DTYPES[dtype]) if dtype else a
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place, then move it there."""
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-        try:
-            write(f.file)
-        except BaseException:
-            os.unlink(f.name)
-            raise
-    os.replace(f.name, path)

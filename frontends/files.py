@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files as the command line reads and writes them: what the system says against it is an error of ours."""
 
 from __future__ import annotations
 
@@ -6,29 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
+from knapper.isa import files
 from knapper.isa.errors import UsageError
 
 
 def write(path: str | Path, content: bytes | str) -> None:
     """Write a file next to its place and move it there; UsageError E705 if that cannot be done."""
-    path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     with told(path):
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)  # /dev/stdout, a pipe: nothing to move over
-            return
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-            temporary = Path(f.name)
-            try:
-                f.write(data)
-                f.close()
-                temporary.chmod(0o666 & ~_umask())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        files.write(path, data)
 
 
 def check_place(path: str | Path) -> None:
@@ -62,9 +49,3 @@ def read(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as e:
         raise UsageError("E705", f"cannot read: {e.strerror}", where=str(path)) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -39,7 +39,7 @@ from typing import Any
 
 from lark import Token
 
-from . import verify
+from . import files, verify
 from .core import Instr, Reg, integer
 from .errors import IsaError, KnapperError, raise_all
 from .lines import Lines, parse_line
@@ -432,11 +432,11 @@ def save(program: Program, path: str | Path) -> Path:
     """Write the text to `path` and the bulk data beside it; gives the path of the latter."""
     path = Path(path)
     text, blobs = disassemble(program)
-    path.write_text(text, encoding="utf-8", newline="\n")
     entries = b"".join(ENTRY.pack(bytes.fromhex(name), len(data)) for name, data in blobs.items())
     head = MAGIC + len(blobs).to_bytes(8, "little") + entries
     beside = path.parent / f"{bundle(blobs)}.blob"
-    beside.write_bytes(b"".join([head, *blobs.values()]))
+    files.write(beside, lambda f: f.writelines([head, *blobs.values()]))
+    files.write(path, text.encode())
     return beside
 
 

@@ -195,10 +195,29 @@ def test_every_level_can_be_written_and_fed_back(run: Knapper, tmp_path: Path) -
     assert json.loads(whole)["instructions"] == json.loads(stepwise)["instructions"]
 
 
+def test_a_plan_leaves_the_users_arrays_alone_and_a_run_leaves_the_plans(
+    run: Knapper, tmp_path: Path
+) -> None:
+    """All have one stem, as files of one network do."""
+    np.savez(tmp_path / "m.npz", image=np.ones((1, 3, 8, 8), np.float32), token=np.array([2]))
+    mine = (tmp_path / "m.npz").read_bytes()
+    _, _, err = run("compile", "SHOP/small.onnx", *SHAPE, "--emit", "plan", "-o", "m.plan")
+    assert "m.plan.data: its constants" in err
+    assert (tmp_path / "m.npz").read_bytes() == mine
+    assert run("run", "SHOP/small.elf", "--input", "m.npz", "-o", "m.npz", "--no-timing")[0] == 0
+    assert run("compile", "--from", "m.plan", "-o", "m.elf")[0] == 0
+
+
+def test_a_model_is_not_overwritten_by_what_is_made_of_it(run: Knapper, tmp_path: Path) -> None:
+    onnx.save(small_model(), tmp_path / "m.onnx")
+    assert "E704" in run("compile", "m.onnx", *SHAPE, "-o", "m.onnx")[2]
+    onnx.load(tmp_path / "m.onnx")
+
+
 def test_dump_dir_has_every_level(run: Knapper, tmp_path: Path) -> None:
     run("compile", "SHOP/small.onnx", *SHAPE, "--dump-dir", "levels")
     found = {p.suffix for p in (tmp_path / "levels").iterdir()}
-    assert {".ir", ".npz", ".plan", ".s", ".elf"} <= found
+    assert {".ir", ".data", ".plan", ".s", ".elf"} <= found
 
 
 def test_const_and_shape_bind_inputs(run: Knapper) -> None:
@@ -327,8 +346,10 @@ def test_compile_says_in_json_what_it_made(run: Knapper, tmp_path: Path, emit: s
         "precision": "fp16",
         "launches": None if emit == "graph" else said["launches"],
         "macs": None if emit == "graph" else 3 * 9 * 4 * 64,
+        "data": said["data"],
         "warnings": [],
     }
+    assert said["data"] is None if emit == "image" else Path(said["data"]).is_file()
 
 
 @pytest.mark.parametrize(

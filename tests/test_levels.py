@@ -273,7 +273,7 @@ def test_a_hand_edited_plan_runs_with_its_tile(dumped: Path, kernels: Path, tmp_
     line = f"launch @{step.name} = hmma "
     edited = (dumped / "plan.plan").read_text().replace(f"{line}{old}", f"{line}{new}")
     (tmp_path / "edited.plan").write_text(edited)
-    shutil.copy(dumped / "plan.npz", tmp_path / "edited.npz")
+    shutil.copy(dumped / "plan.plan.data", tmp_path / "edited.plan.data")
     before, after = again(dumped / "plan.plan", kernels), again(tmp_path / "edited.plan", kernels)
     index = plan.steps.index(step)
     assert new in after.launches[index].note

@@ -23,7 +23,7 @@ from knapper.compiler.schedule import schedule
 from knapper.compiler.structure import Canonical
 from knapper.compiler.text import blobs
 from knapper.compiler.work import group_macs, node_macs
-from knapper.isa.errors import CompileError, KnapperError, Problems
+from knapper.isa.errors import CompileError, KnapperError, Problems, UsageError
 from knapper.isa.machine import Machine
 
 GOLDEN = Path(__file__).parent / "plan"
@@ -370,16 +370,49 @@ def test_an_edit_that_cannot_be_is_told_with_its_place(
 def test_a_plan_and_its_weights_are_two_files(machine: Machine, tmp_path: Path) -> None:
     p = schedule(RESIDUAL, machine)
     plan_text.save(p, tmp_path / "net.plan")
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["net.npz", "net.plan"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["net.plan", "net.plan.data"]
     assert np.array_equal(plan_text.load(tmp_path / "net.plan", machine).known["w"], p.known["w"])
 
 
 @pytest.mark.parametrize("junk", [b"junk", b"", b"PK\3\4", b"\x93NUMPY\1\0"])
 def test_damaged_weights_are_one_clear_error(machine: Machine, tmp_path: Path, junk: bytes) -> None:
     plan_text.save(schedule(RESIDUAL, machine), tmp_path / "net.plan")
-    (tmp_path / "net.npz").write_bytes(junk)
-    with pytest.raises(KnapperError, match=r"E705: .*net.npz: cannot read the constants"):
+    (tmp_path / "net.plan.data").write_bytes(junk)
+    with pytest.raises(KnapperError, match=r"E705: .*net.plan.data: cannot read the constants"):
         plan_text.load(tmp_path / "net.plan", machine)
+
+
+def test_a_plan_that_was_renamed_without_its_weights_names_the_file_that_it_wants(
+    machine: Machine, tmp_path: Path
+) -> None:
+    plan_text.save(schedule(RESIDUAL, machine), tmp_path / "net.plan")
+    (tmp_path / "net.plan").rename(tmp_path / "my.plan")
+    with pytest.raises(UsageError, match=r"E705: .*my.plan.data: .*hint: it belongs to .*my.plan:"):
+        plan_text.load(tmp_path / "my.plan", machine)
+
+
+@pytest.mark.parametrize("content", [b"", b"a diary", b"npz"])
+def test_a_file_that_is_not_a_plans_is_not_written_over(
+    machine: Machine, tmp_path: Path, content: bytes
+) -> None:
+    place = tmp_path / "net.plan.data"
+    if content == b"npz":
+        np.savez(tmp_path / "mine.npz", x=np.zeros(3))
+        content = (tmp_path / "mine.npz").read_bytes()
+    place.write_bytes(content)
+    with pytest.raises(UsageError, match=r"E709: .*net.plan.data"):
+        plan_text.save(schedule(RESIDUAL, machine), tmp_path / "net.plan")
+    assert place.read_bytes() == content
+    assert not (tmp_path / "net.plan").exists()
+
+
+def test_a_plan_is_written_over_its_older_self_with_the_umasks_permissions(
+    machine: Machine, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        plan_text.save(schedule(RESIDUAL, machine), tmp_path / "net.plan")
+    (tmp_path / "plain").touch()
+    assert len({f.stat().st_mode for f in tmp_path.iterdir()}) == 1
 
 
 @pytest.mark.parametrize(("name", "why"), [("no.plan", "No such file"), ("bin.plan", "not text")])

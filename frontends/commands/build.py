@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("knapper")
 ENDINGS = {"graph": ".ir", "plan": ".plan", "asm": ".s", "image": ".elf"}
 
+BESIDE = {
+    "graph": "its constants, by hash: keep the two together",
+    "plan": "its constants, by hash: keep the two together",
+    "asm": "weights and machine description, by hash: `knapper asm` looks for it there",
+}
+"""What the second file of a level is."""
+
 
 def compile_model(a: argparse.Namespace) -> None:
     """`knapper compile`."""
@@ -37,16 +44,21 @@ def compile_model(a: argparse.Namespace) -> None:
     _refuse_idle(a)
     output = Path(a.output or Path(Path(a.model or a.source).name).with_suffix(ENDINGS[a.emit]))
     files.check_place(output)
+    if a.model and output.exists() and output.samefile(a.model):
+        raise UsageError("E704", f"-o {output}: that is the model")
     started = time.perf_counter()
     with Warnings() as warnings:
         machine = Machine.load(a.target or _planned(a) or TARGET)
         level = _level(a, machine)
-        _save(level, output)
+        beside = _save(level, output)
     seconds = time.perf_counter() - started
     if a.json:
-        print(json.dumps(summary(level, output) | {"seconds": seconds, "warnings": warnings.lines}))
-    else:
-        log.info("%s: %s, %.2f s", output, describe(level), seconds)
+        facts = {"data": str(beside) if beside else None, "seconds": seconds}
+        print(json.dumps(summary(level, output) | facts | {"warnings": warnings.lines}))
+        return
+    log.info("%s: %s, %.2f s", output, describe(level), seconds)
+    if beside:
+        log.info("%s: %s", beside, BESIDE.get(a.emit, BESIDE["asm"]))
 
 
 IDLE: Mapping[str, tuple[str, ...]] = {
@@ -147,19 +159,22 @@ def _meta(model: str | None) -> Mapping[str, str]:
         return {"model": hashlib.file_digest(f, "sha256").hexdigest()}
 
 
-def _save(level: Graph | Plan | Program, output: Path) -> None:
+def _save(level: Graph | Plan | Program, output: Path) -> Path | None:
+    """Write a level; gives the path of the file beside it, if it has one."""
     from knapper.compiler import plan_text, text
     from knapper.compiler.ir import Graph
     from knapper.compiler.plan import Plan
     from knapper.isa import image
 
-    if isinstance(level, Graph | Plan):
-        with files.told(output):
-            text.save(level, output) if isinstance(level, Graph) else plan_text.save(level, output)
-    elif output.suffix == ".s":
-        write_assembly(level, output)
-    else:
-        files.write(output, image.write(level))
+    with files.told(output):
+        if isinstance(level, Graph):
+            return text.save(level, output)
+        if isinstance(level, Plan):
+            return plan_text.save(level, output)
+    if output.suffix == ".s":
+        return write_assembly(level, output)
+    files.write(output, image.write(level))
+    return None
 
 
 def describe(level: Graph | Plan | Program) -> str:
@@ -224,8 +239,7 @@ def disassemble(a: argparse.Namespace) -> None:
     program = image.read(files.read(a.image), a.image)
     if a.output:
         beside = write_assembly(program, Path(a.output))
-        what = "weights and machine description, by hash: `knapper asm` looks for it there"
-        log.info("%s: %s\n%s: %s", a.output, describe(program), beside, what)
+        log.info("%s: %s\n%s: %s", a.output, describe(program), beside, BESIDE["asm"])
     else:
         print(asm.disassemble(program)[0])
 

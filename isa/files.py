@@ -1,0 +1,51 @@
+"""Files that appear whole or not at all, with the permissions that the user's umask gives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO
+
+from .errors import UsageError
+
+Writer = Callable[[IO[bytes]], object]
+"""Writes a file's content."""
+
+
+def write(path: str | Path, content: bytes | Writer) -> None:
+    """Write a file beside its place, then move it there. OSError if that cannot be done; then nothing has changed."""
+    path = Path(path)
+    put: Writer = content if callable(content) else lambda f: f.write(content)
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:  # /dev/stdout, a pipe: nothing to move over
+            put(file)
+        return
+    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as made:
+        temporary = Path(made.name)
+        try:
+            put(made.file)
+            made.close()
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def refuse_stranger(path: str | Path, ours: Callable[[IO[bytes]], bool]) -> None:
+    """UsageError E709 if there is a file that `ours` does not know: nobody asked for it to be written over."""
+    path = Path(path)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if not path.is_file() or not ours(file):
+            hint = "move it away, or give the output another name"
+            raise UsageError("E709", "is not knapper's to write over", where=str(path), hint=hint)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
