@@ -25,7 +25,7 @@ from knapper.isa.systolic import STEP
 from ...ir import Array
 from ..generator import Group, Options, register
 from . import blocks, evaluate
-from .channel_first_cost import predicted
+from .channel_first_cost import Costs
 from .channel_first_kernel import Kernel
 from .channel_first_shape import Tiles, Walk, descriptor, unaddressable, walks
 from .engine import Engine
@@ -84,7 +84,7 @@ class ChannelFirst(Engine):
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
         tiles = Tiles(blocks.product(group), Walk.of(options), machine)
-        return predicted(group, tiles)
+        return Costs(group, tiles).launch
 
     def emitter(self, group: Group, options: Options, machine: Machine) -> Kernel:
         return Kernel(group, Walk.of(options), machine)

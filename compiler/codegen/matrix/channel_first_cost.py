@@ -1,64 +1,108 @@
-"""Predicted cycles of a `channel_first` launch: of each tick the slowest of array, DMA and epilogue.
+"""Predicted cycles of a `channel_first` launch, phase by phase.
 
-launch + the first fetch + Σ max(array, fetch of the tick after, sums of the tick before) + the last sums
+    phase     max(array, fetch and sums side by side + commands, bytes / HBM)
+    launch    first fetch + Σ phases + last sums
+
+Phases differ in what they fetch: rows with a strip's first tick, weights by how long they stay; and a job's sums come with one of its ticks.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
+from knapper.isa.systolic import LANES
+
 from ..generator import Group
 from .channel_first_shape import Tiles
-from .cost import WEIGHT
+from .cost import ADDRESSES, WEIGHT
 from .epilogue import BYTES, varying_operands
 
-
-def predicted(group: Group, t: Tiles) -> float:
-    """Cycles of a launch."""
-    machine, p = t.machine, t.p
-    full = t.walk.strip * t.wn
-    array = _array(t, full)
-    weights = min(t.walk.chunk, t.passes) * t.tile_bytes
-    speed = machine.dram_bytes_per_second / machine.clock_hz
-    latency = machine.dram_latency + machine.units["dma"].latency
-    rows = t.stored / (t.sections * t.strips) * _row_bytes(t)
-    sums = _sums(group, t, full)
-    again, first = _fetches(t)
-    tick = max(array / t.chunks, sums / t.chunks, weights / speed + latency if again else 0)
-    fresh = max(array / t.chunks, sums / t.chunks, (weights * first + rows) / speed + latency)
-    visits = t.sections * t.strips
-    ticks = t.ticks - visits
-    begin = latency + (weights + rows) / speed
-    block = begin + visits * fresh + ticks * tick + machine.lsma_fill + sums
-    executed = t.ticks * 40 * t.walk.warps + t.jobs * full * t.columns / 32 * (3 + len(group.nodes))
-    return float(machine.launch_cycles + p.batch * block + WEIGHT * executed)
+ISSUE = 64
+"""Cycles in which a warp sends the commands of a pass, one after the other through the uniform unit."""
 
 
-def _array(t: Tiles, rows: int) -> float:
-    """Cycles of a job's passes: a pass of few rows waits for the one before."""
-    return float(t.passes * (max(rows, t.rows) + t.machine.lsma_bubble))
+@dataclass(frozen=True)
+class Costs:
+    """What a launch of a group is made of."""
+
+    group: Group
+    t: Tiles
+
+    @property
+    def rows(self) -> int:
+        """Of a full strip, as the array sees it."""
+        return self.t.walk.strip * self.t.wn
+
+    @property
+    def chunk(self) -> int:
+        """Passes of a full tick."""
+        return min(self.t.walk.chunk, self.t.passes)
+
+    @property
+    def speed(self) -> float:
+        """Bytes of HBM a cycle."""
+        return self.t.machine.dram_bytes_per_second / self.t.machine.clock_hz
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a transfer's last byte to its arrival."""
+        return self.t.machine.dram_latency + self.t.machine.units["dma"].latency
+
+    @cached_property
+    def array(self) -> float:
+        """Cycles of a tick: a pass of few rows waits for the sums of the one before."""
+        each = max(self.rows, self.t.rows) + self.t.machine.lsma_bubble
+        return self.t.passes * each / self.t.chunks
+
+    @cached_property
+    def sums(self) -> float:
+        """Cycles of a job's sums: rounds of pieces, whose operands are loaded ahead, and all that comes before the first."""
+        t, machine = self.t, self.t.machine
+        rounds = -(-t.walk.strip // (t.piece * t.workers))
+        registers = t.piece * t.wn * t.columns // LANES
+        converts = sum(n.op == "Cast" for n in self.group.nodes) * machine.units["cvt"].interval
+        issued = 3 + len(self.group.nodes) + len(varying_operands(self.group, t.p))
+        share = -(-t.workers // machine.subcores)
+        return rounds * share * registers * max(converts, issued) + ADDRESSES + machine.dram_latency
+
+    @cached_property
+    def traffic(self) -> float:
+        """Bytes of a job's results, and of operands that differ by row."""
+        values = [self.group.inputs[v] for v in varying_operands(self.group, self.t.p)]
+        each = sum(BYTES[x.dtype] for x in (*values, *self.group.outputs.values()))
+        return self.rows * min(self.t.columns, self.t.p.n) * each
+
+    def phase(self, fetched: float, sums: bool) -> float:
+        """Cycles of a phase that fetches so many bytes."""
+        fetch = fetched / self.speed + self.latency if fetched else 0.0
+        beside = max(fetch, self.sums if sums else 0.0) + ISSUE * (self.chunk + 1)
+        return max(self.array, beside, (fetched + (self.traffic if sums else 0.0)) / self.speed)
+
+    def fetches(self) -> list[tuple[int, float]]:
+        """How many ticks fetch how many bytes."""
+        t = self.t
+        visits = t.sections * t.strips
+        rows = t.stored / visits * _row_bytes(t)
+        weights = self.chunk * t.tile_bytes
+        with_weights = {"all": t.blocks * t.chunks, "block": t.blocks, "chunk": t.ticks}[t.kept]
+        both = visits if t.kept == "chunk" else 1
+        found = [(both, rows + weights), (visits - both, rows), (with_weights - both, weights)]
+        return [*found, (t.ticks - sum(n for n, _ in found), 0.0)]
+
+    @property
+    def launch(self) -> float:
+        t, parts = self.t, self.fetches()
+        often = 1 / t.chunks
+        phases = sum(
+            n * (often * self.phase(x, True) + (1 - often) * self.phase(x, False)) for n, x in parts
+        )
+        block = parts[0][1] / self.speed + self.latency + phases + t.machine.lsma_fill + self.sums
+        executed = t.ticks * 40 * t.walk.warps + t.jobs * self.rows * (3 + len(self.group.nodes))
+        return float(t.machine.launch_cycles + t.p.batch * block + WEIGHT * executed)
 
 
 def _row_bytes(t: Tiles) -> float:
-    """Bytes of global memory that a stored row comes from."""
+    """Bytes of global memory that a stored row comes from, of rows of padding none."""
     d = t.descriptor
     return float(d.width * d.channels * t.size * t.wn * d.height / d.layout.padded_h)
-
-
-def _fetches(t: Tiles) -> tuple[bool, bool]:
-    """Whether ticks after a strip's first fetch weights, and whether that one does."""
-    again = t.kept == "chunk" and t.ticks > 1
-    return again, again or t.blocks == 1
-
-
-def _sums(group: Group, t: Tiles, rows: int) -> float:
-    """Cycles of the epilogue for a job."""
-    machine = t.machine
-    varying = varying_operands(group, t.p)
-    each = -(-rows * t.columns // 32) / min(machine.subcores, t.walk.warps - 2)
-    converts = sum(n.op == "Cast" for n in group.nodes)
-    issue = 3 + len(group.nodes) + len(varying)
-    nbytes = rows * t.columns * sum(BYTES[group.inputs[v].dtype] for v in varying)
-    nbytes += rows * t.columns * sum(BYTES[x.dtype] for x in group.outputs.values())
-    work = each * max(converts * machine.units["cvt"].interval, issue)
-    return (
-        max(work, nbytes * machine.clock_hz / machine.dram_bytes_per_second) + machine.dram_latency
-    )

@@ -13,10 +13,9 @@ all come to as many barriers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from knapper.isa.instructions import (
     ACC_LD,
@@ -26,10 +25,8 @@ from knapper.isa.instructions import (
     DMA_LD,
     EXIT,
     FILL_DUP,
-    IADD,
     IM2COL_PUSH,
     ISETP,
-    LDG,
     SMA_COMMIT,
     SMA_LDB,
     SMA_SWAP,
@@ -41,17 +38,16 @@ from knapper.isa.instructions import (
     UMOV,
 )
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import SR, Bits32, Cmp, Logic, MinMax, Scalar, Start
+from knapper.isa.modifiers import SR, Bits32, Cmp, Logic, MinMax, Start
 from knapper.isa.systolic import LANES
 from knapper.isa.vector_memory import REGISTERS
 
 from ...ir import Array
-from ..builder import PT, KernelBuilder, VLabel, VPred, VReg, VUReg
+from ..builder import KernelBuilder, VLabel, VReg, VUReg
 from ..generator import Emitted, Group
-from ..scalar import convert
 from . import blocks
-from .access import WIDTHS
-from .channel_first_shape import Tiles, Walk
+from .channel_first_epilogue import Pieces, Place
+from .channel_first_shape import ROLES, Tiles, Walk
 from .code import (
     S32,
     Number,
@@ -73,17 +69,14 @@ from .code import (
     usub,
 )
 from .engine import Emitter
-from .epilogue import BYTES, TYPES, Epilogue, Frame, Spot, operands, varying_operands
+from .epilogue import Frame, Spot, operands
 from .systolic import ELEMENTS
 
-ROLES = 2
-"""Warps before those of the epilogue: array and DMA."""
-ARRAY, DMA = range(ROLES)
+DMA = 1
+"""The second warp. The first one is the array's, those after `ROLES` the epilogue's."""
 UNIT = 1
 """Arrays that a command uses."""
 DESCRIPTOR = 0
-PIECE = 32
-"""Registers of sums that an epilogue warp takes at once, if a pixel does not need more."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +86,6 @@ class Job:
     block: Number
     section: Number
     strip: Number
-
-
-@dataclass(frozen=True)
-class Place(Spot):
-    """A spot, and how many pixels and images it is away from the thread's first one."""
-
-    pixel: int
-    image: int
 
 
 # --- control flow
@@ -134,99 +119,6 @@ def barriers(b: KernelBuilder, count: int) -> None:
     """So many in a row."""
     with loop(b, count):
         b.emit(BAR, 0)
-
-
-# --- the epilogue
-
-
-class Pieces(Epilogue):
-    """The epilogue of pieces of one job: what does not change from piece to piece is done before the loop over them.
-
-    `pixels` and `images` are the lanes' numbers minus how many there are, so negative where there is something; None: everywhere. Where
-    all there is is everywhere, operands that differ by row are loaded a piece ahead (`ahead`): while results are computed, the next
-    piece's are on their way.
-    """
-
-    pixels: VReg | None = None
-    images: VReg | None = None
-    ahead: dict[tuple[str, int, int], VReg] | None = None
-
-    def begin_all(self, columns: Iterable[int]) -> None:
-        """Bases, addresses, and operands that are alike in all rows, for spots at these columns."""
-        for s in (Place(self.frame.col, 0, col, 0, 0) for col in columns):
-            for v in (*self.group.outputs, *self.read):
-                self._base(v)
-                self._address(v, s)
-            for v in self.read:
-                if not self._rowwise(v):
-                    self._value(v, s)
-
-    def fetch_first(self, spots: Sequence[Spot]) -> bool:
-        """Load the operands of the first piece, if they can be loaded ahead at all."""
-        whole = self.pixels is None and self.images is None and not self.frame.cols
-        if whole and len(varying_operands(self.group, self.p)) == 1:
-            self.ahead = {}
-            self._fetch_all(spots, PT)
-        return self.ahead is not None
-
-    def fetch_next(self, spots: Sequence[Spot], rows: int, more: VPred) -> None:
-        """The operands that have come are those of this piece; load those of the next one, if there is one, `rows` away."""
-        assert self.ahead is not None
-        for s in spots:
-            for v in self._varying():
-                own = self.ahead[v, s.row, s.col]
-                dtype = self.types[v].dtype
-                wide = fixed(self.b, own) if dtype == "f32" else convert(self.b, own, Scalar.F32, TYPES[dtype])  # fmt: skip
-                self.values[self._key(v, s, "f32")] = wide
-        self._move(self._varying(), rows)
-        self._fetch_all(spots, more)
-
-    def _fetch_all(self, spots: Sequence[Spot], guard: Any) -> None:
-        assert self.ahead is not None
-        for s in spots:
-            for v in self._varying():
-                d = self.ahead.setdefault((v, s.row, s.col), self.b.reg())
-                a, offset = self._address(v, s)
-                width = WIDTHS[BYTES[self.types[v].dtype]]
-                self.b.emit(LDG, width, d, self._base(v), a, offset, guard=guard)
-
-    def _varying(self) -> list[str]:
-        return [v for v in self.read if self._rowwise(v)]
-
-    def _load(self, spots: list[Spot]) -> None:
-        """What is loaded ahead is there."""
-        if self.ahead is None:
-            super()._load(spots)
-
-    def _move(self, which: Iterable[str], rows: int) -> None:
-        for v in which:
-            by = rows * self.ways[v].row * BYTES[self.types[v].dtype]
-            move_base(self.b, self.bases[v], by)
-
-    def advance(self, rows: int, pixels: int, images: int) -> None:
-        """The next piece lies so far away."""
-        self._move((v for v in self.bases if self.ahead is None or v not in self.read), rows)
-        for bound, by in ((self.pixels, pixels), (self.images, images)):
-            if bound is not None and by:
-                self.b.emit(IADD, S32, bound, bound, by)
-
-    def _inside(self, s: Spot) -> VPred | Any:
-        assert isinstance(s, Place)
-        tests = [(self.pixels, -s.pixel), (self.images, -s.image)]
-        if self.frame.cols:
-            tests.append((self._column(), self.frame.cols - s.col))
-        found: VPred | None = None
-        for x, limit in tests:
-            if x is not None:
-                found = self._both(found, x, limit)
-        return PT if found is None else found
-
-    def _both(self, p: VPred | None, x: VReg, limit: int) -> VPred:
-        """x below the limit, and p."""
-        if p is None:
-            return self._below(x, limit)
-        self.b.emit(ISETP, Cmp.LT, S32, p, x, limit, guard=p)
-        return p
 
 
 # --- the kernel
@@ -456,21 +348,6 @@ class Kernel(Emitter):
 
     # --- epilogue
 
-    @property
-    def warps(self) -> int:
-        """Of the epilogue."""
-        return self.t.walk.warps - ROLES
-
-    @property
-    def least(self) -> int:
-        """Pixels whose sums fill whole registers, if there are as many."""
-        return max(1, LANES // (self.t.columns * self.t.wn))
-
-    @property
-    def piece(self) -> int:
-        """Pixels that a warp takes at once."""
-        return max(self.least, PIECE * LANES // (self.t.columns * self.t.wn))
-
     def _epilogue(self) -> None:
         b, t = self.b, self.t
         self.number = uadd(b, self.warp, -ROLES)
@@ -493,7 +370,7 @@ class Kernel(Emitter):
 
     def _job(self, j: Job, sums: VUReg) -> None:
         """Pieces of a strip go to warps in turn; then what is left, in the smallest pieces."""
-        b, piece, least = self.b, self.piece, self.least
+        b, piece, least = self.b, self.t.piece, self.t.least
         first, count = self._pixels(j)
         if isinstance(count, int):
             whole: Number = count // piece * piece
@@ -516,10 +393,10 @@ class Kernel(Emitter):
         words = umov(b, umul(b, pixel, t.wn * t.columns, sums))
         acc = b.reg(piece * t.wn * t.columns // LANES)
         e = self._begun(j, uadd(b, first, pixel))
-        if piece == self.least > 1:
+        if piece == self.t.least > 1:
             e.pixels = self._missing(pixel, last)
         spots: list[Spot] = [*self._places(acc)]
-        step = piece * self.warps
+        step = piece * self.t.workers
         ahead = e.fetch_first(spots)
         b.place(again)
         self._load(acc, words, e.pixels)

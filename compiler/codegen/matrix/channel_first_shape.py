@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from knapper.isa.machine import Machine
-from knapper.isa.systolic import QUEUE, WORD
+from knapper.isa.systolic import LANES, QUEUE, WORD
 from knapper.isa.vector_memory import ALIGN, FIELDS, ConvDesc
 
 from ...ir import DTYPES, Array
@@ -37,6 +37,10 @@ from .product import Product
 ORDERS = ("image", "weights", "neither")
 WORDS = ("batch", "width")
 """Neighbours that share a word: images, or pixels of a line."""
+ROLES = 2
+"""Warps before those of the epilogue: array and DMA."""
+PIECE = 32
+"""Registers of sums that a warp takes at once, if a pixel does not need more."""
 COMMANDS = 3
 """Commands of a pass: load weights, swap, push."""
 CHUNK = (QUEUE // 2 - 1) // COMMANDS
@@ -290,6 +294,23 @@ class Tiles:
             and self.walk.ring >= min(self.held, self.stored)
             and self.shared_bytes <= self.machine.shared_bytes_per_block
         )
+
+    # --- the epilogue
+
+    @property
+    def workers(self) -> int:
+        """Warps of the epilogue."""
+        return self.walk.warps - ROLES
+
+    @property
+    def least(self) -> int:
+        """Pixels whose sums fill whole registers, if there are as many."""
+        return max(1, LANES // (self.columns * self.wn))
+
+    @property
+    def piece(self) -> int:
+        """Pixels that a warp takes at once."""
+        return max(self.least, PIECE * LANES // (self.columns * self.wn))
 
     # --- beside the kernel
 
