@@ -25,8 +25,9 @@ from knapper.compiler.driver import Options as CompileOptions
 from knapper.compiler.driver import finish
 from knapper.compiler.ir import Graph, evaluate
 from knapper.compiler.schedule import schedule
-from knapper.isa.instructions import BAR, CONVDESC, DMA_LD, FILL_DUP, IM2COL_PUSH, SMA_LDB
+from knapper.isa.instructions import CONVDESC, DMA_LD, FILL_DUP, IM2COL_PUSH, SMA_LDB, SMA_SWAP
 from knapper.isa.machine import Machine
+from knapper.isa.modifiers import Start
 from knapper.isa.program import Program
 from knapper.runtime.budget import EngineName
 from knapper.runtime.session import Result, Session
@@ -225,18 +226,26 @@ def test_large_layers_have_a_walk() -> None:
 
 
 def test_warps_have_roles(cache: Path) -> None:
-    """Rolled: the code does not grow with passes. One descriptor; pushes that set and that add."""
-    sizes = []
-    for x, k in (((1, 6, 6, 16), 3), ((1, 9, 9, 64), 5)):
-        graph, _ = conv(x, 40, k, pad=k // 2)
-        options = min(offers(graph, SMALL), key=lambda o: ENGINE.cost(group_of(graph), o, SMALL))
+    """One descriptor, one fill, one transfer of weights in loops; the passes of a job written out, the first of which begins chains."""
+    graph, _ = conv((8, 6, 6, 16), 40, 3, pad=1)
+    for options in offers(graph, SMALL):
         (kernel,) = program(graph, SMALL, options, cache).kernels.values()
         found = Counter(type(i) for i in kernel.code)
-        assert found[CONVDESC] == found[FILL_DUP] == found[DMA_LD] == found[SMA_LDB] == 1
-        assert found[IM2COL_PUSH] == 2
-        assert found[BAR] > 4
-        sizes.append(len(kernel.code))
-    assert max(sizes) < 500
+        assert found[CONVDESC] == found[FILL_DUP] == found[DMA_LD] == 1
+        pushes = [i for i in kernel.code if isinstance(i, IM2COL_PUSH)]
+        assert (
+            len(pushes) == found[SMA_LDB] == found[SMA_SWAP] == tiles(graph, SMALL, options).passes
+        )
+        assert [i.start for i in pushes] == [Start.SET] + [Start.ADD] * (len(pushes) - 1)
+
+
+def test_very_many_passes_are_a_loop(cache: Path) -> None:
+    case = conv((1, 3, 4, 72), 20, 5, pad=2)
+    for options in some(offers(case[0], SMALL), 2):
+        assert tiles(case[0], SMALL, options).passes == 225
+        (kernel,) = program(case[0], SMALL, options, cache).kernels.values()
+        assert Counter(type(i) for i in kernel.code)[IM2COL_PUSH] == 2
+        check(case, SMALL, cache, [options])
 
 
 def test_pixels_are_fetched_once(cache: Path) -> None:

@@ -18,8 +18,10 @@ from .channel_first_shape import Tiles
 from .cost import ADDRESSES, WEIGHT
 from .epilogue import BYTES, varying_operands
 
-ISSUE = 64
-"""Cycles in which a warp sends the commands of a pass, one after the other through the uniform unit."""
+ISSUE, ROLLED = 4, 60
+"""Cycles in which a warp sends the commands of a pass, and what a loop over them takes besides: one uniform operation after the other."""
+PHASE = 100
+"""Cycles of a phase besides: two barriers, and counters."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,6 @@ class Costs:
     def rows(self) -> int:
         """Of a full strip, as the array sees it."""
         return self.t.walk.strip * self.t.wn
-
-    @property
-    def chunk(self) -> int:
-        """Passes of a full tick."""
-        return min(self.t.walk.chunk, self.t.passes)
 
     @property
     def speed(self) -> float:
@@ -64,7 +61,11 @@ class Costs:
         converts = sum(n.op == "Cast" for n in self.group.nodes) * machine.units["cvt"].interval
         issued = 3 + len(self.group.nodes) + len(varying_operands(self.group, t.p))
         share = -(-t.workers // machine.subcores)
-        return rounds * share * registers * max(converts, issued) + ADDRESSES + machine.dram_latency
+        return (
+            rounds * share * registers * max(converts, issued)
+            + 2 * ADDRESSES
+            + machine.dram_latency
+        )
 
     @cached_property
     def traffic(self) -> float:
@@ -76,7 +77,8 @@ class Costs:
     def phase(self, fetched: float, sums: bool) -> float:
         """Cycles of a phase that fetches so many bytes."""
         fetch = fetched / self.speed + self.latency if fetched else 0.0
-        beside = max(fetch, self.sums if sums else 0.0) + ISSUE * (self.chunk + 1)
+        issue = self.t.chunk * (ISSUE if self.t.unrolled else ISSUE + ROLLED)
+        beside = max(fetch, self.sums if sums else 0.0) + issue + PHASE
         return max(self.array, beside, (fetched + (self.traffic if sums else 0.0)) / self.speed)
 
     def fetches(self) -> list[tuple[int, float]]:
@@ -84,7 +86,7 @@ class Costs:
         t = self.t
         visits = t.sections * t.strips
         rows = t.stored / visits * _row_bytes(t)
-        weights = self.chunk * t.tile_bytes
+        weights = self.t.chunk * t.tile_bytes
         with_weights = {"all": t.blocks * t.chunks, "block": t.blocks, "chunk": t.ticks}[t.kept]
         both = visits if t.kept == "chunk" else 1
         found = [(both, rows + weights), (visits - both, rows), (with_weights - both, weights)]

@@ -7,7 +7,7 @@
     ── barrier ──
 
 So the array always has a tick in its queue, and never drains: rows and weights of tick k go where those of tick k - 2 were, and
-so do its sums. Loops over jobs, chunks, passes and pixels are rolled in uniform registers; each role has its own copy of the nest, and
+so do its sums. Loops over jobs, pixels and, if there are very many, passes are rolled in uniform registers; each role has its own copy of the nest, and
 all come to as many barriers.
 """
 
@@ -190,7 +190,7 @@ class Kernel(Emitter):
     def _weights(self, j: Job, chunk: Number, turn: VUReg | None) -> Number:
         """Where a tick's weights begin in vector memory; `turn` changes between 0 and 1 with each chunk that comes."""
         b, t = self.b, self.t
-        tile, each = t.tile_bytes, min(t.walk.chunk, t.passes) * t.tile_bytes
+        tile, each = t.tile_bytes, t.chunk * t.tile_bytes
         if t.kept == "all":
             inside = umul(b, chunk, each, t.weights_at)
             return umul(b, j.block, t.passes * tile, inside)
@@ -215,10 +215,9 @@ class Kernel(Emitter):
     def _chunk_passes(self, chunk: Number) -> Number:
         """Passes of a tick."""
         t, b = self.t, self.b
-        each = min(t.walk.chunk, t.passes)
-        if t.passes % each == 0:
-            return each
-        return umin(b, usub(b, t.passes, umul(b, chunk, each)), each)
+        if t.passes % t.chunk == 0:
+            return t.chunk
+        return umin(b, usub(b, t.passes, umul(b, chunk, t.chunk)), t.chunk)
 
     # --- DMA
 
@@ -251,7 +250,7 @@ class Kernel(Emitter):
 
     def _fetch_weights(self, j: Job, chunk: Number, turn: VUReg | None, weights: VUReg) -> None:
         b, t = self.b, self.t
-        tile, each = t.tile_bytes, min(t.walk.chunk, t.passes)
+        tile, each = t.tile_bytes, t.chunk
         source = b.ureg(2)
         b.emit(UIADD, Bits32._64, source, weights, 0)
         move_base(b, source, umul(b, j.block, t.passes * tile, umul(b, chunk, each * tile)))
@@ -284,50 +283,68 @@ class Kernel(Emitter):
 
     def _array(self) -> None:
         b, t = self.b, self.t
-        turn, sums = self._turn(), umov(b, 0)
-        tap = b.ureg()
+        turn, tap = self._turn(), b.ureg()
+        self.sums = umov(b, 0)
         with self._jobs() as j:
             first, count = self._pixels(j)
-            section = umul(b, j.section, t.pixels)
-            m0, m = umov(b, umul(b, uadd(b, section, first), t.wn)), umov(b, umul(b, count, t.wn))
+            begin = uadd(b, umul(b, j.section, t.pixels), first)
+            self.m0, self.m = umov(b, umul(b, begin, t.wn)), umov(b, umul(b, count, t.wn))
             b.emit(UMOV, tap, 0)
-            with loop(b, t.chunks) as chunk:
+            for chunk in self._each_chunk():
                 b.emit(BAR, 0)
-                self._passes(
-                    self._weights(j, chunk, turn), self._chunk_passes(chunk), tap, sums, m0, m
-                )
+                self._passes(umov(b, self._weights(j, chunk, turn)), chunk, tap)
                 self._flip(turn)
                 b.emit(SMA_COMMIT)
                 b.emit(SMA_WAIT, 1)
                 b.emit(BAR, 0)
-            self._flip(sums if t.jobs > 1 else None, t.half)
+            self._flip(self.sums if t.jobs > 1 else None, t.half)
         b.emit(BAR, 0)
         b.emit(SMA_WAIT, 0)
         barriers(b, 1 + 2 * t.chunks)
 
-    def _passes(
-        self, weights: Number, count: Number, tap: VUReg, sums: VUReg, m0: VUReg, m: VUReg
-    ) -> None:
-        """The commands of a tick. The tap of a job's first pass is 0, and begins its chains."""
-        b, t = self.b, self.t
-        at, left, again = umov(b, weights), umov(b, count), b.label()
+    def _each_chunk(self) -> Iterator[Number]:
+        if self.t.unrolled:
+            yield from range(self.t.chunks)
+            return
+        with loop(self.b, self.t.chunks) as chunk:
+            yield chunk
+
+    def _passes(self, at: VUReg, chunk: Number, tap: VUReg) -> None:
+        """The commands of a tick, whose weights begin at `at`; `tap` is that of the next pass if the code does not know."""
+        t, count = self.t, self._chunk_passes(chunk)
+        if not t.unrolled or not isinstance(count, int) or not isinstance(chunk, int):
+            self._rolled(at, count, tap)
+            return
+        for i in range(count):
+            n = chunk * t.chunk + i
+            self._load_weights(at, i * t.tile_bytes)
+            self._push(Start.ADD if n else Start.SET, t.tap(n))
+
+    def _rolled(self, at: VUReg, count: Number, tap: VUReg) -> None:
+        """The same in a loop. The tap of a job's first pass is 0, and begins its chains."""
+        b, left, again = self.b, umov(self.b, count), self.b.label()
         goes_on, over = b.label(), b.label()
         b.place(again)
-        b.emit(SMA_LDB, self.type, UNIT, at, 0, t.columns * t.size)
-        b.emit(SMA_SWAP, UNIT)
+        self._load_weights(at, 0)
         b.emit(BRA, goes_on, guard=ucompare(b, Cmp.NE, tap, 0))
-        self._push(Start.SET, tap, sums, m0, m)
+        self._push(Start.SET, tap)
         b.emit(BRA, over)
         b.place(goes_on)
-        self._push(Start.ADD, tap, sums, m0, m)
+        self._push(Start.ADD, tap)
         b.place(over)
         self._next_tap(tap)
-        b.emit(UIADD, Bits32._32, at, at, t.tile_bytes)
+        b.emit(UIADD, Bits32._32, at, at, self.t.tile_bytes)
         b.emit(UIADD, Bits32._32, left, left, -1)
         b.emit(BRA, again, guard=ucompare(b, Cmp.GT, left, 0))
 
-    def _push(self, start: Start, tap: VUReg, sums: VUReg, m0: VUReg, m: VUReg) -> None:
-        self.b.emit(IM2COL_PUSH, self.type, start, sums, UNIT, DESCRIPTOR, tap, m0, m)
+    def _load_weights(self, at: VUReg, offset: int) -> None:
+        self.b.emit(SMA_LDB, self.type, UNIT, at, offset, self.t.columns * self.t.size)
+        self.b.emit(SMA_SWAP, UNIT)
+
+    def _push(self, start: Start, tap: Number) -> None:
+        self.b.emit(
+            IM2COL_PUSH, self.type, start, self.sums, UNIT, DESCRIPTOR, tap, self.m0, self.m
+        )
 
     def _next_tap(self, tap: VUReg) -> None:
         """cb << 16 | r << 8 | q: blocks of channels run fastest, then T taps along a line, then down."""

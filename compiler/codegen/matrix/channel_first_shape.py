@@ -45,6 +45,8 @@ COMMANDS = 3
 """Commands of a pass: load weights, swap, push."""
 CHUNK = (QUEUE // 2 - 1) // COMMANDS
 """Passes of a tick, at most: two ticks are pending, and a group is committed whole."""
+UNROLLED = 200
+"""Passes of a job whose code is written out: VGG-16's first product has 196. A loop takes a warp some sixty cycles a pass."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,26 @@ class Tiles:
         return prod(self.pass_shape)
 
     @property
+    def chunk(self) -> int:
+        """Passes of a tick, of a job's last one maybe fewer."""
+        return min(self.walk.chunk, self.passes)
+
+    @property
     def chunks(self) -> int:
         """Ticks of a job."""
         return -(-self.passes // self.walk.chunk)
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether the code of a job's passes is written out."""
+        return self.passes <= UNROLLED
+
+    def tap(self, n: int) -> int:
+        """The tap of a job's n-th pass: cb << 16 | r << 8 | q."""
+        _, along, blocks = self.pass_shape
+        rest, cb = divmod(n, blocks)
+        r, step = divmod(rest, along)
+        return cb << 16 | r << 8 | step * self.taps
 
     # --- output pixels
 
@@ -269,7 +288,7 @@ class Tiles:
         if self.kept == "all":
             return self.blocks * self.passes * self.tile_bytes
         changes = self.blocks > 1 or self.chunks > 1
-        return (2 if changes else 1) * min(self.walk.chunk, self.passes) * self.tile_bytes
+        return (2 if changes else 1) * self.chunk * self.tile_bytes
 
     @property
     def weights_at(self) -> int:
