@@ -27,7 +27,7 @@ TILE = Fragments(128, 128, 32, (2, 2))
 ELEMENT = 2
 
 
-class HalfKernel(Fragmented):
+class HalfKernel(Fragmented[Fragments]):
     """One launch being emitted. m and n are multiples of the tile's."""
 
     accumulator = OPERAND

@@ -12,6 +12,7 @@ as many as there is `room` for in registers: their latencies pass together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +42,19 @@ class Spot:
     col: int
 
 
+Line = tuple[VReg, VReg | None]
+"""The lane part of a row in the result, and its bound."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """Where the thread's spots begin in the result: uniform parts in `row0`, `col0`, lane parts in `row`, `col`.
 
     `bound` is what must stay below `limit` minus the spot's row (None: all rows exist); `cols` is the number of columns if some
     spots lie beyond it, else 0. `axes` are the block's coordinates on the batch axes.
+
+    Where rows are not evenly spaced, `lines` tells for a spot's row the thread's row in the result and its bound, instead of `row`
+    and `bound`; then the spot's row adds nothing.
     """
 
     row0: Number
@@ -57,6 +65,7 @@ class Frame:
     limit: int
     cols: int
     axes: tuple[Number, ...]
+    lines: Callable[[int], Line] | None = None
 
 
 def refusal(group: Group, p: Product) -> str | None:
@@ -122,6 +131,7 @@ class Epilogue:
         self.values: dict[tuple[Any, ...], VReg] = {}
         self.bases: dict[str, VUReg] = {}
         self.lanes: dict[tuple[Any, ...], VReg] = {}
+        self.lines: dict[int, Line] = {}
         self.guards: dict[tuple[int, int], VPred | Any] = {}
         self.read = operands(group, p)
         ways = {
@@ -192,13 +202,27 @@ class Epilogue:
         return self.guards[key]
 
     def _inside(self, s: Spot) -> VPred | Any:
-        f = self.frame
-        if f.bound is None and not f.cols:
+        f, (_, bound), step = self.frame, self._line(s), self._step(s)
+        if bound is None and not f.cols:
             return PT
-        if f.bound is None:
+        if bound is None:
             return self._below(self._column(), f.cols - s.col)
-        bound = f.bound if not f.cols else self._bound(s.col)
-        return self._below(bound, f.limit - s.row)
+        inside = bound if not f.cols else self._bound(s, bound)
+        return self._below(inside, f.limit - step)
+
+    def _line(self, s: Spot) -> Line:
+        """The lane part of a spot's row, and its bound."""
+        f = self.frame
+        if f.lines is None:
+            return f.row, f.bound
+        if s.row not in self.lines:
+            with self.b.under(PT):
+                self.lines[s.row] = f.lines(s.row)
+        return self.lines[s.row]
+
+    def _step(self, s: Spot) -> int:
+        """What a spot's row adds to the lane part."""
+        return s.row if self.frame.lines is None else 0
 
     def _below(self, x: VReg, limit: int) -> VPred:
         p = self.b.pred()
@@ -208,16 +232,16 @@ class Epilogue:
     def _column(self) -> VReg:
         return self._once(("column",), lambda: add(self.b, self.frame.col, self.frame.col0))
 
-    def _bound(self, col: int) -> VReg:
+    def _bound(self, s: Spot, bound: VReg) -> VReg:
         """The row bound, raised out of reach in lanes whose column does not exist."""
 
         def make() -> VReg:
             d = self.b.reg()
-            inside = self._below(self._column(), self.frame.cols - col)
-            self.b.emit(SEL, Bits32._32, d, self.frame.bound, 0x7FFFFFFF, inside)
+            inside = self._below(self._column(), self.frame.cols - s.col)
+            self.b.emit(SEL, Bits32._32, d, bound, 0x7FFFFFFF, inside)
             return d
 
-        return self._once(("bound", col), make)
+        return self._once(("bound", s.col, s.row - self._step(s)), make)
 
     def _once(self, key: tuple[Any, ...], make: Any) -> VReg:
         if key not in self.lanes:
@@ -249,19 +273,22 @@ class Epilogue:
         return self.frame.cols > 0 and way.col == 1 and not way.row
 
     def _address(self, value: str, s: Spot) -> tuple[VReg, int]:
-        b, f, way, size = self.b, self.frame, self.ways[value], BYTES[self.types[value].dtype]
+        b, way, size = self.b, self.ways[value], BYTES[self.types[value].dtype]
         if self._clamped(way):
             return self._once(("clamped", s.col, size), lambda: self._last(s.col, size)), 0
+        (row, _), step = self._line(s), self._step(s)
         lane = self._once(
-            ("lane", way.row, way.col, size), lambda: self._lane(f, way.row * size, way.col * size)
+            ("lane", way.row, way.col, size, (s.row - step) if way.row else 0),
+            lambda: self._lane(row, way.row * size, way.col * size),
         )
-        offset = (s.row * way.row + s.col * way.col) * size
+        offset = (step * way.row + s.col * way.col) * size
         return (lane, offset) if offset < 1 << 23 else (add(b, lane, offset), 0)
 
-    def _lane(self, f: Frame, row: int, col: int) -> VReg:
+    def _lane(self, line: VReg, row: int, col: int) -> VReg:
+        across = self.frame.col
         if not row:
-            return mul(self.b, f.col, col) if col else fixed(self.b, 0)
-        return mul(self.b, f.row, row, mul(self.b, f.col, col) if col else None)
+            return mul(self.b, across, col) if col else fixed(self.b, 0)
+        return mul(self.b, line, row, mul(self.b, across, col) if col else None)
 
     def _last(self, col: int, size: int) -> VReg:
         d = self.b.reg()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from knapper.isa.instructions import HMMA, LDG, LDSM
 from knapper.isa.machine import Machine
@@ -28,7 +28,7 @@ from ..builder import PT, RZ, KernelBuilder, VPred, VReg, VUReg
 from ..generator import Group, register
 from . import blocks, cost
 from .access import Dim
-from .code import divmod_, lane_id, mul, special, uadd, ucompare, udivmod, umul
+from .code import Number, divmod_, lane_id, mul, special, uadd, ucompare, udivmod, umul
 from .engine import TiledEngine, TiledKernel, Tiling
 from .epilogue import Frame, Spot
 from .geometry import FRAGMENT, fragments, spread
@@ -175,7 +175,7 @@ class Shared:
 
     accesses: Sequence[Any] = ()
 
-    def __init__(self, kernel: Fragmented, pointer: VUReg) -> None:
+    def __init__(self, kernel: Fragmented[Any], pointer: VUReg) -> None:
         self.kernel, self.pointer = kernel, pointer
 
     def fragments(self, kk: int) -> list[VReg]:
@@ -186,7 +186,10 @@ class Shared:
         """The tile's loads do it."""
 
 
-class Fragmented(TiledKernel[Fragments]):
+F = TypeVar("F", bound=Fragments)
+
+
+class Fragmented(TiledKernel[F]):
     """One launch being emitted."""
 
     peel = True
@@ -209,11 +212,11 @@ class Fragmented(TiledKernel[Fragments]):
 
     def connect(self, buffers: Buffers, tiles: list[Tile]) -> None:
         b, t = self.b, self.t
-        self.read_a = buffers.pointer(umul(b, self.wm, t.fm * self.stride_a * FRAGMENT))
+        self.read_a = self._left(buffers)
         if self.block.packed:
             self.right: Weights | Shared = self._weights()
         else:
-            offset = uadd(b, umul(b, self.wn, t.fn * self.stride_b * FRAGMENT), tiles[1].start)
+            offset = uadd(b, umul(b, self.wn, t.fn * self.stride_b * FRAGMENT), tiles[-1].start)
             self.right = Shared(self, buffers.pointer(offset))
         self.beside = self.right.accesses
         self.acc = [[b.reg(self.accumulator) for _ in range(t.fn)] for _ in range(t.fm)]
@@ -221,6 +224,10 @@ class Fragmented(TiledKernel[Fragments]):
         self.rows = [f for f, guard in enumerate(self.guards) if guard is not None]
 
     # --- operands
+
+    def _left(self, buffers: Buffers) -> VUReg:
+        """A pointer to the warp's first fragment of A."""
+        return buffers.pointer(umul(self.b, self.wm, self.t.fm * self.stride_a * FRAGMENT))
 
     def tile_a(self, start: int) -> tuple[Tile, int]:
         """(m, k) fragments, or (k, m) if A lies transposed in memory."""
@@ -273,10 +280,7 @@ class Fragmented(TiledKernel[Fragments]):
 
     def compute(self, first: bool, last: bool) -> None:
         for kk in range(self.t.kk):
-            a = [
-                self.fragment(self.read_a, self.p.trans_a, kk, f, self.stride_a, self.t.bm)
-                for f in self.rows
-            ]
+            a = [self.left(kk, f) for f in self.rows]
             bs = self.right.fragments(kk)
             for f, x in zip(self.rows, a, strict=True):
                 for y, acc in zip(bs, self.acc[f], strict=True):
@@ -288,6 +292,10 @@ class Fragmented(TiledKernel[Fragments]):
     def hmma(self, d: VReg, a: VReg, b: VReg, c: Any, guard: Any) -> None:
         """d = a · b + c, of fragments."""
         self.b.emit(HMMA, Half[self.p.dtype.upper()], d, a, b, c, guard=guard)
+
+    def left(self, kk: int, f: int) -> VReg:
+        """Fragment f of A at step kk of the tile."""
+        return self.fragment(self.read_a, self.p.trans_a, kk, f, self.stride_a, self.t.bm)
 
     def fragment(
         self, base: VUReg, transposed: bool, kk: int, f: int, stride: int, width: int
@@ -309,14 +317,27 @@ class Fragmented(TiledKernel[Fragments]):
         b, t = self.b, self.t
         row, col = divmod_(b, lane_id(b), 16)
         row0 = uadd(b, self.block.m0, umul(b, self.wm, 16 * t.fm))
-        col0 = uadd(b, self.block.n0, umul(b, self.wn, 16 * t.fn))
-        spots = [
+        yield self.frame(row0, self.column(), row, col), self.spots()
+
+    def column(self) -> Number:
+        """The warp's first column of C."""
+        return uadd(self.b, self.block.n0, umul(self.b, self.wn, 16 * self.t.fn))
+
+    def spots(self) -> list[Spot]:
+        """The warp's accumulators, in rows of its own."""
+        return [
             Spot(acc[r], 16 * f + 2 * r, 16 * j)
             for f in self.rows
             for j, acc in enumerate(self.acc[f])
             for r in range(8)
         ]
-        yield self.frame(row0, col0, row, col), spots
+
+
+def wrong_type(p: Product) -> str | None:
+    """Why HMMA cannot take the operands, or None."""
+    if p.dtype in ("f16", "bf16"):
+        return None
+    return f"operands are {p.dtype}, the Tensor Core takes f16 and bf16"
 
 
 class Hmma(TiledEngine[Fragments]):
@@ -325,12 +346,10 @@ class Hmma(TiledEngine[Fragments]):
     kind = "hmma"
     extensions = frozenset({"tensor", "conv"})
     tiling = Fragments
-    kernel = Fragmented
+    kernel = Fragmented[Fragments]
 
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
-        if p.dtype in ("f16", "bf16"):
-            return None
-        return f"operands are {p.dtype}, the Tensor Core takes f16 and bf16"
+        return wrong_type(p)
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Fragments]:
         for t in tilings(p, blocks.packs(group, p)):
