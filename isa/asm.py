@@ -1,6 +1,7 @@
 """A program as text: what `knapper dis` prints and `knapper asm` reads. Assembling a disassembly gives the same image bytes.
 
-    .version 1.0
+    .version 1.1
+    .digest #52b9…                      // of the text: an image made of a changed one says so
     .target volta-8tc #1f0c…            // the whole description is in the blob of that hash; without one: by name
     .arena 4096
     .rodata 512                         // bytes; what no object covers is zero
@@ -32,7 +33,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from . import files, verify
 from .core import Instr, Reg, integer
 from .errors import IsaError, KnapperError, raise_all
 from .lines import Lines, parse_line
-from .listing import VERSION, bundle, disassemble, sha256
+from .listing import VERSION, bundle, digest, disassemble, sha256
 from .machine import Machine
 from .program import BASE, Kernel, Launch, Object, Offload, Operand, Port, Program
 
@@ -88,11 +89,17 @@ class _Launch:
 def assemble(
     text: str, blobs: Mapping[str, bytes] | None = None, where: str = "program.s"
 ) -> Program:
-    """The program of a text; every problem of it at once, as file:line:column."""
+    """The program of a text; every problem of it at once, as file:line:column.
+
+    Its `meta` has "edited" if the text says another thing than when it was printed.
+    """
     reader = _Reader(blobs or {}, where)
     for number, line in enumerate(text.split("\n"), 1):
         reader.line(number, line)
-    return reader.finish()
+    program = reader.finish()
+    if reader.digest in ("", digest(text)):
+        return program
+    return replace(program, meta={**program.meta, "edited": "asm"})
 
 
 class _Reader:
@@ -104,6 +111,7 @@ class _Reader:
         self.number, self.text = 0, ""
         self.target: tuple[int, str, str | None] | None = None
         self.meta: dict[str, str] = {}
+        self.digest = ""
         self.arena_bytes = self.rodata_bytes = 0
         self.pieces: list[tuple[int, int, int, str]] = []
         self.objects: list[Object] = []
@@ -175,6 +183,9 @@ class _Reader:
 
     def on_blobs(self, name: str) -> None:
         """For whoever finds the file; the blobs are here already."""
+
+    def on_digest(self, value: str) -> None:
+        self.digest = value
 
     def on_arena(self, size: int) -> None:
         self.arena_bytes = size
@@ -452,13 +463,17 @@ def load(path: str | Path) -> Program:
             "E530", f"not UTF-8 text: {e.reason} at byte {e.start}", where=str(path)
         ) from None
     named = BLOBS.search(text)
-    beside = path.parent / f"{named[1]}.blob" if named else None
-    return assemble(text, read_blobs(beside) if beside and beside.is_file() else {}, str(path))
+    return assemble(text, read_blobs(path.parent / f"{named[1]}.blob") if named else {}, str(path))
 
 
 def read_blobs(path: Path) -> dict[str, bytes]:
-    """The bulk data of a `.blob` file, by hash."""
-    data = path.read_bytes()
+    """The bulk data of a `.blob` file, by hash; IsaError E534 if it is not there, or another kind of file."""
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        hint = "it has the weights and the machine: it belongs beside the .s file"
+        reason = f"cannot read the bulk data: {e.strerror}"
+        raise IsaError("E534", reason, where=str(path), hint=hint) from None
     count = int.from_bytes(data[8:16], "little")
     at = 16 + count * ENTRY.size
     if data[:8] != MAGIC or at > len(data):

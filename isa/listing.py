@@ -12,8 +12,12 @@ from .core import Instr, Label
 from .errors import IsaError
 from .program import BASE, Kernel, Launch, Program
 
-VERSION = (1, 0)
+DIGEST = ".digest"
+"""The directive that has the hash of the text as it was printed."""
+VERSION = (1, 1)
 """Major and minor of the text format."""
+COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//.*')
+"""A quoted name, which is kept, or a comment."""
 BARE = re.compile(r"/?[A-Za-z_][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)*")
 """A name that needs no quotes."""
 
@@ -31,16 +35,32 @@ def disassemble(program: Program) -> tuple[str, dict[str, bytes]]:
         blobs[name := sha256(data)] = bytes(data)
         return f"#{name}"
 
-    head = [f".version {VERSION[0]}.{VERSION[1]}", *_head(program, blob)]
+    head = list(_head(program, blob))
     kernels = [
         line
         for k in program.kernels.values()
         for line in _kernel_lines(k, _nodes_of(program, k.name))
     ]
     launches = [line for launch in program.launches for line in _launch_lines(launch)]
+    first = [f".version {VERSION[0]}.{VERSION[1]}"]
     if blobs:
-        head.insert(1, f".blobs #{bundle(blobs)}")
-    return "\n".join([*head, *kernels, *launches]) + "\n", blobs
+        first.append(f".blobs #{bundle(blobs)}")
+    text = "\n".join([*first, *head, *kernels, *launches]) + "\n"
+    return text.replace("\n", f"\n{DIGEST} #{digest(text)}\n", 1), blobs
+
+
+def digest(text: str) -> str:
+    """The hash of what a text says: blanks, comments and an earlier hash do not count.
+
+    >>> digest("EXIT  // done") == digest("    EXIT") != digest("BRA L1")
+    True
+    """
+    said = (line for line in map(_said, text.split("\n")) if line and not line.startswith(DIGEST))
+    return sha256("\n".join(said).encode())
+
+
+def _said(line: str) -> str:
+    return (COMMENT.sub(r"\1", line) if "//" in line else line).strip()
 
 
 def bundle(blobs: Mapping[str, bytes]) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from knapper.isa import asm, image
 from knapper.isa.core import BY_NAME, TABLE, Guard, Instr, Label
-from knapper.isa.errors import IsaError, KnapperError, Problems
+from knapper.isa.errors import IsaError, KnapperError
 from knapper.isa.generate import instruction, program
 from knapper.isa.lines import Lines
 from knapper.isa.machine import Machine
@@ -124,11 +124,39 @@ def test_files_hold_text_and_bulk_data_side_by_side(tmp_path):
     asm.save(p, tmp_path / "p.s")
     assert sorted(x.suffix for x in tmp_path.iterdir()) == [".blob", ".s"]
     assert asm.load(tmp_path / "p.s") == p
-    next(tmp_path.glob("*.blob")).unlink()
-    with pytest.raises(
-        Problems, match=r"E534: .*p\.s:3: there is no data #.*the \.blob file belongs beside"
-    ):
+
+
+def test_one_error_names_the_file_of_bulk_data_that_is_missing(tmp_path):
+    beside = asm.save(program(Random(3), weights=8), tmp_path / "p.s")
+    beside.unlink()
+    with pytest.raises(IsaError, match=r"No such file.*belongs beside the \.s file") as e:
         asm.load(tmp_path / "p.s")
+    assert (e.value.code, e.value.where) == ("E534", str(beside))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("IADD.S32 R2, R2, 0x1", "IADD.S32 R2, R2, 0x2"),
+        ("LDG.32 R2", "LDG.32 R1"),
+        (".params 0x10000000 0x10000200", ".params 0x10000200 0x10000000"),
+        (".node Add", ".node Sub"),
+    ],
+)
+def test_an_image_of_an_edited_text_says_so(old, new):
+    text, blobs = asm.disassemble(asm.assemble(HAND))
+    assert text.count(old) == 1
+    program = asm.assemble(text.replace(old, new), blobs)
+    assert program.meta["edited"] == "asm"
+    again, blobs = asm.disassemble(program)
+    assert asm.assemble(again, blobs) == program
+
+
+def test_remarks_and_blanks_are_no_edit():
+    text, blobs = asm.disassemble(asm.assemble(HAND))
+    remarked = text.replace("\n", "  // so\r\n\n")
+    assert asm.assemble(remarked, blobs) == asm.assemble(text, blobs)
+    assert "edited" not in asm.assemble(text, blobs).meta
 
 
 def test_a_damaged_blob_file_is_told(tmp_path):
