@@ -12,6 +12,7 @@ from knapper.isa.program import Program
 
 from . import extensions, files
 from .inputs import show
+from .origin import origin
 from .tables import plural
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def compile(
     target: str | Path = "volta-8tc",
     precision: str = "fp16",
     pipeline: str | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int] | int] | None = None,
     consts: Mapping[str, Any] | None = None,
 ) -> Image:
     """Compile an ONNX model for a target.
@@ -83,7 +84,8 @@ def compile(
         target: the name of a built-in target, or the path of a .toml file.
         precision: how float32 tensors are stored: fp16, bf16 or fp32. Inputs and outputs keep the model's types.
         pipeline: passes as text, in place of the preset of `precision`.
-        shapes: input name → shape, for symbolic dimensions, and in place of fixed ones (another batch size).
+        shapes: input name → shape, for symbolic dimensions, and in place of fixed ones (another batch size); or the name of a
+            symbolic dimension → its size.
         consts: input name → value, for inputs that decide shapes.
 
     Raises KnapperError with everything that is wrong, one line each.
@@ -95,8 +97,9 @@ def compile(
 
     extensions.installed()
     machine = Machine.load(str(target))
-    graph = read(model, shapes, consts, replace_fixed=True)
-    return Image(compile_graph(graph, machine, pipeline, precision))
+    bound = {n: (s,) if isinstance(s, int) else s for n, s in (shapes or {}).items()}
+    graph = read(model, bound, consts, replace_fixed=True)
+    return Image(compile_graph(graph, machine, pipeline, precision, meta=origin(model)))
 
 
 def load(path: str | Path) -> Image:

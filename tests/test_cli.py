@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -206,6 +207,35 @@ def test_a_plan_leaves_the_users_arrays_alone_and_a_run_leaves_the_plans(
     assert (tmp_path / "m.npz").read_bytes() == mine
     assert run("run", "SHOP/small.elf", "--input", "m.npz", "-o", "m.npz", "--no-timing")[0] == 0
     assert run("compile", "--from", "m.plan", "-o", "m.elf")[0] == 0
+
+
+def test_an_image_of_edited_assembly_says_so_wherever_it_is_looked_at(
+    run: Knapper, tmp_path: Path
+) -> None:
+    run("dis", "SHOP/small.elf", "-o", "m.s")
+    text = (tmp_path / "m.s").read_text()
+    (tmp_path / "m.s").write_text(re.sub(r"^    EXIT$", "    NOP\n    EXIT", text, flags=re.M))
+    assert run("asm", "m.s", "-o", "m.elf")[0] == 0
+    assert "\n  edited " in run("inspect", "m.elf")[1]
+    words = ("--input", "random:0", "--no-timing", "--stats", "stats.json")
+    assert run("run", "m.elf", *words)[0] == 0
+    assert json.loads((tmp_path / "stats.json").read_text())["provenance"]["edited"] == "asm"
+
+
+def test_both_doors_say_which_model_an_image_is_of(run: Knapper, shop: Path) -> None:
+    run("compile", "SHOP/small.onnx", *SHAPE, "-o", "m.elf")
+    typed = json.loads(run("inspect", "m.elf", "--json")[1])["meta"]
+    for model in (shop / "small.onnx", str(shop / "small.onnx"), onnx.load(shop / "small.onnx")):
+        assert knapper.compile(model, shapes={"N": 1}).program.meta == typed
+
+
+def test_python_binds_symbolic_dimensions_by_name(shop: Path) -> None:
+    image = knapper.compile(shop / "small.onnx", shapes={"N": 3})
+    assert image.program.inputs[0].shape == (3, 3, 8, 8)
+    with pytest.raises(
+        KnapperError, match=r"E701: .*names 'M'; the model's inputs are: N, image, token"
+    ):
+        knapper.compile(shop / "small.onnx", shapes={"M": 3})
 
 
 def test_a_model_is_not_overwritten_by_what_is_made_of_it(run: Knapper, tmp_path: Path) -> None:

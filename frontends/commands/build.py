@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from knapper.isa.errors import UsageError
 
 from .. import files
+from ..origin import origin
 from ..tables import plural
 from .options import TARGET, consts, shapes
 
@@ -102,7 +103,7 @@ def _level(a: argparse.Namespace, machine: Machine) -> Graph | Plan | Program:
     from knapper.compiler import driver, plan_text
 
     options = driver.Options(
-        a.pipeline, a.precision or "fp16", meta=_meta(a.model), machine=machine
+        a.pipeline, a.precision or "fp16", meta=origin(a.model), machine=machine
     )
     dump = driver.Files(files.make_folder(a.dump_dir)) if a.dump_dir else None
     ending = Path(a.source).suffix if a.source else ""
@@ -149,14 +150,6 @@ def read_model(a: argparse.Namespace) -> Graph:
         "imported %s: %d nodes, %.2f s", a.model, len(graph.nodes), time.perf_counter() - started
     )
     return graph
-
-
-def _meta(model: str | None) -> Mapping[str, str]:
-    """The model file's hash, for the image's provenance."""
-    if model is None or not Path(model).is_file():
-        return {}
-    with Path(model).open("rb") as f:
-        return {"model": hashlib.file_digest(f, "sha256").hexdigest()}
 
 
 def _save(level: Graph | Plan | Program, output: Path) -> Path | None:
