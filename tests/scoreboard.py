@@ -159,7 +159,8 @@ class Scoreboard:
             return False
         if i.mnemonic == "SMA.WAIT":
             earlier = w.groups[: len(w.groups) - i.n]
-            return all(g.done is not None and g.done <= t * TICK for g in earlier)
+            if any(g.done is None or g.done > t * TICK for g in earlier):
+                return False
         if i.mnemonic == "SMA.COMMIT":
             groups = self.all[self.engine_of(w.commands)]
             queued = [g for g in groups if g.begun is None or g.begun >= (t + 1) * TICK]
@@ -240,10 +241,11 @@ class Scoreboard:
             Fraction(self.wavefronts.get(step.pc, 0)),
             Fraction(1),
         )
-        takes = round(one * passes) if i.resource().startswith("lsu_") else one
+        memory = i.resource().startswith("lsu_")
+        takes = round(one * passes) if memory else one
         begins = max(start, self.port[port])
         self.port[port] = begins + takes
-        taken = begins if i.mnemonic in TRANSFERS else self.pass_port(begins, step.pc)
+        taken = self.pass_port(begins, step.pc) if memory else begins
         if i.resource() != "lsu_global":
             return taken + takes - one + unit.latency * TICK - start
         loads = any(written for _, written in self.registers(i))
@@ -356,7 +358,8 @@ class Scoreboard:
             return takes.work
         rows = int(i.m)
         if self.m.dataflow == "ws":
-            rows = max(rows, self.m.array_rows)
+            alone = rows + self.m.lsma_fill
+            rows = max(rows, self.m.array_rows) if self.m.weight_double_buffer else alone
         return (rows + self.m.lsma_bubble) * TICK
 
     def drained_by_pass(self) -> bool:

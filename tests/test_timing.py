@@ -251,7 +251,8 @@ class Case:
         return list(self.kernel.code)
 
     def run(self, jump: bool = True) -> Run:
-        decoded = decode([self.kernel], self.machine.extensions)
+        array = Array.of(self.machine.to_dict())
+        decoded = decode([self.kernel], self.machine.extensions, array)
         timer = Timer.of(self.machine, decoded, {"k": self.kernel}, jump)
         launch = Launch("k", (len(self.blocks), 1, 1), (), ())
         return Run(timer, launch, self.counts, 0.0, 0)
