@@ -6,9 +6,9 @@
                                            commands of tick k; wait for k - 1
     ── barrier ──
 
-So the array always has a tick in its queue, and never drains: rows and weights of tick k go where those of tick k - 2 were, and
-so do its sums. Loops over jobs, pixels and, if there are very many, passes are rolled in uniform registers; each role has its own copy of the nest, and
-all come to as many barriers.
+So the array always has a tick in its queue, and never drains: rows and weights of tick k go where those of tick k - 2 were, and so do
+its sums. Loops over jobs and pixels are rolled in uniform registers, over passes if there are very many; each role has its own
+copy of the nest, and all come to as many barriers.
 """
 
 from __future__ import annotations
