@@ -13,7 +13,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from typing import Any
@@ -139,7 +139,7 @@ class FastEngine:
             SECTOR * sum(int(t.state[n]) for t in threads) for n in ("dram_read", "dram_write")
         )
         total = Counts(collect(threads), read, written)
-        return total if log is None else replace(total, gaps=log.counted(), paths=log.paths())
+        return total if log is None else log.told(total)
 
     def _work(self, threads: list[Setup], chunks: Chunks, look: Callable[[], None]) -> None:
         """Wait for the threads; the waiting thread looks now and then, can be interrupted, and then stops them."""

@@ -16,6 +16,7 @@ Checked movers (`checked.load…`) go on to look at every byte's shadow.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -307,7 +308,10 @@ def coalesce(move: Move) -> None:
         with full:
             starts = runs(move)
             requests.x = starts.popcount()
-            with code.either(starts & 0xAAAAAAAA == 0) as (pairs, single):
+            with (
+                untold(code, move.state, move.use),
+                code.either(starts & 0xAAAAAAAA == 0) as (pairs, single),
+            ):
                 with pairs:
                     fresh_any(move, 2)
                 with single:
@@ -318,7 +322,8 @@ def coalesce(move: Move) -> None:
                 this = move.at(lane) >> shift
                 requests.x = requests.x + (this != last.x).flag()
                 last.x = this
-                touch(code, move.state, move.use, this)
+                with untold(code, move.state, move.use):
+                    touch(code, move.state, move.use, this)
     add_requests(code, move.state, move.record.pointer, move.use, requests.x)
 
 
@@ -334,6 +339,11 @@ def add_requests(code: Code, state: Struct, record: Any, use: int, requests: Num
     """Count requests of a sector each."""
     total, column = counter(code, state, record), ("l2_read", "l2_write")[use]
     total.set(column, total.get(column) + requests.wide() * SECTOR)
+
+
+def untold(code: Code, state: Struct, use: int) -> Any:
+    """Context: whether sectors must be marked. With timing, the log of what blocks read first tells what is read."""
+    return code.when(state.timing == 0) if use == READS else nullcontext()
 
 
 def fresh_any(move: Move, step: int) -> None:

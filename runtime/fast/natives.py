@@ -43,7 +43,17 @@ from . import accesses, systolic
 from .algebra import Traced
 from .emit import FULL, I1, I8, I32, I64, Num, constant_vector, vector
 from .matrix import hmma, hmma_f16, ldsm
-from .moves import BASES, LIMITS, add_requests, counter, gather_blocks, mover, scatter_blocks, touch
+from .moves import (
+    BASES,
+    LIMITS,
+    add_requests,
+    counter,
+    gather_blocks,
+    mover,
+    scatter_blocks,
+    touch,
+    untold,
+)
 from .trace import TraceWarp
 
 Native = Callable[[TraceWarp, Any], None]
@@ -167,8 +177,9 @@ class Place:
         add_requests(
             m.code, m.state, m.record.pointer, self.use, (requests[0] + requests[1] - joined).low()
         )
-        for first, last in spans:
-            self.touch_range(first, last)
+        with untold(m.code, m.state, self.use):
+            for first, last in spans:
+                self.touch_range(first, last)
         return None
 
     def count_bytes(self) -> None:
@@ -216,7 +227,9 @@ class Place:
         if self.space != "global":
             return self.count_bytes()
         add_requests(self.m.code, self.m.state, self.m.record.pointer, self.use, self.m.code.num(1))
-        return touch(self.m.code, self.m.state, self.use, self.at(0) >> SECTOR.bit_length() - 1)
+        with untold(self.m.code, self.m.state, self.use):
+            touch(self.m.code, self.m.state, self.use, self.at(0) >> SECTOR.bit_length() - 1)
+        return None
 
     def touch_range(self, first: Num, last: Num) -> None:
         """Mark consecutive sectors: one look tells whether they all were marked before."""

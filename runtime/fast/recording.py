@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from knapper.isa.program import BASE, Kernel
 
+from ..counters import Counts
 from ..memory import SECTOR, aligned, require
 from ..paths import EVENT, Paths, Warps, share
 from .accesses import ENTRY, WIDE
@@ -84,9 +86,12 @@ class Log:
         begin = entries.ctypes.data
         self.readers.tally(*self.places, begin, begin + entries.nbytes, self.base)
 
-    def counted(self) -> NDArray[np.uint64]:
-        """When all blocks have ended: as in `Counts`."""
-        return np.trim_zeros(self.gaps, "b")
+    def told(self, counts: Counts) -> Counts:
+        """What a launch did, when all blocks have ended."""
+        gaps = np.trim_zeros(self.gaps, "b")
+        return replace(
+            counts, dram_read=SECTOR * int(gaps[:1].sum()), gaps=gaps, paths=self.paths()
+        )
 
     def paths(self) -> Paths:
         """Likewise."""
