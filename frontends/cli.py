@@ -259,7 +259,11 @@ def _time(commands: Any) -> None:
     p = _command(
         commands, "time", "commands.timing:time_file", "what a run takes on other machines, without running it again",
         "  knapper run model.elf --input random:0 --record run.npz\n"
-        "  knapper time run.npz -t v100-pcie -t ./mine.toml",
+        "  knapper time run.npz -t v100-pcie -t ./mine.toml\n\n"
+        "cycles    of all launches, one after the other: what launching itself costs, and what computing takes\n"
+        "mJ        static is what the chip and its SMs take while time passes, dynamic what instructions and bytes cost\n"
+        "busiest   the unit, cache or memory that is busy in most of the cycles of the launches that take most of\n"
+        "          the time, and those launches' share of all cycles",
     )  # fmt: skip
     p.add_argument("file", metavar="IMAGE|RECORD", help="an image is run first")
     p.add_argument(

@@ -238,6 +238,31 @@ def test_python_binds_symbolic_dimensions_by_name(shop: Path) -> None:
         knapper.compile(shop / "small.onnx", shapes={"M": 3})
 
 
+@pytest.mark.parametrize("present", [True, False])
+def test_the_first_timed_run_says_that_it_compiles(
+    run: Knapper, monkeypatch: pytest.MonkeyPatch, present: bool
+) -> None:
+    monkeypatch.setattr("knapper.runtime.timing.jit.present", lambda: present)
+    code, _, err = run("run", "SHOP/small.elf", "--input", "random:0")
+    assert code == 0, err
+    assert ("compiling the timing core (first use" in err) is not present
+
+
+def test_time_says_of_which_program_and_what_cycles_and_energy_are_made_of(run: Knapper) -> None:
+    code, out, err = run("time", "SHOP/small.elf", "-t", "volta-8tc", "-t", "v100-pcie")
+    assert code == 0, err
+    first, _, _, *rows = out.splitlines()
+    assert first == "one program on each machine: compiled for volta-8tc, not compiled again"
+    for r in rows:
+        cycles, launching, computing, _, *energy = (
+            float(x.replace(",", "")) for x in r.split()[1:8]
+        )
+        assert launching + computing == cycles
+        assert 0 < launching < cycles
+        assert energy[0] == pytest.approx(energy[1] + energy[2], rel=1e-3)
+    assert "busiest   the unit" in run("time", "--help")[1]
+
+
 def test_a_model_is_not_overwritten_by_what_is_made_of_it(run: Knapper, tmp_path: Path) -> None:
     onnx.save(small_model(), tmp_path / "m.onnx")
     assert "E704" in run("compile", "m.onnx", *SHAPE, "-o", "m.onnx")[2]

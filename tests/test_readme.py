@@ -59,7 +59,11 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
             cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"$ {command}\n{done.stdout}"
-        lines = [x for x in done.stdout.splitlines(keepends=True) if "emulator core" not in x]
+        lines = [
+            x
+            for x in done.stdout.splitlines(keepends=True)
+            if not re.search("(emulator|timing) core", x)
+        ]
         found.append((command, "".join(lines)))
     return found
 

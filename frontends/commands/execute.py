@@ -19,6 +19,7 @@ from ..api import Image, load
 from ..inputs import gather, show
 from ..progress import Progress
 from ..tables import plural, size, table
+from ..warm import timing_core
 
 if TYPE_CHECKING:
     from knapper.runtime.session import Result
@@ -42,6 +43,8 @@ def run_image(a: argparse.Namespace) -> None:
         raise UsageError("E701", f"no inputs given; the network takes {wanted}", hint=hint)
     image.session  # noqa: B018  memory is asked for before inputs are made up to fill it
     arrays = gather(image.program.inputs, a.input)
+    if not a.no_timing:
+        timing_core()
     started = time.perf_counter()
     result = run(image, arrays, a, timing=not a.no_timing, jump=not a.no_jump)
     seconds = time.perf_counter() - started

@@ -14,28 +14,43 @@ from ..api import load
 from ..inputs import gather
 from ..progress import Progress
 from ..tables import table
+from ..warm import timing_core
 
 if TYPE_CHECKING:
     from knapper.runtime.stats import Stats
     from knapper.runtime.timing.record import Record
 
 ELF = b"\x7fELF"
-HEAD = ("target", "cycles", "ms", "mJ", "busiest", "seconds to time")
+HEAD = (
+    "target",
+    "cycles",
+    "launching",
+    "computing",
+    "ms",
+    "mJ",
+    "static",
+    "dynamic",
+    "busiest",
+    "seconds to time",
+)
 
 
 def time_file(a: argparse.Namespace) -> None:
     """`knapper time`."""
     machines = [Machine.load(name) for name in a.target]
+    timing_core()
     record = read(a)
     rows = []
     for machine in machines or [Machine.from_dict(record.program.target)]:
         started = time.perf_counter()
         stats = record.time(machine, jump=not a.no_jump)
-        rows.append((stats, time.perf_counter() - started))
+        rows.append((machine, stats, time.perf_counter() - started))
     if a.json:
-        print(json.dumps([stats.to_dict() for stats, _ in rows]))
-    else:
-        print(table([row(stats, seconds) for stats, seconds in rows], HEAD))
+        print(json.dumps([stats.to_dict() for _, stats, _ in rows]))
+        return
+    compiled_for = record.program.target["name"]
+    print(f"one program on each machine: compiled for {compiled_for}, not compiled again\n")
+    print(table([row(*measured) for measured in rows], HEAD))
 
 
 def read(a: argparse.Namespace) -> Record:
@@ -51,13 +66,20 @@ def read(a: argparse.Namespace) -> Record:
     return Record.of(image.program, result.stats)
 
 
-def row(stats: Stats, seconds: float) -> tuple[Any, ...]:
-    """One machine."""
+def row(machine: Machine, stats: Stats, seconds: float) -> tuple[Any, ...]:
+    """One machine; launching is what each launch costs before its first block begins."""
+    from knapper.runtime.energy import COMPONENTS
+
+    launching = machine.launch_cycles * sum(s.launch.host is None for s in stats.launches)
+    spent = stats.energy_pj
+    static = sum(spent.get(event, 0.0) for event in COMPONENTS["static"])
     return (
         stats.target,
         stats.cycles,
+        launching,
+        stats.cycles - launching,
         1e3 * stats.seconds_at_clock,
-        1e-9 * stats.energy_pj["total"],
+        *(1e-9 * pj for pj in (spent["total"], static, spent["total"] - static)),
         busiest(stats),
         seconds,
     )
