@@ -97,17 +97,19 @@ class Place:
 
 TOLD = (1 << 24) - 1
 """Bytes of an access that its `aux` can tell, at most."""
+USE = 4
+"""The bit of an access's `aux` that says what it is: READS or WRITES."""
 CLAIM = 5
 """The bit of an access's `aux` that says what the pending command does that claims the place: READS or WRITES."""
 
 
 def access(space: str, size: int, use: int, claim: int = READS) -> int:
     """The `aux` of a memory fault: which space, how many bytes, read or write."""
-    return SPACES.index(space) | use << 4 | claim << CLAIM | size << 8
+    return SPACES.index(space) | use << USE | claim << CLAIM | size << 8
 
 
 def _memory(t: Trap) -> str:
-    verb = ("reads", "writes")[t.aux >> 4 & 1]
+    verb = ("reads", "writes")[t.aux >> USE & 1]
     return f"lane {t.lane} {verb} {t.aux >> 8} bytes of {SPACES[t.aux & 15]} memory at {t.value:#x}"
 
 

@@ -33,7 +33,7 @@ from ..faults import Kind, Place, Trap, describe
 from ..memory import SECTOR, Memory, aligned
 from . import queues
 from .handlers import END, Builders
-from .layout import CONTEXT, COUNTS, CROWDED, FAULT, PREDS, TIMED, UNKNOWN, UREGS
+from .layout import CONTEXT, COUNTS, CROWDED, FAULT, PAGE, PREDS, TIMED, UNKNOWN, UREGS
 from .recording import TALLY, Log, Readers, Recorder
 from .scratch import Scratch
 from .units import Host, Notice, Units
@@ -251,6 +251,7 @@ class Setup:
         s["epoch"], s["stop"], s["limit"] = engine.epoch, engine.stop.ctypes.data, self.limit
         for axis, n, size in zip("xyz", launch.grid, kernel.block, strict=True):
             s[f"nctaid_{axis}"], s[f"ntid_{axis}"] = n, size
+        s["shared_stores"] = kernel.shared_bytes * queues.stores(self.records)
         if engine.checked:
             self.shadows(warps, rows)
         for name in queues.POINTERS:
@@ -262,11 +263,11 @@ class Setup:
     def shadows(self, warps: int, rows: int) -> None:
         """The checked engine's bookkeeping."""
         s, kernel, buffer = self.state, self.kernel, self.scratch.buffer
-        s["has_reg_bytes"] = rows * 4
+        s["has_reg_bytes"], pages = rows * 4, -(-kernel.shared_bytes // PAGE)
         for name, size in (
             ("all_has_reg", warps * rows * 4), ("all_has_ureg", warps * UREGS * 4), ("all_has_pred", warps * PREDS * 4),
             ("all_has_local", warps * int(s["local_bytes_warp"])), ("has_shared", kernel.shared_bytes),
-            ("readers", 4 * kernel.shared_bytes), ("writers", 4 * kernel.shared_bytes),
+            ("readers", 4 * PAGE * pages), ("writers", 4 * PAGE * pages), ("pages", pages),
         ):  # fmt: skip
             s[name] = buffer(name, size)
         s["has_memory"] = (self.engine.memory.written.ctypes.data - BASE) % (1 << 64)
@@ -282,6 +283,7 @@ class Setup:
             status = self.run(address, first, first + count)
             if status:
                 chunks.close()
+                self.scratch.drop(queues.CLAIMS)
                 if status >= FAULT:
                     self.fault = self.trap(Kind(status - FAULT))
                 return

@@ -12,15 +12,19 @@ from typing import Any
 
 from llvmlite import ir
 
+from knapper.isa.vector_memory import DESCRIPTORS
+
 from ..decode import RECORD
 from ..faults import Kind
 from ..paths import END, EVENT, MOST
 from .accesses import note_block
+from .descriptors import descriptor
 from .emit import FULL, HANDLER, I8, I32, I64, PTR, VOID, Code, Num, Struct, vector
 from .layout import (
     ARRAYS,
     BARRIER,
     BRANCH,
+    BYTE,
     CONTEXT,
     CONVERGE,
     COUNTS,
@@ -29,6 +33,7 @@ from .layout import (
     EXIT,
     FAULT,
     NEXT,
+    PAGE,
     PREDS,
     PUSH,
     STATE,
@@ -358,7 +363,8 @@ class Blocks:
         with code.when(state.timing != 0):
             state.stamp = state.stamp + 1
             note_block(code, state, number)
-        self.clear(state.pointer_to("shared"), state.shared_bytes.wide())
+        self.clear(state.pointer_to("shared"), state.shared_used)
+        state.shared_used = state.shared_stores
         self.clear(state.pointer_to("systolic"), state.systolic_bytes)
         if self.checked:
             self.clear(state.pointer_to("has_shared"), state.shared_bytes.wide())
@@ -381,11 +387,20 @@ class Blocks:
 
     def forget(self) -> None:
         """A barrier: who touched shared memory before it no longer matters."""
-        for shadow in ("readers", "writers"):
-            self.clear(self.state.pointer_to(shadow), self.state.shared_bytes.wide() * 4)
-        with self.code.when(self.state.systolic_bytes != 0):
-            arrays = Struct(self.code, ARRAYS, self.state.pointer_to("systolic"))
+        code, state = self.code, self.state
+        with code.each((state.shared_bytes + (PAGE - 1)) // PAGE) as page:
+            touched = Struct(code, BYTE, code.at(state.pointer_to("pages"), page))
+            with code.when(touched.get("x") != 0):
+                touched.x = 0
+                for shadow in ("readers", "writers"):
+                    place = code.at(state.pointer_to(shadow), page.wide() * (4 * PAGE))
+                    self.clear(place, code.num(4 * PAGE, I64))
+        with code.when(state.systolic_bytes != 0):
+            arrays = Struct(code, ARRAYS, state.pointer_to("systolic"))
             arrays.loaders = arrays.users = 0
+            for number in range(DESCRIPTORS):
+                d = descriptor(code, state, code.num(number))
+                d.changers = d.users = 0
 
     def unwritten(self) -> None:
         """Nothing is written but what stands for RZ, URZ and PT."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
+
+from knapper.isa.vector_memory import Given, Layout
 
 from ..counters import COUNTER
 from ..decode import RECORD
@@ -28,9 +32,13 @@ POINTERS = (
     # events of the block's warps, how far apart the warps' parts are; a hash a block; the table of known ones
     "events", "event_bytes", "hashes", "known",
     # systolic commands: what is cleared for a block (0 bytes: the kernel has none), and what lies in it
-    "systolic", "systolic_bytes", "queues", "weights", "accumulators", "claimed_reg", "claimed_shared", "claimed_sum", "has_sum",
-    # likewise, not cleared: rings of commands, rows of A as fp32
-    "commands", "stream",
+    "systolic", "systolic_bytes", "queues", "weights", "accumulators", "descriptors", "claimed_reg", "has_sum",
+    # likewise, not cleared: rings of commands, rows of A as fp32, a word's rows; claims, which a block leaves as it finds them
+    "commands", "stream", "turned", "claimed_shared", "claimed_filled", "claimed_sum",
+    # bytes of shared memory that may hold something, and that the kernel's stores may write; which pages of it were touched
+    "shared_used", "shared_stores", "pages",
+    # where a command's pieces of shared memory begin
+    "pieces",
 )  # fmt: skip
 WORDS = (
     "warp", "warp_count", "threads", "param_bytes", "shared_bytes", "local_bytes", "operand_count",
@@ -39,6 +47,8 @@ WORDS = (
     # whether to record for timing; what the block marks in `fetched`; slots of `known` minus one
     "timing", "stamp", "known_mask",
     "array_rows", "array_columns", "accumulator_bytes",
+    # of a word of vector memory, in 16-bit elements (0: there is none); of one of `pieces`
+    "vector_bytes", "piece_bytes",
 )  # fmt: skip
 STATE = np.dtype(
     [("zeros", "u1", 512), ("waste", "u1", 512)]
@@ -82,10 +92,41 @@ holds something. Then a bit a warp: who changed weights last, who did and who re
 RING = np.dtype([(n, "u4") for n in ("head", "tail", "groups", "open")])
 """A warp's queue: commands since it began that were executed, and that were sent; groups pending; commands that no COMMIT follows."""
 COMMAND = np.dtype(
-    [(n, "u4") for n in ("kind", "type", "units", "m", "fresh", "space", "c", "first", "pitch")]
+    [("source", "u8")]
+    + [
+        (n, "u4")
+        for n in (
+            "kind",
+            "type",
+            "units",
+            "m",
+            "fresh",
+            "space",
+            "c",
+            "first",
+            "pitch",
+            "cd",
+            "tap",
+        )
+    ],
+    align=True,
 )
 """A systolic command. `first`: its first row in shared memory; `fresh`: the chain begins at +0;
-`c`: bytes into the warp's registers, or words into accumulator memory."""
+`c`: bytes into the warp's registers, or words into accumulator memory. A push: `m` rows of the patch matrix from `first` on; a fill: `m` stored
+rows from `first` on; a transfer: `m` bytes to `first`."""
+DESCRIPTOR = np.dtype(
+    [
+        (n, "u8")
+        for n in (
+            *(f.name for f in (*fields(Given), *fields(Layout))),
+            *("known", "pending", "changers", "users"),
+        )
+    ]
+)
+"""A descriptor: what it says and what follows, whether it says anything, commands that use it; a bit a warp: who changed and used it since
+the last barrier."""
+PAGE = 4096
+"""Bytes of shared memory in a page."""
 
 # What a handler returns
 NEXT, BRANCH, PUSH, CONVERGE, BARRIER, EXIT = range(6)

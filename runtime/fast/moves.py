@@ -30,6 +30,7 @@ from ..memory import SECTOR
 from . import accesses
 from .emit import FULL, I8, I32, I64, PTR, Code, Num, Struct, constant_vector, vector
 from .layout import BYTE, COUNTS, FAULT, STATE, WORD
+from .queues import touch_page
 
 SHADOWS = {
     "global": "has_memory",
@@ -174,8 +175,12 @@ class Move:
     def shadows(self) -> None:
         if self.space == "shared":
             self.races()
-        if self.space == "accumulator" or (self.space == "shared" and self.use == WRITES):
-            self.unclaimed()
+        if self.space == "shared":
+            self.unclaimed("claimed_filled", WRITES)
+        if self.space == "shared" and self.use == WRITES:
+            self.unclaimed("claimed_shared", READS)
+        if self.space == "accumulator":
+            self.unclaimed("claimed_sum", READS)
         if self.space == "param":
             return
         with self.code.lanes(self.mask) as lane, self.each_byte(lane) as byte:
@@ -192,9 +197,8 @@ class Move:
     def shadowed(self, byte: Num, lane: Num) -> Num:
         return byte * 32 + lane.wide() if self.space == "local" else byte
 
-    def unclaimed(self) -> None:
-        """No pending systolic command reads, or sums up, what lies here."""
-        claims = {"shared": "claimed_shared", "accumulator": "claimed_sum"}[self.space]
+    def unclaimed(self, claims: str, claim: int) -> None:
+        """No pending command reads, writes, or sums up, what lies here."""
         with (
             self.code.when(self.state.get(claims) != 0),
             self.code.lanes(self.mask) as lane,
@@ -202,7 +206,8 @@ class Move:
         ):
             place = self.code.at(self.state.pointer_to(claims), byte * 4)
             with self.code.when(Struct(self.code, WORD, place).get("x") != 0, likely=False):
-                self.fault(Kind.ASYNC_MEMORY, lane)
+                aux = access(self.space, self.size, self.use, claim)
+                self.fault(Kind.ASYNC_MEMORY, lane, aux=aux)
 
     def races(self) -> None:
         """As `RefWarp.races`: a bit a warp, for readers and for writers of every byte."""
@@ -217,6 +222,7 @@ class Move:
                 self.clash(read.get("x") & ~me, READS, lane, byte)
             mine = written if self.use == WRITES else read
             mine.x = mine.get("x") | me
+            touch_page(self.code, self.state, byte)
 
     def clash(self, others: Num, before: int, lane: Num, byte: Num) -> None:
         with self.code.when(others != 0, likely=False):

@@ -13,9 +13,13 @@ from llvmlite import ir
 
 from knapper.isa.core import Instr
 from knapper.isa.instructions import (
+    CONVDESC,
+    DMA_LD,
     EXIT,
+    FILL_DUP,
     HMMA,
     HMMA_F16,
+    IM2COL_PUSH,
     LDG,
     LDG_IM2COL,
     LDL,
@@ -39,7 +43,7 @@ from ..counters import WORD
 from ..decode import ROW
 from ..faults import READS, WRITES
 from ..memory import SECTOR
-from . import accesses, systolic
+from . import accesses, systolic, vectors
 from .algebra import Traced
 from .emit import FULL, I1, I8, I32, I64, Num, constant_vector, vector
 from .matrix import hmma, hmma_f16, ldsm
@@ -442,4 +446,8 @@ NATIVE: dict[type[Instr], Native] = {
     LSMA: systolic.lsma,
     SMA_COMMIT: systolic.commit,
     SMA_WAIT: systolic.wait,
+    CONVDESC: vectors.describe,
+    FILL_DUP: vectors.fill,
+    DMA_LD: vectors.copy,
+    IM2COL_PUSH: vectors.push,
 }

@@ -1,6 +1,6 @@
-"""The arithmetic of an LSMA in vector code.
+"""The arithmetic of an LSMA, or a push, in vector code.
 
-    systolic.product.f16(state, command, c)     64 rows of A at a time, widened once for all units
+    systolic.product.f16(state, command, c)     64 rows of A at a time, widened (`patches.py`: or gathered) once for all units
       └ systolic.pass.16(…)                         8 steps of k on 16 columns of C: 8 rows at a time, 8 multiply-adds a load and store
 
 C in registers is just the matrix: rows of C follow each other over (register, lane). The weights of 8 steps stay in vector registers, an element
@@ -20,7 +20,8 @@ from .algebra import Algebra
 from .emit import FLOAT, I16, I32, I64, PTR, VOID, Code, Num, Struct, vector
 from .layout import COMMAND, STATE
 from .matrix import quiet, single
-from .queues import CHUNK, weights
+from .patches import GATHER
+from .queues import CHUNK, PATCHES, weights
 
 PRODUCT = ir.FunctionType(VOID, [PTR, PTR, PTR])
 STREAM = ir.FunctionType(VOID, [PTR, I64, I32, I32, PTR, I64])
@@ -63,7 +64,9 @@ def emit_product(code: Code, element: Element, require: Require) -> None:
     size = element.lane.bits // 8
     strip = 32 // size
     name, widen = f"systolic.pass.{strip}", stream(element, require)
+    gather = f"systolic.gather.{element.name.lower()}"
     require(name)
+    require(gather)
     width = state.array_columns * 2 // size
     pitch = (command.units * width * 4).wide()
     source = code.at(state.pointer_to("shared"), command.first)
@@ -71,8 +74,14 @@ def emit_product(code: Code, element: Element, require: Require) -> None:
     with code.each((command.m + (CHUNK - 1)) // CHUNK) as chunk:
         first = (chunk * CHUNK).wide()
         rows = smaller(code, command.m - chunk * CHUNK, CHUNK)
-        place = code.at(source, first * command.pitch.wide())
-        code.call(widen, STREAM, place, command.pitch.wide().value, rows.value, state.array_rows.value, a, depth.value)  # fmt: skip
+        with code.either(command.kind == PATCHES) as (patches, plain):
+            with patches:
+                code.call(
+                    gather, GATHER, state.pointer, command.pointer, first.value, rows.value, a
+                )
+            with plain:
+                place = code.at(source, first * command.pitch.wide())
+                code.call(widen, STREAM, place, command.pitch.wide().value, rows.value, state.array_rows.value, a, depth.value)  # fmt: skip
         block = code.at(code.arguments[2], first * pitch)
         with code.each(command.units) as unit, code.each(width // strip) as column:
             c = code.at(block, (unit * width + column * strip).wide() * 4)

@@ -8,30 +8,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knapper.isa.core import TABLE
+from knapper.isa.core import CUSTOM, TABLE
+from knapper.isa.dma import LINE
+from knapper.isa.instructions import STS
 from knapper.isa.modifiers import Element
 from knapper.isa.program import Kernel
-from knapper.isa.systolic import QUEUE, WORD, Array
+from knapper.isa.systolic import QUEUE, VECTOR, WORD, Array
+from knapper.isa.vector_memory import DESCRIPTORS, MOST
 
 from ..decode import SPARE
 from ..faults import Kind
 from .emit import Code, Num, Struct
-from .layout import ARRAYS, COMMAND, FAULT, RING
+from .layout import ARRAYS, BYTE, COMMAND, DESCRIPTOR, FAULT, PAGE, RING
 
 CHUNK = 64
 """Rows of A that are widened at a time."""
-COMMIT, LDB, SWAP, PRODUCTS = range(4)
-"""What a command is: the end of a group, an SMA.LDB, an SMA.SWAP, an LSMA."""
+COMMIT, LDB, SWAP, PRODUCTS, PATCHES, FILL, COPY = range(7)
+"""What a command is: the end of a group, an SMA.LDB, SMA.SWAP, LSMA, IM2COL.PUSH, FILL.DUP, DMA.LD. The last two write shared memory."""
 POINTERS = (
-    "systolic", "systolic_bytes", "claimed_reg", "claimed_shared", "claimed_sum",
+    "systolic", "systolic_bytes", "claimed_reg", "claimed_shared", "claimed_filled", "claimed_sum",
 )  # fmt: skip
 """Of a state, what says that a launch has no systolic commands by being 0."""
-OWN = [cls.opcode for cls in TABLE.values() if cls.extension == "systolic"]
+CLAIMS = ("claimed_shared", "claimed_filled", "claimed_sum")
+"""Buffers that are zeros whenever no command is pending."""
+OWN = [cls.opcode for cls in TABLE.values() if cls.extension in ("systolic", "async")]
+STORES = [STS.opcode, *CUSTOM]
+"""What may write shared memory by itself."""
 
 
 def concerns(records: NDArray[Any]) -> bool:
     """Whether a kernel has anything to do with the systolic units."""
     return bool(np.isin(records["kind"], OWN).any())
+
+
+def stores(records: NDArray[Any]) -> bool:
+    """Whether a kernel has stores to shared memory."""
+    return bool(np.isin(records["kind"], STORES).any())
 
 
 def prepare(
@@ -44,14 +56,14 @@ def prepare(
         "queues": RING.itemsize * kernel.warps,
         "weights": 2 * array.units * array.rows * array.columns * 4,
         "accumulators": sums,
+        "descriptors": DESCRIPTORS * DESCRIPTOR.itemsize,
     }
     if checked:
-        parts |= {
-            "claimed_reg": size[0] * size[1],
-            "claimed_shared": 4 * kernel.shared_bytes,
-            "claimed_sum": 4 * sums,
-            "has_sum": sums,
-        }
+        parts |= {"claimed_reg": size[0] * size[1], "has_sum": sums}
+        shared = kernel.shared_bytes
+        for name, cells in zip(CLAIMS, (shared, shared, sums), strict=True):
+            state[name] = buffer(name, 4 * cells)
+        state["pieces"] = buffer("pieces", 4 * max(MOST, shared // LINE))
     starts = np.cumsum([ARRAYS.itemsize, *(-(-n // 64) * 64 for n in parts.values())])
     state["systolic"] = buffer("systolic", int(starts[-1]))
     state["systolic_bytes"] = int(starts[-1])
@@ -59,7 +71,9 @@ def prepare(
         state[name] = state["systolic"] + start
     state["commands"] = buffer("commands", kernel.warps * QUEUE * COMMAND.itemsize)
     state["stream"] = buffer("stream", CHUNK * array.rows * 4)
+    state["turned"] = buffer("turned", 4 * VECTOR * array.rows)
     state["array_rows"], state["array_columns"] = array.rows, array.columns
+    state["vector_bytes"] = 2 * array.rows * array.word
     state["accumulator_bytes"] = sums
 
 
@@ -125,3 +139,9 @@ def closed(code: Code, state: Struct, queue: Struct) -> None:
     """No command waits for a COMMIT."""
     with code.when(queue.open != 0, likely=False):
         fault(code, state, Kind.ASYNC_OPEN, 0, queue.open)
+
+
+def touch_page(code: Code, state: Struct, byte: Num) -> None:
+    """Note that readers and writers of a byte of shared memory are to be forgotten at the next barrier."""
+    page = byte >> PAGE.bit_length() - 1
+    Struct(code, BYTE, code.at(state.pointer_to("pages"), page)).x = 1

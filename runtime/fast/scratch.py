@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -22,3 +23,8 @@ class Scratch:
         if name not in self.buffers or len(self.buffers[name]) < size:
             self.buffers[name] = aligned(size + 1024)
         return int(self.buffers[name].ctypes.data)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget buffers: they are zeros again."""
+        for name in names:
+            self.buffers.pop(name, None)

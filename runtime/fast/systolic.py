@@ -15,10 +15,11 @@ from knapper.isa.instructions import LSMA, SMA_LDB, SMA_SWAP
 from knapper.isa.modifiers import Space, Start
 from knapper.isa.systolic import QUEUE, WORD
 
-from ..faults import READS, WRITES, Kind, access
-from .emit import FULL, I32, Code, Num, Struct
-from .groups import CLAIM, DRAIN, LOOK
-from .layout import BARRIER, CONTEXT
+from ..faults import READS, TOLD, WRITES, Kind, access
+from . import accesses
+from .emit import FULL, I32, I64, Code, Num, Struct
+from .groups import CLAIM, DRAIN, LOOK, pend
+from .layout import BARRIER, COMMAND, CONTEXT
 from .moves import counter
 from .queues import COMMIT, LDB, PRODUCTS, SWAP, closed, columns_of, entry, fault, ring, rows_of
 from .trace import TraceWarp
@@ -50,9 +51,10 @@ def joining(m: TraceWarp) -> Iterator[tuple[Struct, Struct]]:
     queue.tail = queue.tail + 1
 
 
-def fill(command: Struct, **fields: Num | int) -> None:
-    """Write fields."""
-    for name, value in fields.items():
+def put(command: Struct, **fields: Num | int) -> None:
+    """Write a command; what is not said is 0."""
+    for name in COMMAND.names or ():
+        value = fields.get(name, 0)
         command.set(name, value if isinstance(value, Num) else int(value))
 
 
@@ -65,15 +67,15 @@ def ldb(m: TraceWarp, i: SMA_LDB) -> None:
     """SMA.LDB joins the queue."""
     address = origin(m, i)
     with joining(m) as (queue, command):
-        fill(command, kind=LDB, type=i.type, units=i.units, first=address)
-        command.pitch = m.record.get("slot", m.variant.slots["pitch"])
+        pitch = m.record.get("slot", m.variant.slots["pitch"])
+        put(command, kind=LDB, type=i.type, units=i.units, first=address, pitch=pitch)
         send(m, queue, command)
 
 
 def swap(m: TraceWarp, i: SMA_SWAP) -> None:
     """SMA.SWAP joins the queue."""
     with joining(m) as (queue, command):
-        fill(command, kind=SWAP, units=i.units)
+        put(command, kind=SWAP, units=i.units)
         queue.open = queue.open + 1
 
 
@@ -82,9 +84,10 @@ def lsma(m: TraceWarp, i: LSMA) -> None:
     c = m.uniform_scalar(i.c) if i.space is Space.ACC else m.slot(i.c.payload)[0]
     address = origin(m, i)
     with joining(m) as (queue, command):
-        fill(command, kind=PRODUCTS, type=i.type, units=i.units, m=i.m, first=address, c=c)
-        fill(command, fresh=int(i.start is Start.SET), space=i.space)
-        command.pitch = m.record.get("slot", m.variant.slots["pitch"])
+        put(
+            command, kind=PRODUCTS, type=i.type, units=i.units, m=i.m, first=address, c=c,
+            fresh=int(i.start is Start.SET), space=i.space, pitch=m.record.get("slot", m.variant.slots["pitch"]),
+        )  # fmt: skip
         send(m, queue, command)
 
 
@@ -98,12 +101,22 @@ def send(m: TraceWarp, queue: Struct, command: Struct) -> None:
     with code.when(last + size.wide() > state.shared_bytes.wide(), likely=False):
         fault(code, state, Kind.OUTSIDE, 0, last, size << 8 | access("shared", 0, READS))
     if m.checked:
-        call(m, "race", LOOK, command.pointer)
+        call(m, "visit", LOOK, command.pointer)
     total = counter(code, state, m.record.pointer)
     total.smem_read = total.smem_read + (rows * size).wide()
+    with code.when((state.timing != 0) & (state.vector_bytes != 0)):
+        words = (rows * size + state.vector_bytes - 1) // state.vector_bytes
+        accesses.add(code, state, m.record.pointer, "vector_reads", words)
+    take(m, queue, command)
+
+
+def take(m: TraceWarp, queue: Struct, command: Struct) -> None:
+    """A command that nothing is wrong with."""
+    code, state = m.code, m.state
     with code.when(command.space == int(Space.ACC)):
         sums_inside(code, state, command)
     queue.open = queue.open + 1
+    pend(code, state, command, 1)
     if m.checked:
         m.require("checked.systolic.claim")
         one = ir.Constant(I32, 1)
@@ -115,14 +128,15 @@ def sums_inside(code: Code, state: Struct, command: Struct) -> None:
     size = (command.m * columns_of(state, command)).wide() * WORD
     start = command.c.wide() * WORD
     with code.when(start + size > state.accumulator_bytes.wide(), likely=False):
-        aux = size.low() << 8 | access("accumulator", 0, WRITES)
+        told = code.b.select((size < TOLD).value, size.value, code.num(TOLD, I64).value)
+        aux = code.of(told).low() << 8 | access("accumulator", 0, WRITES)
         fault(code, state, Kind.OUTSIDE, 0, start, aux)
 
 
 def commit(m: TraceWarp, i: Any) -> None:
     """SMA.COMMIT ends a group."""
     with joining(m) as (queue, command):
-        command.kind = COMMIT
+        put(command, kind=COMMIT)
         queue.groups, queue.open = queue.groups + 1, 0
 
 

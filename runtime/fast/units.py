@@ -64,6 +64,8 @@ ISA = (
     "tensor.py",
     "systolic.py",
     "conv.py",
+    "vector_memory.py",
+    "dma.py",
 )
 RUNTIME = ("decode.py", "counters.py", "faults.py", "memory.py", "paths.py")
 """What decides, beside isa/base and this folder, which code a built-in instruction becomes."""
