@@ -6,6 +6,7 @@ Small machines, an array of 8 × 16 with little memory, force what takes large l
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +31,7 @@ from test_matrix_kernels import (
 
 from knapper.compiler import plan_text
 from knapper.compiler.codegen.generator import GENERATORS
+from knapper.compiler.codegen.matrix import channel_first_shape
 from knapper.compiler.codegen.matrix.blocks import product
 from knapper.compiler.codegen.matrix.channel_first_shape import Tiles, Walk
 from knapper.compiler.driver import Options as CompileOptions
@@ -144,6 +146,16 @@ def test_any_convolution(cache: Path, data: Any) -> None:
     machine = pick(SMALL, TINY)
     if ENGINE.serves(group_of(case[0]), machine) is None:
         check(case, machine, cache, [data.draw(st.sampled_from(offers(case[0], machine)))])
+
+
+@pytest.mark.parametrize("m", [48, 84, 17 * 6])
+def test_rows_that_are_too_many_images_are_pixels(
+    m: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_first_shape, "IMAGES", 16)
+    case = matmul((m, 19), (19, 20), (m, 20), known=True)
+    assert {tiles(case[0], SMALL, o).wn for o in offers(case[0], SMALL)} == {math.gcd(m, 8)}
+    check_some(case, SMALL, cache)
 
 
 def waveforms(images: int, length: int, taps: int, o: int) -> Case:

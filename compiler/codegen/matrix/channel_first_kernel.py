@@ -138,7 +138,8 @@ class Kernel(Emitter):
 
     @property
     def packed_name(self) -> str:
-        return f"{self.p.b}.{self.t.rows}x{self.t.columns}.{self.t.taps}"
+        turned = "T" if self.p.trans_b else ""
+        return f"{self.p.b}{turned}.{self.t.rows}x{self.t.columns}x{self.t.taps}"
 
     def constants(self) -> dict[str, Array]:
         return {self.packed_name: self.t.packed(self.group.constants[self.p.b])}

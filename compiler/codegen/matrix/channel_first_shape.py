@@ -1,7 +1,7 @@
 """How a product lies in vector memory, and how a kernel walks over it: the numbers behind `channel_first`.
 
 A convolution is what it is. A MatMul is a convolution by one tap: each row of A is an image of one pixel, so eight rows share a word and
-any number of them can be a strip.
+any number of them can be a strip. More rows than a descriptor has images are the pixels of eight large ones.
 
     job     (block of array columns, strip of output pixels of one image group): its sums fill at most half the accumulators
     pass    one tap (or T taps side by side) of up to P channels: a tile of weights, P × columns
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,10 @@ ROLES = 2
 """Warps before those of the epilogue: array and DMA."""
 PIECE = 32
 """Registers of sums that a warp takes at once, if a pixel does not need more."""
+IMAGES = 0xFFFF
+"""Images of a descriptor, at most."""
+WIDTH = 512
+"""Pixels of a line where the rows of a matrix are cut into lines, at most: about a strip."""
 COMMANDS = 3
 """Commands of a pass: load weights, swap, push."""
 CHUNK = (QUEUE // 2 - 1) // COMMANDS
@@ -83,21 +87,31 @@ def images_in_word(images: int, word: str, machine: Machine) -> int:
     return 1 << most.bit_length() - 1
 
 
+def rows_as_images(m: int, machine: Machine) -> tuple[int, int, int]:
+    """A's rows as images, lines, pixels: images of a pixel, or if they are too many a word's worth of large ones."""
+    if m <= IMAGES:
+        return m, 1, 1
+    images = gcd(m, machine.vector_word)
+    pixels = m // images
+    width = max(n for n in range(1, min(WIDTH, pixels) + 1) if pixels % n == 0)
+    return images, pixels // width, width
+
+
 def descriptor(p: Product, machine: Machine, t: int, word: str, ring: int = 1) -> ConvDesc:
     """The convolution as the ISA sees it, with its image at address 0 and its ring at byte 0."""
     size = np.dtype(DTYPES[p.dtype]).itemsize
     w = p.window
-    images = w.images if w else p.m
+    images, height, width = (w.images, w.h, w.w) if w else rows_as_images(p.m, machine)
     common: dict[str, Any] = {
         "image": 0, "base": 0, "channels": p.channels, "images": images, "t": t, "pitch": p.a_pitch, "ring": ring,
         "wn": images_in_word(images, word, machine), "bytes": size, "banks": machine.array_rows, "word": machine.vector_word,
     }  # fmt: skip
     if w is None:
-        return ConvDesc.of(height=1, width=1, **common)
+        return ConvDesc.of(height=height, width=width, **common)
     below = (w.oh - 1) * w.sy + (w.kh - 1) * w.dy + 1 - w.h - w.py
     right = (w.ow - 1) * w.sx + (w.kw - 1) * w.dx + 1 - w.w - w.px
     return ConvDesc.of(
-        height=w.h, width=w.w, r=w.kh, s=w.kw, pad=(w.py, w.px, max(below, 0), max(right, 0)),
+        height=height, width=width, r=w.kh, s=w.kw, pad=(w.py, w.px, max(below, 0), max(right, 0)),
         stride=(w.sy, w.sx), dilation=(w.dy, w.dx), **common,
     )  # fmt: skip
 
