@@ -37,6 +37,8 @@ EVENTS = {
     "a_broadcast": "a word of A driven along a row of 16 columns",
     "smem_read": "a 32-bit word read from shared memory",
     "smem_write": "a 32-bit word written to shared memory",
+    "vector_read": "32 bits of a word read from vector memory",
+    "vector_write": "32 bits of a word written to vector memory",
     "accumulator": "a 32-bit access to accumulator memory",
     "l1": "a 32-byte sector looked up in L1",
     "l2": "a 32-byte sector moved to or from L2",

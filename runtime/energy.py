@@ -10,7 +10,7 @@ What no instruction causes by itself is told by `Usage`: the time it took, and w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from knapper.isa.core import Instr, Reg, Src
 from knapper.isa.description import EVENTS
+from knapper.isa.instructions import IM2COL_PUSH
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Space, Start
@@ -41,7 +42,7 @@ COMPONENTS = {
         "a_broadcast",
         "accumulator",
     ),
-    "shared": ("smem_read", "smem_write"),
+    "shared": ("smem_read", "smem_write", "vector_read", "vector_write"),
     "memory": ("l1", "l2", "dram"),
     "static": ("static_sm", "constant"),
     "host": ("host_flop", "link_byte"),
@@ -54,8 +55,10 @@ LANE_EVENT = {
 """What a lane does in a unit; loads and stores add an address. A unit of a plugin counts as an fp32 operation unless it is added."""
 WARP_EVENT = {"uniform": "int_op"}
 """What is done once for the whole warp."""
-ISSUE_ONLY = ("control", "barrier", "sreg", "mode", "systolic")
-"""Units that cost a warp nothing but the issue; what systolic units then do is told below."""
+COMMANDS = ("systolic", "dma")
+"""Units that warps send commands to."""
+ISSUE_ONLY = ("control", "barrier", "sreg", "mode", *COMMANDS)
+"""Units that cost a warp nothing but the issue; what arrays and the DMA engine then do is told below."""
 TENSOR = {"tensor": 1, "tensor_f16": 2}
 """Tensor Core units, and how many accumulators of theirs share a word."""
 WORDWISE = ("alu", "imul")
@@ -128,10 +131,12 @@ class Energy:
 
 
 def prices(machine: Machine) -> FLOATS:
-    """Picojoules of one event of each kind; static power becomes energy by the clock. [NAMES]"""
+    """Picojoules of one event of each kind; static power becomes energy by the clock, caches that are not there cost nothing. [NAMES]"""
     static = (machine.sm_milliwatts, machine.constant_milliwatts)
     cycle = [milliwatts * 1e9 / machine.clock_hz for milliwatts in static]
-    return np.array([*(machine.energy[event] for event in EVENTS), *cycle])
+    caches = {"l1": machine.l1_bytes, "l2": machine.l2_bytes}
+    events = (machine.energy[event] if caches.get(event, 1) else 0.0 for event in EVENTS)
+    return np.array([*events, *cycle])
 
 
 def offload(machine: Machine, node: str, flops: int, link_bytes: int, cycles: int = 0) -> Energy:
@@ -153,6 +158,8 @@ class Cost:
     """Each time a warp issues it."""
     lane: Mapping[str, float]
     """For each active lane, beside that."""
+    row: Mapping[str, float] = field(default_factory=dict)
+    """For each row of A of a pass whose rows are counted as it is executed."""
 
 
 def cost(instr: Instr, machine: Machine) -> Cost:
@@ -161,7 +168,9 @@ def cost(instr: Instr, machine: Machine) -> Cost:
     if unit in TENSOR:
         return Cost(_tensor(instr, machine), {})
     if isinstance(instr, LSMA):
-        return Cost(_lsma(instr, machine), {})
+        return Cost(_rows(instr, machine, int(instr.m), instr.space), {})
+    if isinstance(instr, IM2COL_PUSH):
+        return Cost({}, {}, _rows(instr, machine, 1, Space.ACC))
     if isinstance(instr, SMA_LDB):
         return Cost(_weights(instr, machine), {})
     registers = list(_registers(instr))
@@ -194,20 +203,19 @@ def _tensor(instr: Instr, machine: Machine) -> dict[str, float]:
     }
 
 
-def _lsma(instr: LSMA, machine: Machine) -> dict[str, float]:
-    """An LSMA: its multiply-accumulates, C to and from where it lies, and what moves between processing elements.
+def _rows(instr: LSMA | IM2COL_PUSH, machine: Machine, rows: int, space: Space) -> dict[str, float]:
+    """Rows of A through the array: their multiply-accumulates, C to and from where it lies, and what moves between processing elements.
 
     A and B come from shared memory, which the engine counts. Sums move down a row at each step, but stand still in an
     output-stationary array. A is driven along the rows at once, or handed from column to column; in the latter case a row of C
     leaves the array skewed, so that C in registers passes through the banks of shared memory.
     """
     columns, bits = _columns(instr, machine), instr.type.lane.bits
-    rows = int(instr.m)
     macs, words = rows * machine.array_rows * columns, rows * columns
     handed = macs * bits / 32  # one operand past every element
     events: dict[str, float] = {f"fma{bits}_systolic": macs}
     reads = instr.start is Start.ADD
-    if instr.space is Space.ACC:
+    if space is Space.ACC:
         events["accumulator"] = words * (1 + reads)
     else:
         events["rf_read"], events["rf_write"] = words * reads, words
@@ -216,7 +224,7 @@ def _lsma(instr: LSMA, machine: Machine) -> dict[str, float]:
         events["a_broadcast"] = rows * machine.array_rows * bits / 32 * columns * bits / 16 / 16
     elif machine.dataflow == "ws":
         events["pe_hop"] = macs + handed
-        if instr.space is Space.REG:
+        if space is Space.REG:
             events["smem_read"], events["smem_write"] = words * reads, words
     else:
         events["pe_hop"] = 2 * handed
@@ -229,7 +237,7 @@ def _weights(instr: SMA_LDB, machine: Machine) -> dict[str, float]:
     return {"pe_hop": elements * instr.type.lane.bits / 32}
 
 
-def _columns(instr: LSMA | SMA_LDB, machine: Machine) -> int:
+def _columns(instr: LSMA | IM2COL_PUSH | SMA_LDB, machine: Machine) -> int:
     """Columns of all units of a command, for its element type."""
     return machine.array_columns * 16 // instr.type.lane.bits * int(instr.units)
 
@@ -246,6 +254,12 @@ class Rates:
     """Events for an issue. [classes, NAMES]"""
     lane: FLOATS
     """Events for an active lane. [classes, NAMES]"""
+    row: FLOATS
+    """Events for a row that was counted. [classes, NAMES]"""
+    commands: NDArray[np.bool_]
+    """Which are commands to engines. [classes]"""
+    word: float
+    """32-bit parts of a word of vector memory, 0 without vector memory."""
     kernels: Mapping[str, INTS]
     """The class of each instruction, by kernel. [n]"""
     roles: Mapping[str, INTS]
@@ -259,10 +273,14 @@ class Rates:
         words = np.concatenate([np.zeros((0, 2), np.uint64), *map(words_of, kernels)])
         keys = decoded.variant << MOST_FIELDS | _zeros(words, decoded)
         _, first, classes = np.unique(keys, return_index=True, return_inverse=True)
-        costs = [cost(_instr(words[i]), machine) for i in first.tolist()]
+        instrs = [_instr(words[i]) for i in first.tolist()]
+        costs = [cost(i, machine) for i in instrs]
         return Rates(
             _matrix([c.issue for c in costs]),
             _matrix([c.lane for c in costs]),
+            _matrix([c.row for c in costs]),
+            np.array([i.resource() in COMMANDS for i in instrs], np.bool_),
+            machine.vector_bytes / WORD,
             {k.name: classes[decoded.spans[k.name]] for k in kernels},
             {k.name: np.array(k.roles, np.int64) for k in kernels},
             prices(machine),
@@ -341,15 +359,33 @@ class _Launch:
         """Events that instructions cause by themselves. [nodes, NAMES]"""
         out = self.by_class("executed") @ self.rates.issue
         out += self.by_class("lanes") @ self.rates.lane
+        out += self.by_class("rows") @ self.rates.row
         out[:, COLUMN["issue"]] = self.issued
         return out
 
     def memory(self) -> dict[str, FLOATS]:
         """Events that engines counted. [nodes] each"""
+        if self.rates.word:
+            return self.vector_memory()
         return {
             "smem_read": self.column("smem_read") / WORD,
             "smem_write": self.column("smem_write") / WORD,
             "l1": self.column("sectors"),
+        }
+
+    def vector_memory(self) -> dict[str, FLOATS]:
+        """Likewise with a vector memory: whole words of it that commands move, and what warps load and store, which passes it. [nodes] each"""
+        word, warps = self.rates.word, ~self.rates.commands
+        sectors, read, write, smem_read, smem_write = (
+            self.by_class(name)[:, warps].sum(axis=1)
+            for name in ("sectors", "l2_read", "l2_write", "smem_read", "smem_write")
+        )
+        return {
+            "smem_read": smem_read / WORD,
+            "smem_write": smem_write / WORD,
+            "vector_read": word * self.column("vector_reads") + read / WORD,
+            "vector_write": word * self.column("vector_writes") + write / WORD,
+            "l1": sectors,
         }
 
     def shared_out(self, usage: Usage) -> dict[str, FLOATS]:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knapper.isa.core import OPCODE_BITS, TABLE
-from knapper.isa.instructions import MODE
+from knapper.isa.core import OPCODE_BITS, TABLE, Instr
+from knapper.isa.instructions import IM2COL_PUSH, MODE
 from knapper.isa.lanes import LANES
 from knapper.isa.program import Kernel, Launch
+from knapper.isa.systolic import Array
 from knapper.isa.verify import modes
 
 from .counters import Counts
@@ -41,6 +42,8 @@ class KernelFacts:
     """[n]"""
     macs: NDArray[np.int64]
     """Multiply-accumulates of each instruction with all lanes active. [n]"""
+    per_byte: NDArray[np.float64]
+    """Multiply-accumulates for a byte of A that a pass reads whose rows are counted as it is executed. [n]"""
     roles: NDArray[np.int64]
     """The index into a launch's nodes of each instruction. [n]"""
     switches: NDArray[np.bool_]
@@ -53,9 +56,17 @@ class KernelFacts:
             [decoded.array.macs(v.instr, LANES) if kernel.matrix else 0 for v in decoded.variants],
             np.int64,
         )
+        per_byte = np.array([_per_byte(v.instr, decoded.array) for v in decoded.variants])
         opcodes = decoded.records["kind"][span].astype(np.int64)
-        roles, changes = np.array(kernel.roles, np.int64), switches(kernel)
-        return KernelFacts(opcodes, macs[decoded.variant[span]], roles, changes)
+        variants, roles = decoded.variant[span], np.array(kernel.roles, np.int64)
+        return KernelFacts(opcodes, macs[variants], per_byte[variants], roles, switches(kernel))
+
+
+def _per_byte(i: Instr, array: Array) -> float:
+    """An element of A meets a weight in every column."""
+    if not isinstance(i, IM2COL_PUSH):
+        return 0.0
+    return int(i.units) * array.columns_of(i.type.lane) / (i.type.lane.bits // 8)
 
 
 def switches(kernel: Kernel) -> NDArray[np.bool_]:
@@ -111,7 +122,9 @@ class LaunchStats:
     @cached_property
     def macs(self) -> NDArray[np.int64]:
         """Multiply-accumulates executed, by instruction."""
-        return self.counts.instructions["lanes"].astype(np.int64) * self.facts.macs // LANES
+        counts, facts = self.counts.instructions, self.facts
+        pushed = counts["smem_read"] * facts.per_byte
+        return counts["lanes"].astype(np.int64) * facts.macs // LANES + pushed.astype(np.int64)
 
     @property
     def macs_executed(self) -> int:
@@ -172,7 +185,12 @@ class LaunchStats:
     def _measured(self) -> dict[str, Any]:
         if (m := self.measured) is None:
             return {}
-        return {**m.timing.to_dict(), "energy_pj": spent(m.energy)}
+        vector = {
+            name: int(self.counts.instructions[name].sum())
+            for name in ("vector_reads", "vector_writes")
+        }
+        words = vector if any(vector.values()) or "port" in m.timing.busy else {}
+        return {**m.timing.to_dict(), **words, "energy_pj": spent(m.energy)}
 
 
 def spent(energy: Energy) -> dict[str, float]:

@@ -13,7 +13,7 @@ from knapper.isa import instructions as i
 from knapper.isa.core import Extent, Instr, Signed, Src, Unsigned, UReg
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Element, Space, Start
-from knapper.isa.program import Kernel, Launch
+from knapper.isa.program import Kernel
 from knapper.runtime.counters import Counts, counters
 from knapper.runtime.paths import Paths
 from knapper.runtime.timing.launch import Run
