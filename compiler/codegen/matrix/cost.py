@@ -89,7 +89,7 @@ def cycles(w: Work, machine: Machine) -> float:
         machine.shared_bytes_per_sm // max(s.shared_bytes, 1), machine.blocks_per_sm, math.ceil(w.blocks / machine.sms),
     ))  # fmt: skip
     rounds = math.ceil(w.blocks / (machine.sms * resident))
-    nbytes = from_l2(w.product, w.tile, resident * s.shared_bytes, machine)
+    nbytes = from_l2(w.product, w.tile, resident * s.shared_bytes, machine, resident)
     again = read_again(w.product, w.tile, machine.sms * resident, machine)
     speed = rate(w.blocks, machine, min(again / (w.blocks * w.steps * nbytes), 1.0))
     load = machine.l2_latency + min(nbytes, s.shared_bytes / 2) / speed
@@ -121,10 +121,10 @@ def read_again(p: Product, t: Tile, at_once: int, machine: Machine) -> float:
     return max(read - a - b, 0.0) * max(0.0, 1 - machine.l2_bytes / (a + b))
 
 
-def from_l2(p: Product, t: Tile, held: int, machine: Machine) -> float:
+def from_l2(p: Product, t: Tile, held: int, machine: Machine, blocks: int = 1) -> float:
     """Bytes of A and B that a block loads from L2 in a step, while shared memory holds `held` bytes.
 
-    Taps of a convolution read pixels again, which come from L1 if it holds all pixels of a block.
+    Taps of a convolution read pixels again, which come from L1 if it holds those of all `blocks` of an SM.
     """
     size, w = p.a_type.bytes // p.a_type.count, p.window
     a, b = (n * t.bk * size for n in (t.bm, t.bn))
@@ -132,7 +132,7 @@ def from_l2(p: Product, t: Tile, held: int, machine: Machine) -> float:
         return a + b
     read = t.bm * w.taps
     pixels = min(read, t.bm * w.sy * w.sx + (w.kh - 1) * w.dy * w.w)
-    fits = pixels * p.channels * size <= machine.l1_bytes - held
+    fits = blocks * pixels * p.channels * size <= machine.l1_bytes - held
     return a * pixels / read + b if fits else a + b
 
 

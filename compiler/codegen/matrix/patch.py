@@ -96,20 +96,17 @@ def patch_of(p: Product, pixels: tuple[int, int]) -> Patch:
     return Patch.of(p.window, p.channels, pixels)
 
 
-def patch_bytes(p: Product, t: Patches) -> int:
-    """Of shared memory."""
-    return patch_of(p, t.pixels).places(t.bm // 16) * PLACE * (p.channels // 16)
+def patch_bytes(patch: Patch, fragments: int) -> int:
+    """Of shared memory, if so many fragments of rows are read."""
+    return patch.places(fragments) * PLACE * (patch.channels // 16)
 
 
-def unfit(p: Product, machine: Machine) -> str:
-    """Why no tile is offered."""
-    w = p.window
-    assert w is not None
-    line = Patches(16, 16, 16, (1, 1), (1, min(16, w.ow)))
-    return (
-        f"the patch of {line.pixels[1]} output pixels takes {patch_bytes(p, line):,} bytes of shared memory, "
-        f"a block of {machine.name} has {machine.shared_bytes_per_block:,}: pixels are fetched for every tap again"
-    )
+def unfit(p: Product, machine: Machine) -> str | None:
+    """Why no tile fits, or None."""
+    patch, limit = patch_of(p, (1, 1)), machine.shared_bytes_per_block
+    if (least := patch_bytes(patch, 1)) <= limit:
+        return None
+    return f"the patch of one output pixel takes {least:,} bytes of shared memory, a block has {limit:,}"
 
 
 def _parts(n: int, most: int) -> list[int]:
@@ -120,7 +117,7 @@ def _parts(n: int, most: int) -> list[int]:
 
 LINES, COLUMNS = 28, 64
 """The largest tile that is tried, in output pixels."""
-ROWS, TURNS = 16, 16
+ROWS, TURNS = 16, 20
 """The most fragments of rows in a tile, and times that a block goes over the places of a plane, for each of which a thread holds two registers."""
 
 
@@ -131,7 +128,7 @@ def tilings(p: Product, machine: Machine, packed: bool) -> Iterator[Patches]:
     cols = -(-p.n // 16)
     widths = dict.fromkeys(-(-cols // -(-cols // most)) for most in (8, 4, 2, 1))
     depths = [bk for bk in (256, 128, 64, 32, 16) if p.channels % bk == 0][:3]
-    for tw in _parts(w.ow, COLUMNS)[:3]:
+    for tw in _columns(p, machine):
         for th in _parts(w.oh, LINES):
             patch = patch_of(p, (th, tw))
             for wm in (1, 2, 4):
@@ -144,6 +141,15 @@ def tilings(p: Product, machine: Machine, packed: bool) -> Iterator[Patches]:
                             t = Patches(16 * wm * fm, 16 * width, bk, (wm, wn), (th, tw))
                             if _fits(p, t, packed, machine):
                                 yield t
+
+
+def _columns(p: Product, machine: Machine) -> list[int]:
+    """The widest three tiles of which a line fits."""
+    w = p.window
+    assert w is not None
+    lines = {tw: patch_of(p, (1, tw)) for tw in _parts(w.ow, COLUMNS)}
+    limit = machine.shared_bytes_per_block
+    return [tw for tw, line in lines.items() if patch_bytes(line, line.fragments) <= limit][:3]
 
 
 def _linear(patch: Patch, wm: int, fm: int) -> bool:
@@ -165,7 +171,8 @@ def _fits(p: Product, t: Patches, packed: bool, machine: Machine) -> bool:
 
 def shared_bytes(p: Product, t: Patches, packed: bool) -> int:
     """Of a block: the patch, and two tiles of B that is not packed."""
-    return patch_bytes(p, t) + (0 if packed else 2 * t.bn * t.bk * ELEMENT)
+    staged = 0 if packed else 2 * t.bn * t.bk * ELEMENT
+    return patch_bytes(patch_of(p, t.pixels), t.bm // 16) + staged
 
 
 def registers(p: Product, t: Patches) -> int:
@@ -487,8 +494,7 @@ class PatchEngine(TiledEngine[Patches]):
             return "has one tap: no pixel is read twice"
         if p.channels % 16:
             return f"{p.channels} channels of a group fill no fragments of 16"
-        fits = any(True for _ in tilings(p, machine, blocks.packs(group, p)))
-        return None if fits else unfit(p, machine)
+        return unfit(p, machine)
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Patches]:
         return tilings(p, machine, blocks.packs(group, p))
