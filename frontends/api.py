@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from knapper.isa import image as elf
+from knapper.isa.errors import UsageError
 from knapper.isa.program import Program
 
 from . import extensions, files
@@ -103,6 +104,9 @@ def compile(
 
 
 def load(path: str | Path) -> Image:
-    """Read a compiled image; IsaError names what is wrong with a damaged one."""
+    """Read a compiled image; IsaError names what is wrong with a damaged one, UsageError E704 for a model."""
     extensions.installed()
+    if Path(path).suffix == ".onnx":
+        hint = f"compile it first: knapper compile {path} -o {Path(path).with_suffix('.elf')}"
+        raise UsageError("E704", "is a model, not an image", where=str(path), hint=hint)
     return Image(elf.read(files.read(path), str(path)))

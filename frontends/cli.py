@@ -330,6 +330,7 @@ def _ops(commands: Any) -> None:
 
 def _passes(commands: Any) -> None:
     p = _command(commands, "passes", "commands.tables:passes", "the passes and pipelines")
+    p.add_argument("name", nargs="?", metavar="PASS", help="all about one")
     _json(p)
 
 

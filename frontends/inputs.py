@@ -42,6 +42,8 @@ def show(p: Port) -> str:
 
 def _given(ports: Sequence[Port], option: str) -> dict[str, Array]:
     name, equals, source = option.partition("=")
+    if "random" in (option, source):
+        raise UsageError("E704", f"--input {option}: give a seed", hint=f"--input {option}:0")
     if option.startswith("random:"):
         return randoms(ports, _seed(option))
     if equals and source.startswith("random:"):

@@ -263,6 +263,36 @@ def test_time_says_of_which_program_and_what_cycles_and_energy_are_made_of(run: 
     assert "busiest   the unit" in run("time", "--help")[1]
 
 
+def test_passes_tells_all_about_one(run: Knapper) -> None:
+    code, out, err = run("passes", "im2col")
+    assert code == 0, err
+    assert out.startswith("im2col\n\n")
+    assert re.search("^option +type +default$", out, re.M)
+    assert re.search("^mode ", out, re.M)
+    assert "E704" in run("passes", "im2colour")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("SHOP/small.onnx", "--input", "random:0"), "compile it first: knapper compile "),
+        (("SHOP/small.elf", "--input", "random"), "hint: --input random:0"),
+        (("SHOP/small.elf", "--input", "image=random"), "hint: --input image=random:0"),
+    ],
+)
+def test_a_slip_gets_the_right_spelling(run: Knapper, words: tuple[str, ...], hint: str) -> None:
+    code, _, err = run("run", *words)
+    assert code == 2
+    assert "E704" in err
+    assert hint in err
+
+
+def test_the_public_names_can_be_listed_before_they_are_imported(tmp_path: Path) -> None:
+    done = python("import knapper; print(dir(knapper)); print(knapper.Result.__name__)", tmp_path)
+    for name in ("Image", "KnapperError", "Result", "compile", "load"):
+        assert repr(name) in done.stdout
+
+
 def test_a_model_is_not_overwritten_by_what_is_made_of_it(run: Knapper, tmp_path: Path) -> None:
     onnx.save(small_model(), tmp_path / "m.onnx")
     assert "E704" in run("compile", "m.onnx", *SHAPE, "-o", "m.onnx")[2]

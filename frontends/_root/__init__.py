@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from knapper.frontends.api import Image, compile, load
     from knapper.isa.errors import KnapperError
+    from knapper.runtime.session import Result
 
 __version__ = "0.1.0"
-__all__ = ["Image", "KnapperError", "__version__", "compile", "load"]
+__all__ = ["Image", "KnapperError", "Result", "__version__", "compile", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +27,13 @@ def __getattr__(name: str) -> Any:
         from knapper.isa.errors import KnapperError
 
         return KnapperError
+    if name == "Result":
+        from knapper.runtime.session import Result
+
+        return Result
     raise AttributeError(f"module 'knapper' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, those that are not imported yet as well."""
+    return __all__

@@ -105,16 +105,26 @@ def passes(a: argparse.Namespace) -> None:
     from knapper.compiler.passes import PASSES
     from knapper.compiler.pipeline import PRESETS
 
+    chosen = _chosen("pass", a.name, PASSES)
     rows: list[dict[str, Any]] = [
         {
             "pass": name,
             "options": {f.name: f.default for f in fields(p)},
             "about": first_line(p.__doc__),
         }
-        for name, p in sorted(PASSES.items())
+        for name, p in sorted(chosen.items())
     ]
     if a.json:
         print(json.dumps({"passes": rows, "presets": PRESETS}, indent=1, default=str))
+        return
+    if len(chosen) == 1:
+        ((name, found),) = chosen.items()
+        print(f"{name}\n\n{inspect.getdoc(found)}\n")
+        print(
+            table(
+                [(f.name, f.type, f.default) for f in fields(found)], ["option", "type", "default"]
+            )
+        )
         return
     shown = [
         (r["pass"], ", ".join(f"{k}={v}" for k, v in r["options"].items()), r["about"])
