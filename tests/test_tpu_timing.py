@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from scoreboard import Command, Memory, Scoreboard, Step
 from test_timing import Case, Program, path, random_machine
 
+from knapper.compiler.driver import compile_graph
+from knapper.compiler.ir import Graph
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Instr, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Extent, Instr, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import Element, Space, Start
+from knapper.isa.modifiers import Element, Space, Start, Width
 from knapper.isa.program import Kernel
 from knapper.runtime.counters import Counts, counters
 from knapper.runtime.paths import Paths
+from knapper.runtime.session import Session
 from knapper.runtime.timing.launch import Run
+from knapper.runtime.timing.report import Timing
 
 TPU = Machine.load("tpu-v2")
 TICK = 256
@@ -196,3 +202,156 @@ def test_a_jump_changes_nothing(seed: int) -> None:
     fast, slow = (case.run(jump).timing() for jump in (True, False))
     assert fast.to_dict() == slow.to_dict()
     assert (fast.by_pc == slow.by_pc).all()
+
+
+# --- numbers that can be worked out by hand
+
+
+def timed(
+    code: list[tuple[Instr, dict[str, int]]], machine: Machine = TPU, warps: int = 1
+) -> Timing:
+    """One block of straight code; beside each instruction what one execution of it counts."""
+    instrs = [instr for instr, _ in code]
+    c = counters(len(code))
+    c["executed"] = warps
+    for pc, (_, each) in enumerate(code):
+        for name, n in each.items():
+            c[name][pc] = n * warps
+    steps = [Step(pc, False, False) for pc in range(len(code))]
+    kernel = Kernel("k", Kernel.encode(instrs), (0,) * len(code), (32 * warps, 1, 1), REGISTERS)
+    loads = int(c["sectors"].sum())
+    counts = Counts(
+        c, 32 * loads, 0, np.array([loads], np.uint64), Paths(((path(steps),) * warps,), np.zeros(1, np.uint32))
+    )  # fmt: skip
+    return Case(machine, kernel, [[steps] * warps], counts).run().timing()
+
+
+def passes(
+    n: int, rows: int, reads: int = 0, *, beside: int = 0
+) -> list[tuple[Instr, dict[str, int]]]:
+    """One chain of n passes in a group, each with weights of its own; `beside`: words that a transfer before it writes meanwhile."""
+    code: list[tuple[Instr, dict[str, int]]] = []
+    if beside:
+        transfer = i.DMA_LD(s=UReg(4), offset=Signed(0), base=UReg(6), bytes=Src.of(16))
+        code = [(transfer, {"vector_writes": beside, "sectors": 1}), (i.SMA_COMMIT(), {})]
+    for k in range(n):
+        code += [(command, {}) for command in weights()]
+        code.append(
+            (push(Start.SET if k == 0 else Start.ADD), {"rows": rows, "vector_reads": reads})
+        )
+    return [*code, (i.SMA_COMMIT(), {}), (i.SMA_WAIT(n=Unsigned(0)), {}), (i.EXIT(), {})]
+
+
+P = TPU.array_rows
+
+
+@pytest.mark.parametrize(
+    ("n", "rows", "chain"),
+    [(9, 25_088, 226_175), (9, 8_192, 74_111), (1, 128, 511), (4, 500, 2_383)],
+)
+def test_a_chain_of_passes_takes_its_rows_and_one_pipeline(n: int, rows: int, chain: int) -> None:
+    """P for the first weights, all rows, 2P - 1 until the pipeline is empty. What it takes to send the commands comes on top."""
+    machine = TPU.with_(accumulator_bytes=4 * P * 25_088)
+    timing = timed(passes(n, rows, rows // 8), machine)
+    assert 0 < timing.cycles - machine.launch_cycles - chain < 40
+    assert (timing.array_cycles, timing.port_stalls) == (n * rows, 0)
+    assert timing.busy["port"] == pytest.approx(timing.busy["array"] / 8, rel=0.05)
+
+
+def test_a_dependent_pass_of_few_rows_waits_for_the_first_sum() -> None:
+    """16 rows occupy the array as long as 128: the next weights take that long, and so does the sum of row 0."""
+    few, many = (timed(passes(9, rows)).array_cycles for rows in (16, P))
+    assert few == many == 9 * P
+
+
+def test_passes_of_a_machine_without_a_second_buffer_are_scale_sims() -> None:
+    """2R + C + m - 2 a fold, weights included, whoever sends the pass."""
+    machine = TPU.with_(weight_double_buffer=0, lsma_fill=2 * P - 2)
+    five, four = (timed(passes(n, 300), machine).array_cycles for n in (5, 4))
+    assert five - four == 2 * P + P + 300 - 2
+
+
+@pytest.mark.parametrize(("reads", "stalled"), [(64, False), (400, True)])
+def test_a_transfer_and_passes_share_the_port(reads: int, stalled: bool) -> None:
+    """4 passes of 512 rows that read `reads` words each, while a transfer writes 1,500: what the port cannot serve in 2,048 cycles is late."""
+    code = passes(4, 512, reads, beside=1_500)
+    timing, alone = timed(code), timed(passes(4, 512, reads))
+    late = max(0, 4 * reads + 1_500 - 4 * 512)
+    assert (late > 0) == stalled
+    assert timing.array_cycles == alone.array_cycles == 2_048
+    assert timing.cycles - alone.cycles <= 1_500
+    assert (timing.port_stalls > 0) or not stalled
+    assert late - 150 <= timing.port_stalls <= 1_500
+
+
+def test_transfers_take_the_bandwidth_of_hbm_and_arrive_a_latency_later() -> None:
+    """350 GB/s are 500 bytes a cycle."""
+    fill = i.FILL_DUP(cd=Unsigned(0), v0=UReg(2), rows=UReg(3))
+    end = [(i.SMA_WAIT(n=Unsigned(0)), {}), (i.EXIT(), {})]
+
+    def of(n: int) -> Timing:
+        group = [(fill, {"sectors": 5_000, "vector_writes": 100}), (i.SMA_COMMIT(), {})]
+        return timed([*group * n, *end])
+
+    four, three = of(4), of(3)
+    assert four.cycles - three.cycles == pytest.approx(32 * 5_000 / 500, abs=1)
+    latency = TPU.dram_latency + TPU.units["dma"].latency
+    assert three.cycles - TPU.launch_cycles == pytest.approx(3 * 320 + latency, abs=20)
+    assert four.busy["dma"] == pytest.approx(four.busy["dram"]) == pytest.approx(1, abs=0.2)
+    assert four.roofline.bound in ("dma", "dram")
+    assert four.stalls["dma_wait"] > 1_000
+    assert four.stalls["systolic_wait"] == 0
+
+
+def test_copies_make_the_port_slower_than_hbm() -> None:
+    """Seven copies of a row: the engine waits for its writes, not for the bytes."""
+    fill = i.FILL_DUP(cd=Unsigned(0), v0=UReg(2), rows=UReg(3))
+    end = [(i.SMA_WAIT(n=Unsigned(0)), {}), (i.EXIT(), {})]
+    group = [(fill, {"sectors": 5_000, "vector_writes": 7 * 79}), (i.SMA_COMMIT(), {})]
+    four, three = (timed([*group * n, *end]) for n in (4, 3))
+    assert four.cycles - three.cycles == 7 * 79
+    assert four.roofline.bound in ("dma", "port")
+
+
+def test_a_group_of_transfers_and_a_group_of_passes_run_at_once() -> None:
+    """2,000 cycles of HBM beside 2,048 of the array."""
+    fill = (i.FILL_DUP(cd=Unsigned(0), v0=UReg(2), rows=UReg(3)), {"sectors": 31_250})
+    both, array = timed([fill, (i.SMA_COMMIT(), {}), *passes(4, 512)]), timed(passes(4, 512))
+    assert both.cycles - array.cycles < 150
+    mixed = timed([fill, *passes(4, 512)])  # in one group, what follows a transfer waits for it
+    assert mixed.cycles - array.cycles == pytest.approx(2_000 + 237, abs=150)
+
+
+def test_what_warps_store_passes_the_port() -> None:
+    store = i.STG(width=Width._128, base=UReg(0), a=Reg(0), offset=Signed(0), s=Reg(4))
+    timing = timed([(store, {"sectors": 16})] * 16 + [(i.EXIT(), {})], warps=32)
+    words = 32 * 16 * 512 / TPU.vector_bytes
+    assert timing.busy["port"] * (timing.cycles - TPU.launch_cycles) == pytest.approx(words)
+
+
+def test_commands_of_a_network_are_counted_priced_and_reported(
+    read_onnx: Callable[[str], Graph],
+) -> None:
+    """Energy and statistics of a run: words of vector memory, the port, and multiply-accumulates by rows."""
+    program = compile_graph(read_onnx("resnet_tiny.onnx"), TPU, None, "fp16")
+    rng = np.random.default_rng(7)
+    inputs = {p.name: rng.standard_normal(p.shape).astype(np.float32) for p in program.inputs}
+    fast, slow = (
+        Session(program).run(inputs, engine=engine, timing=True).stats
+        for engine in ("fast", "reference")
+    )
+    assert fast.cycles == slow.cycles > 0
+    assert fast.energy_pj == slow.energy_pj
+    rows = [k for k in fast.to_dict()["kernels"] if k.get("vector_writes")]
+    assert rows
+    for k in rows:
+        assert k["utilisation"]["port"] > 0
+        assert k["utilisation"]["dma"] > 0
+        assert k["macs_executed"] >= k["macs"]
+        words = k["energy_pj"]["vector_read"] / TPU.energy["vector_read"]
+        commands = k["vector_reads"] * TPU.vector_bytes / 4
+        assert (
+            commands < words < commands + k["l2_bytes"]["read"] / 4
+        )  # warps load biases, not the image
+        assert "l1" not in k["energy_pj"]
+        assert "l2" not in k["energy_pj"]
