@@ -250,11 +250,12 @@ def input_problems(ports: tuple[Port, ...], inputs: Mapping[str, Array]) -> Iter
             continue
         value = np.asarray(inputs[port.name])
         if value.dtype != np.dtype(DTYPES[port.dtype]):
+            said = f"{value.dtype}[{','.join(map(str, value.shape))}]"
             hint = f"convert it: x.astype({np.dtype(DTYPES[port.dtype]).name!r})"
             yield UsageError(
-                "E722", f"input {port.name!r}: expected {spell(port)}, got {value.dtype}", hint=hint
+                "E722", f"input {port.name!r}: expected {spell(port)}, got {said}", hint=hint
             )
-        if value.shape != port.shape:
+        elif value.shape != port.shape:
             got = f"{port.dtype}[{','.join(map(str, value.shape))}]"
             yield UsageError("E721", f"input {port.name!r}: expected {spell(port)}, got {got}")
 

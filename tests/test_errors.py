@@ -177,7 +177,7 @@ def test_no_flipped_bit_goes_unnoticed_or_crashes(tmp_path: Path, image: bytes) 
         (["--input", "x=wrong_shape.npy"], "input 'x': expected f32[1,8], got f32[2,8]"),
         (
             ["--input", "x=wrong_type.npy"],
-            "input 'x': expected f32[1,8], got float64 (hint: convert it: ",
+            "input 'x': expected f32[1,8], got float64[1,8] (hint: convert it: ",
         ),
         (["--input", "random:many"], "E704: 'random:many' is no seed"),
         (
