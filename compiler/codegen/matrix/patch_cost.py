@@ -18,7 +18,7 @@ from .geometry import FRAGMENT
 
 LINE = 12
 """Instructions of a warp to find a row of fragments in the result."""
-OTHERS = 20
+OTHERS = 16
 """Uniform instructions of a warp in a k step."""
 
 

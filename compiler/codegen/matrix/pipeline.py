@@ -178,8 +178,9 @@ def _pass(
     _store(b, tiles, fetched, buffers)
     if again:
         _load(b, tiles, fetched)
-    buffers.swap()
-    b.emit(BAR, 0)
+    if tiles:
+        buffers.swap()
+        b.emit(BAR, 0)
 
 
 def _store(
