@@ -20,8 +20,8 @@ from .epilogue import BYTES, varying_operands
 
 ISSUE, ROLLED = 4, 60
 """Cycles in which a warp sends the commands of a pass, and what a loop over them takes besides: one uniform operation after the other."""
-PHASE = 100
-"""Cycles of a phase besides: two barriers, and counters."""
+PHASE = 230
+"""Cycles of a phase besides: two barriers, counters, a commit on its way."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Costs:
     t: Tiles
 
     @property
-    def rows(self) -> int:
-        """Of a full strip, as the array sees it."""
-        return self.t.walk.strip * self.t.wn
+    def rows(self) -> float:
+        """Of a strip on average, as the array sees them."""
+        return self.t.pixels / self.t.strips * self.t.wn
 
     @property
     def speed(self) -> float:

@@ -46,17 +46,17 @@ class Pieces(Epilogue):
                 if not self._rowwise(v):
                     self._value(v, s)
 
-    def fetch_first(self, spots: Sequence[Spot]) -> bool:
-        """Load the operands of the first piece, if they can be loaded ahead at all."""
+    def fetch_first(self, spots: Sequence[Spot], some: VPred) -> None:
+        """Load the operands of the first piece, if there is one and they can be loaded ahead at all."""
         whole = self.pixels is None and self.images is None and not self.frame.cols
         if whole and len(varying_operands(self.group, self.p)) == 1:
             self.ahead = {}
-            self._fetch_all(spots, PT)
-        return self.ahead is not None
+            self._fetch_all(spots, some)
 
     def fetch_next(self, spots: Sequence[Spot], rows: int, more: VPred) -> None:
         """The operands that have come are those of this piece; load those of the next one, if there is one, `rows` away."""
-        assert self.ahead is not None
+        if self.ahead is None:
+            return
         for s in spots:
             for v in self._varying():
                 own = self.ahead[v, s.row, s.col]

@@ -3,7 +3,7 @@
     phase k          DMA warp              array warp                          epilogue warps
                      fetch tick k          (ticks up to k - 1 run)             sums of tick k - 2, if a job ends there
     ── barrier ──
-                                           commands of tick k; wait for k - 1
+                     addresses of k + 1    commands of tick k; wait for k - 1  operands of the next job
     ── barrier ──
 
 So the array always has a tick in its queue, and never drains: rows and weights of tick k go where those of tick k - 2 were, and so do
@@ -43,7 +43,7 @@ from knapper.isa.systolic import LANES
 from knapper.isa.vector_memory import REGISTERS
 
 from ...ir import Array
-from ..builder import KernelBuilder, VLabel, VReg, VUReg
+from ..builder import KernelBuilder, VLabel, VPred, VReg, VUReg
 from ..generator import Emitted, Group
 from . import blocks
 from .channel_first_epilogue import Pieces, Place
@@ -86,6 +86,20 @@ class Job:
     block: Number
     section: Number
     strip: Number
+
+
+@dataclass(frozen=True)
+class Run:
+    """A warp's share of a job: every `step` pixels a piece, from `pixel` up to `last` if there are `some`, whose sums are at `words`."""
+
+    epilogue: Pieces
+    acc: VReg
+    spots: list[Spot]
+    pixel: VUReg
+    last: VUReg
+    some: VPred
+    words: VUReg
+    step: int
 
 
 # --- control flow
@@ -223,22 +237,24 @@ class Kernel(Emitter):
     # --- DMA
 
     def _dma(self) -> None:
+        """Each fetch is a group: one of nothing would be the array's, and wait for it. Addresses are made while the array works."""
         b, t = self.b, self.t
         self._describe()
         weights = param(b, 1)
         move_base(b, weights, umul(b, self.z, t.blocks * t.passes * t.tile_bytes))
         fetched, turn = umov(b, 0), self._turn()
         with self._jobs() as j, loop(b, t.chunks) as chunk:
-            unless = {"all": (j.section, j.strip), "block": (j.section, j.strip), "chunk": ()}
-            with where_zero(b, *unless[t.kept]):
-                self._fetch_weights(j, chunk, turn, weights)
-            with where_zero(b, j.block, chunk):
-                self._fetch_rows(j, fetched)
+            tile, rows = self._tile(j, chunk, turn, weights), self._rows(j, fetched)
             self._flip(turn)
-            b.emit(SMA_COMMIT)
+            b.emit(BAR, 0)
+            with where_zero(b, *(() if t.kept == "chunk" else (j.section, j.strip))):
+                b.emit(DMA_LD, *tile)
+                b.emit(SMA_COMMIT)
+            with where_zero(b, j.block, chunk):
+                self._fill(*rows, fetched)
             b.emit(SMA_WAIT, 0)
-            barriers(b, 2)
-        barriers(b, 2 + 2 * t.chunks)
+            b.emit(BAR, 0)
+        barriers(b, 3)
 
     def _describe(self) -> None:
         """The descriptor, whose address is a parameter."""
@@ -249,29 +265,34 @@ class Kernel(Emitter):
             b.emit(UMOV, u[i], word if i > 1 else image[i])
         b.emit(CONVDESC, DESCRIPTOR, u)
 
-    def _fetch_weights(self, j: Job, chunk: Number, turn: VUReg | None, weights: VUReg) -> None:
+    def _tile(
+        self, j: Job, chunk: Number, turn: VUReg | None, weights: VUReg
+    ) -> tuple[VUReg, int, VUReg, Number]:
+        """The operands of the transfer of a tick's weights."""
         b, t = self.b, self.t
-        tile, each = t.tile_bytes, t.chunk
-        source = b.ureg(2)
+        each, source = t.chunk * t.tile_bytes, b.ureg(2)
         b.emit(UIADD, Bits32._64, source, weights, 0)
-        move_base(b, source, umul(b, j.block, t.passes * tile, umul(b, chunk, each * tile)))
-        nbytes = umul(b, self._chunk_passes(chunk), tile)
-        b.emit(DMA_LD, umov(b, self._weights(j, chunk, turn)), 0, source, nbytes)
+        move_base(b, source, umul(b, j.block, t.passes * t.tile_bytes, umul(b, chunk, each)))
+        nbytes = umul(b, self._chunk_passes(chunk), t.tile_bytes)
+        return umov(b, self._weights(j, chunk, turn)), 0, source, nbytes
 
-    def _fetch_rows(self, j: Job, fetched: VUReg) -> None:
-        """Stored rows of a strip that are not there yet."""
+    def _rows(self, j: Job, fetched: VUReg) -> tuple[VUReg, VUReg]:
+        """Stored rows of a strip that are not there yet: the first one, and how many."""
         b, t = self.b, self.t
         first, count = self._pixels(j)
         begin = umul(b, j.section, int(t.descriptor.layout.padded_h))
         low = umul(b, self._line(first), t.down, begin)
-        high = umul(
-            b, self._line(uadd(b, uadd(b, first, count), -1)), t.down, uadd(b, begin, t.span)
-        )
-        start, rows, over = umov(b, low), umov(b, high), b.label()
+        last = self._line(uadd(b, uadd(b, first, count), -1))
+        start, rows = umov(b, low), umov(b, umul(b, last, t.down, uadd(b, begin, t.span)))
         b.emit(UIMNMX, MinMax.MAX, start, start, fetched)
         b.emit(UISUB, rows, rows, start)
+        return start, rows
+
+    def _fill(self, start: VUReg, rows: VUReg, fetched: VUReg) -> None:
+        b, over = self.b, self.b.label()
         b.emit(BRA, over, guard=ucompare(b, Cmp.LE, rows, 0))
         b.emit(FILL_DUP, DESCRIPTOR, start, rows)
+        b.emit(SMA_COMMIT)
         b.emit(UIADD, Bits32._32, fetched, start, rows)
         b.place(over)
 
@@ -286,14 +307,16 @@ class Kernel(Emitter):
         b, t = self.b, self.t
         turn, tap = self._turn(), b.ureg()
         self.sums = umov(b, 0)
+        b.emit(BAR, 0)
         with self._jobs() as j:
             first, count = self._pixels(j)
             begin = uadd(b, umul(b, j.section, t.pixels), first)
             self.m0, self.m = umov(b, umul(b, begin, t.wn)), umov(b, umul(b, count, t.wn))
             b.emit(UMOV, tap, 0)
             for chunk in self._each_chunk():
+                at = umov(b, self._weights(j, chunk, turn))
                 b.emit(BAR, 0)
-                self._passes(umov(b, self._weights(j, chunk, turn)), chunk, tap)
+                self._passes(at, chunk, tap)
                 self._flip(turn)
                 b.emit(SMA_COMMIT)
                 b.emit(SMA_WAIT, 1)
@@ -301,7 +324,7 @@ class Kernel(Emitter):
             self._flip(self.sums if t.jobs > 1 else None, t.half)
         b.emit(BAR, 0)
         b.emit(SMA_WAIT, 0)
-        barriers(b, 1 + 2 * t.chunks)
+        b.emit(BAR, 0)
 
     def _each_chunk(self) -> Iterator[Number]:
         if self.t.unrolled:
@@ -367,15 +390,19 @@ class Kernel(Emitter):
     # --- epilogue
 
     def _epilogue(self) -> None:
+        """What a job's pieces need beside its sums is made ready while others work, not in the time that the array waits for."""
         b, t = self.b, self.t
         self.number = uadd(b, self.warp, -ROLES)
         self._lanes()
         sums = umov(b, 0)
-        barriers(b, 2 * (t.chunks + 1))
+        barriers(b, 3)
         with self._jobs() as j:
-            self._job(j, sums)
+            b.emit(BAR, 0)
+            runs = [self._ready(j, sums, *extent) for extent in self._extents(j)]
+            barriers(b, 2 * t.chunks - 1)
+            for run in runs:
+                self._pieces(run)
             self._flip(sums if t.jobs > 1 else None, t.half)
-            barriers(b, 2 * t.chunks)
 
     def _lanes(self) -> None:
         """A lane's place in a register of sums: pixel, image, column."""
@@ -386,45 +413,46 @@ class Kernel(Emitter):
             row, self.column = divmod_(b, lane, t.columns)
             self.pixel, self.image = divmod_(b, row, t.wn)
 
-    def _job(self, j: Job, sums: VUReg) -> None:
-        """Pieces of a strip go to warps in turn; then what is left, in the smallest pieces."""
+    def _extents(self, j: Job) -> Iterator[tuple[Number, Number, int]]:
+        """Pixels of a strip that warps take in turn, from and to, so many at once; then what is left, in the smallest pieces."""
         b, piece, least = self.b, self.t.piece, self.t.least
-        first, count = self._pixels(j)
+        _, count = self._pixels(j)
         if isinstance(count, int):
             whole: Number = count // piece * piece
         else:
             whole = b.ureg()
             b.emit(ULOP, Logic.AND, whole, count, -piece & 0xFFFFFFFF)
         if not isinstance(whole, int) or whole:
-            self._pieces(j, first, sums, 0, whole, piece)
+            yield 0, whole, piece
         if piece > 1 and (not isinstance(whole, int) or whole != count):
-            self._pieces(j, first, sums, whole, count, least)
+            yield whole, count, least
 
-    def _pieces(
-        self, j: Job, first: Number, sums: VUReg, begin: Number, end: Number, piece: int
-    ) -> None:
-        """A loop over a strip's pixels from `begin` on, `piece` at once."""
-        b, t, again, over = self.b, self.t, self.b.label(), self.b.label()
-        pixel = umov(b, umul(b, self.number, piece, begin))
-        last = umov(b, end)
-        b.emit(BRA, over, guard=ucompare(b, Cmp.GE, pixel, last))
+    def _ready(self, j: Job, sums: VUReg, begin: Number, end: Number, piece: int) -> Run:
+        """A warp's share of a strip's pixels from `begin` to `end`, `piece` at once: all that needs no sums yet."""
+        b, t = self.b, self.t
+        pixel, last = umov(b, umul(b, self.number, piece, begin)), umov(b, end)
+        some = ucompare(b, Cmp.LT, pixel, last)
         words = umov(b, umul(b, pixel, t.wn * t.columns, sums))
         acc = b.reg(piece * t.wn * t.columns // LANES)
-        e = self._begun(j, uadd(b, first, pixel))
-        if piece == self.t.least > 1:
+        e = self._begun(j, uadd(b, self._pixels(j)[0], pixel))
+        if piece == t.least > 1:
             e.pixels = self._missing(pixel, last)
         spots: list[Spot] = [*self._places(acc)]
-        step = piece * self.t.workers
-        ahead = e.fetch_first(spots)
+        e.fetch_first(spots, some)
+        return Run(e, acc, spots, pixel, last, some, words, piece * t.workers)
+
+    def _pieces(self, r: Run) -> None:
+        """The loop over a warp's pieces."""
+        b, t, e, again, over = self.b, self.t, r.epilogue, self.b.label(), self.b.label()
+        b.emit(BRA, over, guard=~r.some)
         b.place(again)
-        self._load(acc, words, e.pixels)
-        b.emit(UIADD, Bits32._32, pixel, pixel, step)
-        more = ucompare(b, Cmp.LT, pixel, last)
-        if ahead:
-            e.fetch_next(spots, step * t.steps[1], more)
-        e.emit(spots)
-        e.advance(step * t.steps[1], step, step * t.wn if t.single else 0)
-        b.emit(UIADD, Bits32._32, words, words, step * t.wn * t.columns)
+        self._load(r.acc, r.words, e.pixels)
+        b.emit(UIADD, Bits32._32, r.pixel, r.pixel, r.step)
+        more = ucompare(b, Cmp.LT, r.pixel, r.last)
+        e.fetch_next(r.spots, r.step * t.steps[1], more)
+        e.emit(r.spots)
+        e.advance(r.step * t.steps[1], r.step, r.step * t.wn if t.single else 0)
+        b.emit(UIADD, Bits32._32, r.words, r.words, r.step * t.wn * t.columns)
         b.emit(BRA, again, guard=more)
         b.place(over)
 
