@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from knapper.isa import asm, generate, image
 from knapper.isa import instructions as i
 from knapper.isa.core import Extent, Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.errors import KnapperError
@@ -30,7 +31,7 @@ from knapper.isa.modifiers import (
 )
 from knapper.isa.program import BASE, Kernel, Launch, Operand, Port, Program
 from knapper.isa.vector_memory import ConvDesc
-from knapper.isa.verify import code_problems
+from knapper.isa.verify import code_problems, verify
 from knapper.runtime.budget import LIMIT
 from knapper.runtime.counters import COUNTER, Counts
 from knapper.runtime.session import Session
@@ -541,6 +542,14 @@ def test_beside_an_array_of_its_own_no_instruction_is_illegal() -> None:
     assert not refusals(code, SMALL)
     (told,) = refusals(code, SMALL.with_(separate_array=0))
     assert "IM2COL.PUSH is illegal in mode 'simd'" in told
+
+
+def test_random_programs_for_it_verify_and_survive_assembly() -> None:
+    for seed in range(4):
+        p = generate.program(Random(seed), kernels=2, length=40, target="tpu-v2")
+        verify(p)
+        data = image.write(p)
+        assert image.write(asm.assemble(*asm.disassemble(p), "text")) == data
 
 
 # --- counters

@@ -2,8 +2,8 @@
 
     systolic.gather.f16(state, command, first, rows, target)      rows of A as fp32, as an LSMA's stream makes them
 
-A word holds one element of w rows of A a bank, bank by bank. It is turned over once, eight banks at a time: out come w rows of A, of which
-those are taken that follow, until the stream comes to another word.
+A word holds one element of w rows of A a bank, bank by bank. It is turned over once, eight banks at a time: out come w rows of A. If they are the
+next ones, that is all; else those are taken that follow, until the stream comes to another word.
 """
 
 from __future__ import annotations
@@ -97,10 +97,22 @@ class Walk:
         self.image.x = self.image.x + 1
         with code.when(self.image.x == d.wn):
             self.image.x = 0
-            self.x.x = self.x.x + 1
-            with code.when(self.x.x == d.out_w):
-                self.x.x, self.line.x = code.num(0, I64), self.line.x + 1
-                self.enter()
+            self.advance(code.num(1, I64))
+
+    def advance(self, columns: Num) -> None:
+        """So many columns of the output on, at most to the line's end."""
+        code = self.code
+        self.x.x = self.x.x + columns
+        with code.when(self.x.x == self.d.out_w):
+            self.x.x, self.line.x = code.num(0, I64), self.line.x + 1
+            self.enter()
+
+    @property
+    def whole(self) -> Num:
+        """Whether the word's elements are the next rows, one after the other."""
+        d = self.d
+        neighbours = (d.wx == 1) | ((d.stride_w == 1) & (self.x.x + d.wx <= d.out_w))
+        return (self.element == 0) & neighbours
 
     @property
     def column(self) -> Num:
@@ -130,13 +142,23 @@ def emit_gather(algebra: Algebra, type: LaneType) -> None:
     walk, turned = Walk(code, state, command), state.pointer_to("turned")
     size, here = (state.array_rows * 4).wide(), code.variable(NOWHERE, I64)
     walk.begin(command.first.wide() + first)
-    with code.each(rows) as i:
-        word = walk.word
-        with code.when(word != here.x):
-            here.x = word
-            turn(algebra, type, code.at(state.pointer_to("shared"), word), turned, state.array_rows)
-        move_row(code, code.at(turned, walk.element * size), code.at(target, i.wide() * size), state.array_rows)  # fmt: skip
-        walk.step()
+    i = code.variable(0)
+    with code.loop(lambda: i.x < rows):
+        word, place = walk.word, code.at(target, i.x.wide() * size)
+        source = code.at(state.pointer_to("shared"), word)
+        whole = (rows - i.x >= VECTOR) & walk.whole
+        with code.either(whole, likely=True) as (all_of_it, some):
+            with all_of_it:
+                turn(algebra, type, source, place, state.array_rows)
+                walk.advance(walk.d.wx)
+                i.x = i.x + VECTOR
+            with some:
+                with code.when(word != here.x):
+                    here.x = word
+                    turn(algebra, type, source, turned, state.array_rows)
+                move_row(code, code.at(turned, walk.element * size), place, state.array_rows)
+                walk.step()
+                i.x = i.x + 1
     code.b.ret_void()
 
 
