@@ -148,6 +148,7 @@ def test_the_text_of_a_plan(request: pytest.FixtureRequest) -> None:
         ({"x": (1, 8, 8, 24), "o": 16, "k": 3}, "24 channels of a group fill no fragments of 16"),
         ({"x": (1, 8, 8, 16), "o": 16, "k": 3, "dtype": "f32"}, "operands are f32, the Tensor Core takes f16 and bf16"),
         ({"x": (1, 5, 5, 4096), "o": 16, "k": 3}, "the patch of one output pixel takes 196,608 bytes of shared memory, a block has 98,304"),
+        ({"x": (1, 41, 41, 16), "o": 16, "k": 41}, "no tile's patch is one that the threads of a block can carry"),
     ],
 )  # fmt: skip
 def test_what_it_does_not_serve_is_told(case: dict[str, Any], why: str) -> None:

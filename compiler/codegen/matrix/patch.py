@@ -320,12 +320,9 @@ class Patched(Fragmented[Patches]):
         self.past = 0 if isinstance(lines, int) else usub(b, 0, lines)
         limit = lines if isinstance(lines, int) else 0
         cols = self.p.n if self.p.n % self.t.bn else 0
-        yield (
-            Frame(
-                block.first(b), self.column(), row, col, None, limit, cols, block.axes, self._line
-            ),
-            self.spots(),
-        )
+        first, col0 = block.first(b), self.column()
+        frame = Frame(first, col0, row, col, None, limit, cols, block.axes, self._line)
+        yield frame, self.spots()
 
     def _line(self, row: int) -> Line:
         """A row of fragments as a pixel of the result, and as a line of the tile."""
@@ -358,7 +355,10 @@ class PatchEngine(TiledEngine[Patches]):
             return "has one tap: no pixel is read twice"
         if p.channels % 16:
             return f"{p.channels} channels of a group fill no fragments of 16"
-        return unfit(p, machine)
+        if why := unfit(p, machine):
+            return why
+        offered = any(True for _ in self.tilings(group, p, machine))
+        return None if offered else "no tile's patch is one that the threads of a block can carry"
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Patches]:
         return tilings(p, machine, blocks.packs(group, p))
