@@ -77,8 +77,8 @@ CODES: dict[str, str] = {
     "E614": "A warp branches in too many ways for timing to keep track of. It runs without timing: --no-timing.",
     "E615": "AsyncHazard: a kernel touches what a pending systolic command still uses, or does not wait for one. Seen in checked runs.",
     "E616": "A systolic command by a part of a warp, or more of them pending than a queue holds.",
-    "E618": "A descriptor of a convolution contradicts itself, or a command asks for what its descriptor has not.",
     "E617": "The recorded paths of a launch never end: its warps wait for others for ever.",
+    "E618": "A descriptor of a convolution contradicts itself, or a command asks for what its descriptor has not.",
     # 7xx how knapper was called: the inputs of a run
     "E720": "An input is missing, or the network has none of that name.",
     "E721": "An input has another shape than the network expects.",

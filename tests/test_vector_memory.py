@@ -36,13 +36,14 @@ from knapper.runtime.budget import LIMIT
 from knapper.runtime.counters import COUNTER, Counts
 from knapper.runtime.session import Session
 
-SMALL = Machine.load("tpu-v2").with_(array_rows=8, array_columns=16)
+TPU = Machine.load("tpu-v2")
+SMALL = TPU.with_(array_rows=8, array_columns=16, systolic_units=2)
 WIDE = SMALL.with_(array_rows=16, array_columns=32)
 URZ = UReg(63)
 EXIT, COMMIT, BAR = i.EXIT(), i.SMA_COMMIT(), i.BAR(Unsigned(0))
 WEIGHTS, SHARED = 1 << 16, 1 << 17
 """Where weights lie in shared memory, and its size. Below is room for the ring."""
-INPUT, OUTPUT = 1 << 17, 1 << 17
+INPUT, OUTPUT = 1 << 18, 1 << 17
 FILTER = 1 << 16
 """Where weights begin in the input; the image is in front."""
 BYTES = {Element.F16: 2, Element.BF16: 2, Element.F32: 4}
@@ -253,8 +254,8 @@ def case(seed: int) -> Case:
             continue
         ring = rng.choice((d.ring, d.ring, (d.r - 1) * d.dilation_h + 1 + rng.randrange(3)))
         d = replace(d, ring=min(ring, d.ring))
-        columns = machine.array_columns * 32 // (8 * d.bytes) // 2
-        units = 1
+        units = rng.choice((1, 2))
+        columns = machine.array_columns * 2 // d.bytes * units
         if d.check(WEIGHTS) or d.layout.rows * columns > OUTPUT // 16 or d.layout.rows > 400:
             continue
         return Case(type, machine, d, units, seed)
@@ -263,9 +264,21 @@ def case(seed: int) -> Case:
 @pytest.mark.parametrize("seed", range(24))
 def test_pushes_of_all_passes_are_the_convolution(seed: int) -> None:
     c = case(seed)
-    rng = Random(seed)
-    code = c.kernel(rng.choice((c.d.layout.rows, 7, 40)))
-    y, _ = agreed(program(code, c.machine), c.x)
+    convolves(c, Random(seed).choice((c.d.layout.rows, 7, 40)))
+
+
+def test_an_array_of_a_tpu_convolves() -> None:
+    """128 banks: two words of channels, and taps side by side."""
+    for channels, t in ((136, 1), (40, 3)):
+        d = ConvDesc.of(
+            image=BASE, base=0, height=2, width=4, channels=channels, images=2, r=1, s=3, t=t, pad=(0, 1, 0, 1)
+        )  # fmt: skip
+        convolves(Case(Element.BF16, TPU, d), 16)
+
+
+def convolves(c: Case, chunk: int) -> None:
+    """All engines compute the oracle's numbers."""
+    y, _ = agreed(program(c.kernel(chunk), c.machine), c.x)
     expected = c.oracle()
     got = y[: 4 * expected.size].view(np.float32).reshape(expected.shape)
     assert (got == expected).all()
