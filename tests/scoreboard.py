@@ -121,7 +121,7 @@ class Scoreboard:
             assert t < STEADY, "it hangs"
             if not self.warps:
                 self.engines(None)
-                return ceil(Fraction(max(t * TICK, self.l2, self.dram), TICK))
+                return ceil(Fraction(max(t * TICK, self.l2, self.dram, self.vector), TICK))
             self.engines(t * TICK)
             ended: list[int] = []
             for s in range(self.m.subcores):
@@ -346,9 +346,11 @@ class Scoreboard:
             if self.m.weight_double_buffer:
                 self.array = self.swapped = max(self.array, self.weights)
         elif i.mnemonic == "SMA.LDB" and self.m.weight_double_buffer:
-            self.weights = max(start + self.m.array_rows * TICK, self.pass_port(start, pc))
+            self.pass_port(start, pc)
+            self.weights = start + max(self.m.array_rows * TICK, takes.port)
         else:
-            self.array = max(start + self.work(i, takes), self.pass_port(start, pc))
+            self.pass_port(start, pc)
+            self.array = start + max(self.work(i, takes), takes.port)
 
     def work(self, i: Instr, takes: Command) -> int:
         """Ticks that a pass takes of the array by itself."""

@@ -14,19 +14,22 @@ from knapper.compiler.driver import compile_graph
 from knapper.compiler.ir import Graph
 from knapper.isa import instructions as i
 from knapper.isa.core import Extent, Instr, Reg, Signed, Src, Unsigned, UReg
-from knapper.isa.machine import Machine
+from knapper.isa.machine import Machine, known
 from knapper.isa.modifiers import Element, Space, Start, Width
 from knapper.isa.program import Kernel
 from knapper.runtime.counters import Counts, counters
+from knapper.runtime.decode import decode
 from knapper.runtime.paths import Paths
 from knapper.runtime.session import Session
 from knapper.runtime.timing.launch import Run
 from knapper.runtime.timing.report import Timing
+from knapper.runtime.timing.state import sm_type
+from knapper.runtime.timing.tables import Costs, Structure
 
 TPU = Machine.load("tpu-v2")
 TICK = 256
 REGISTERS = 64
-LONGEST = 1500
+LONGEST = 1000
 """Instructions of a random case: the oracle is slow."""
 
 
@@ -106,7 +109,7 @@ def random_case(seed: int) -> Case:
     rng = random.Random(seed)
     machine = random_machine(rng, "tpu-v2").with_(
         array_rows=rng.choice((16, 128)), weight_double_buffer=rng.choice((0, 1, 1)),
-        lsma_fill=rng.choice((0, 255)), lsma_queue=rng.choice((1, 2, 8)), dram_bytes_per_second=rng.choice((35, 350)) * 10**9,
+        lsma_fill=rng.choice((0, 255)), lsma_queue=rng.choice((1, 2, 8)), dram_bytes_per_second=rng.choice((100, 350)) * 10**9,
     )  # fmt: skip
     p = random_program(rng)
     warps = rng.choice((1, 2, 3, 6))
@@ -186,7 +189,7 @@ def oracle(case: Case, run: Run) -> Scoreboard:
     )
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_cycles_are_those_of_the_scoreboard(seed: int) -> None:
     case = random_case(seed)
     run = case.run(jump=False)
@@ -195,12 +198,24 @@ def test_cycles_are_those_of_the_scoreboard(seed: int) -> None:
     assert timing.stalls["issued"] == len(expected.issued)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_a_jump_changes_nothing(seed: int) -> None:
     case = random_case(seed)
     fast, slow = (case.run(jump).timing() for jump in (True, False))
     assert fast.to_dict() == slow.to_dict()
     assert (fast.by_pc == slow.by_pc).all()
+
+
+def test_compiled_code_is_made_once_for_all_known_machines() -> None:
+    """Two sizes of one record, each from the cache of another process, would call each other's code."""
+    kernel = Kernel("k", Kernel.encode([i.EXIT()]), (0,), (32, 1, 1), 8)
+    types = set()
+    for machine in map(Machine.load, known()):
+        ports = Costs(
+            Structure.of(decode([kernel], machine.extensions), {"k": kernel}), machine, {}
+        ).port_count
+        types.add(sm_type(machine.warps_per_sm, machine.subcores, ports, machine.lsma_queue or 1))
+    assert len(types) == 1
 
 
 # --- numbers that can be worked out by hand
@@ -225,20 +240,15 @@ def timed(
     return Case(machine, kernel, [[steps] * warps], counts).run().timing()
 
 
-def passes(
-    n: int, rows: int, reads: int = 0, *, beside: int = 0
-) -> list[tuple[Instr, dict[str, int]]]:
-    """One chain of n passes in a group, each with weights of its own; `beside`: words that a transfer before it writes meanwhile."""
+def passes(n: int, rows: int, reads: int = 0) -> list[tuple[Instr, dict[str, int]]]:
+    """One chain of n passes in a group, each with weights of its own."""
     code: list[tuple[Instr, dict[str, int]]] = []
-    if beside:
-        transfer = i.DMA_LD(s=UReg(4), offset=Signed(0), base=UReg(6), bytes=Src.of(16))
-        code = [(transfer, {"vector_writes": beside, "sectors": 1}), (i.SMA_COMMIT(), {})]
     for k in range(n):
         code += [(command, {}) for command in weights()]
         code.append(
             (push(Start.SET if k == 0 else Start.ADD), {"rows": rows, "vector_reads": reads})
         )
-    return [*code, (i.SMA_COMMIT(), {}), (i.SMA_WAIT(n=Unsigned(0)), {}), (i.EXIT(), {})]
+    return [*code, (i.SMA_COMMIT(), {}), *end()]
 
 
 P = TPU.array_rows
@@ -270,27 +280,37 @@ def test_passes_of_a_machine_without_a_second_buffer_are_scale_sims() -> None:
     assert five - four == 2 * P + P + 300 - 2
 
 
-@pytest.mark.parametrize(("reads", "stalled"), [(64, False), (400, True)])
-def test_a_transfer_and_passes_share_the_port(reads: int, stalled: bool) -> None:
-    """4 passes of 512 rows that read `reads` words each, while a transfer writes 1,500: what the port cannot serve in 2,048 cycles is late."""
-    code = passes(4, 512, reads, beside=1_500)
-    timing, alone = timed(code), timed(passes(4, 512, reads))
-    late = max(0, 4 * reads + 1_500 - 4 * 512)
-    assert (late > 0) == stalled
-    assert timing.array_cycles == alone.array_cycles == 2_048
-    assert timing.cycles - alone.cycles <= 1_500
-    assert (timing.port_stalls > 0) or not stalled
-    assert late - 150 <= timing.port_stalls <= 1_500
+@pytest.mark.parametrize("reads", [64, 400])
+def test_a_transfer_has_the_port_when_passes_leave_it(reads: int) -> None:
+    """4 passes of 512 rows read `reads` words each. Of three transfers of 700 words, those that come while a pass begins are late by its reads."""
+    transfer = (i.DMA_LD(s=UReg(4), offset=Signed(0), base=UReg(6), bytes=Src.of(16)), {"vector_writes": 700, "sectors": 1})  # fmt: skip
+    fetch = [transfer, (i.SMA_COMMIT(), {})] * 3
+    alone, both = timed([*fetch, *end()]), timed([*fetch, *passes(4, 512, reads)])
+    assert alone.port_stalls == pytest.approx(3 * 700, abs=3)
+    assert both.array_cycles == 4 * 512  # what it reads is reserved
+    most = 3 * 700 + 4 * reads
+    assert alone.port_stalls + reads <= both.port_stalls <= most
+    fits = most < 4 * 512 + P
+    assert (both.cycles <= timed(passes(4, 512, reads)).cycles + 20) == fits
+
+
+def test_a_pass_that_reads_more_words_than_it_has_rows_waits_for_them() -> None:
+    """A stride of 8 and more: a word for each row, of elements twice as wide two."""
+    timing, plain = timed(passes(3, 512, 1024)), timed(passes(3, 512, 512))
+    assert timing.cycles - plain.cycles == timing.port_stalls == 3 * 512
+
+
+def end() -> list[tuple[Instr, dict[str, int]]]:
+    return [(i.SMA_WAIT(n=Unsigned(0)), {}), (i.EXIT(), {})]
 
 
 def test_transfers_take_the_bandwidth_of_hbm_and_arrive_a_latency_later() -> None:
     """350 GB/s are 500 bytes a cycle."""
     fill = i.FILL_DUP(cd=Unsigned(0), v0=UReg(2), rows=UReg(3))
-    end = [(i.SMA_WAIT(n=Unsigned(0)), {}), (i.EXIT(), {})]
 
     def of(n: int) -> Timing:
         group = [(fill, {"sectors": 5_000, "vector_writes": 100}), (i.SMA_COMMIT(), {})]
-        return timed([*group * n, *end])
+        return timed([*group * n, *end()])
 
     four, three = of(4), of(3)
     assert four.cycles - three.cycles == pytest.approx(32 * 5_000 / 500, abs=1)
@@ -305,9 +325,8 @@ def test_transfers_take_the_bandwidth_of_hbm_and_arrive_a_latency_later() -> Non
 def test_copies_make_the_port_slower_than_hbm() -> None:
     """Seven copies of a row: the engine waits for its writes, not for the bytes."""
     fill = i.FILL_DUP(cd=Unsigned(0), v0=UReg(2), rows=UReg(3))
-    end = [(i.SMA_WAIT(n=Unsigned(0)), {}), (i.EXIT(), {})]
     group = [(fill, {"sectors": 5_000, "vector_writes": 7 * 79}), (i.SMA_COMMIT(), {})]
-    four, three = (timed([*group * n, *end]) for n in (4, 3))
+    four, three = (timed([*group * n, *end()]) for n in (4, 3))
     assert four.cycles - three.cycles == 7 * 79
     assert four.roofline.bound in ("dma", "port")
 

@@ -48,7 +48,7 @@ class Timing:
     blocks_per_sm: int
     """Resident blocks an SM."""
     limited_by: str
-    """What allows no more of them: registers, warps, shared memory, blocks, or the mode."""
+    """What allows no more of them: registers, warps, shared memory, blocks, or the mode: the array is one block's, too."""
     active_sms: int
     """SMs that had a block."""
     l2_sectors: int
@@ -58,7 +58,7 @@ class Timing:
     array_cycles: int
     """Cycles that the systolic arrays streamed operands, weights without a buffer of their own included. How long is in `knapper.isa.dataflow`."""
     port_stalls: int
-    """Cycles that the arrays waited for the port of the vector memory."""
+    """Cycles that transfers and passes took longer than HBM and the array did, because of the vector memory's port."""
     by_pc: NDArray[np.int64]
     """Issue slots that each instruction took or that went by before it could issue."""
     roofline: Roofline

@@ -103,7 +103,7 @@ def run(
     advance(ops, sm, line, done, NEVER)
     for s in range(sm.subcores):
         sm.slots[NO_WARP] += max(0, sm.now + 1 - sm.idle[s])
-    end: int = max((sm.now + 1) * TICK, sm.l2, sm.dram)
+    end: int = max((sm.now + 1) * TICK, sm.l2, sm.dram, sm.vector)
     return end
 
 

@@ -77,7 +77,7 @@ UNTIL = ("l2", "dram", "vector", "array", "weights", "swapped", "dma", "landed")
 """Ticks until which the SM's shares of L2 and DRAM, the vector memory's port, the array, and the path of its weights are busy; when weights last
 changed places; until when the DMA engine is busy, and until what it moved last has arrived."""
 COUNTS = ("now", "live", "started", "occupied", "stalled")
-"""The cycle; live warps; blocks started; warps times cycles, summed; ticks that the array waited for the vector memory's port."""
+"""The cycle; live warps; blocks started; warps times cycles, summed; ticks that engines waited for the vector memory's port."""
 SIZES = (
     "shared_port",
     "subcores",
@@ -99,11 +99,12 @@ REMEMBERED = ("moments", "due")
 def sm_type(warps: int, subcores: int, ports: int, queue: int) -> np.dtype[Any]:
     """The state of an SM as one record, which compiled code takes as one pointer.
 
-    Compiled code is made for its sizes, so they are rounded up: all ordinary machines have one.
+    Compiled code is made for its sizes, so they are rounded up: all known machines have one. (They must: numba names what it compiles for a
+    record by a number that the next process gives to another one, and code for two sizes that comes from two processes' caches mixes.)
     """
     w, s, p, q = (
         max(1 << (n - 1).bit_length(), least)
-        for n, least in ((warps, 64), (subcores, 4), (ports, 128), (queue, 16))
+        for n, least in ((warps, 64), (subcores, 32), (ports, 512), (queue, 16))
     )
     return np.dtype(
         [(name, "i8", (w,)) for name in BY_WARP]

@@ -7,10 +7,10 @@ and a swap waits for its end. A group's results are there when the last rows hav
 The DMA engine takes one transfer after another: as long as the slowest of L2, DRAM and the vector memory's port, and what it moves is there
 `OP.work` later. Groups of nothing but transfers are its; one that mixes is the array's, and what follows a transfer in it waits for what was moved.
 
-The vector memory has one port, and serves what asks for it in the order in which it asks: never idle while something waits. A pass asks as it begins
-for all that it will read, and is late if the port comes to the end of that after the array does; so does a transfer, and an access of
-a warp. Hence an engine takes a command up when its time has come and not before (`advance`). Without a vector memory nobody meets anybody there, and
-all that a group does is known as it is committed.
+The vector memory has one port, never idle while something waits. What the array reads is reserved: a pass asks as it begins for all that it
+will read, and is late only if that alone takes longer than its rows. Transfers, and what warps load and store, are served behind whatever asked
+before them, so what they need beyond the cycles that passes leave makes those late who come later. Hence an engine takes a command up when its
+time has come and not before (`advance`). Without a vector memory nobody meets anybody there, and all that a group does is known as it is committed.
 """
 
 from __future__ import annotations
@@ -147,13 +147,15 @@ def take(ops: Any, sm: Any, lines: Any, done: Any, e: int, start: int) -> None:
         queue_room(ops, sm, lines, e)
     sm.head[e] += 1
     if op.kind == LOAD_WEIGHTS:
-        sm.weights = max(start + op.work, port(sm, start, op.vector))
+        port(sm, start, op.vector)
+        sm.weights = start + max(op.work, op.vector)
     elif op.kind == SWAP_WEIGHTS:
         sm.array = max(sm.array, sm.weights)
         sm.swapped = sm.array
     elif op.kind == STREAM:
-        sm.array = max(start + op.work, port(sm, start, op.vector))
-        sm.stalled += sm.array - start - op.work
+        port(sm, start, op.vector)
+        sm.array = start + max(op.work, op.vector)
+        sm.stalled += max(op.vector - op.work, 0)
     elif op.kind == TRANSFER:
         transfer(sm, op, e, start)
     else:
@@ -187,13 +189,16 @@ def port(sm: Any, start: int, ticks: int) -> int:
 @compiled
 def transfer(sm: Any, op: Any, e: int, start: int) -> None:
     """The DMA engine moves something."""
-    end = max(start + op.occupy, port(sm, start, op.vector))
+    end = start + op.occupy
     if op.l2 > 0:
         sm.l2 = max(start, sm.l2) + op.l2
         end = max(end, sm.l2)
     if op.dram > 0:
         sm.dram = max(start, sm.dram) + op.dram
         end = max(end, sm.dram)
+    served = port(sm, start, op.vector)
+    sm.stalled += max(served - end, 0)
+    end = max(end, served)
     sm.dma, sm.landed = end, end + op.work
     if e == ARRAY:
         sm.array, sm.weights = max(sm.array, sm.landed), max(sm.weights, sm.landed)
