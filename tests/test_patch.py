@@ -128,12 +128,12 @@ def test_phases_hold_the_pixels_of_every_tap(stride: int, dilation: int) -> None
 
 
 def test_the_text_of_a_plan(request: pytest.FixtureRequest) -> None:
-    """Layers of ResNet-50: one whose patch pays, and one that takes it because it is told to."""
+    """Layers of ResNet-50: one whose patch pays, and one that takes it because it is told to; without the predicted cycles."""
     texts = []
     for shape, stride, forced in (((1, 14, 14, 256), 1, {}), ((1, 28, 28, 128), 2, {"kind": "patch"})):  # fmt: skip
         graph, _ = conv(shape, shape[-1], 3, stride, 1)
         text = plan_text.show(schedule(graph, MACHINE, {"g": forced}))
-        texts += [line for line in text.splitlines() if line.startswith("launch")]
+        texts += [line.split("  //")[0] for line in text.splitlines() if line.startswith("launch")]
     text = "\n".join(texts) + "\n"
     if request.config.getoption("--bless"):
         GOLDEN.write_text(text)
