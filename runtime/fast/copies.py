@@ -175,8 +175,7 @@ def emit_copy(code: Code) -> None:
     state, command = s.state, s.command
     source = code.at(state.pointer_to("memory"), command.source)
     target, size = code.at(state.pointer_to("shared"), command.first), command.m.wide()
-    arguments = [target, source, size.value, ir.Constant(ir.IntType(1), 0)]
-    code.intrinsic("llvm.memcpy", VOID, arguments, [PTR, PTR, I64])
+    code.move(target, source, size)
     used(code, state, command.first.wide() + size)
     code.b.ret_void()
 

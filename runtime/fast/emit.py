@@ -207,6 +207,11 @@ class Code:
     def store(self, value: Any, pointer: Any, align: int = 1) -> None:
         self.b.store(value, pointer).align = align
 
+    def move(self, target: Any, source: Any, size: Num) -> None:
+        """Copy bytes to a place that does not overlap."""
+        arguments = [target, source, size.value, ir.Constant(I1, 0)]
+        self.intrinsic("llvm.memcpy", VOID, arguments, [PTR, PTR, I64])
+
     def pointer(self, address: Num) -> Any:
         """A host address as a pointer."""
         return self.b.inttoptr(address.value, PTR)

@@ -312,7 +312,7 @@ def emit_pieces(code: Code) -> None:
             with code.when((here != word.x) | (walk.line.x != line.x)):
                 word.x, line.x = here, walk.line.x
                 piece(here.low())
-            walk.step()
+            walk.advance(1)
     with code.when(kind == FILL):
         d = descriptor(code, state, command.cd)
         state.piece_bytes = d.word_bytes.low()

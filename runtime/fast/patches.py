@@ -3,7 +3,7 @@
     systolic.gather.f16(state, command, first, rows, target)      rows of A as fp32, as an LSMA's stream makes them
 
 A word holds one element of w rows of A a bank, bank by bank. It is turned over once, eight banks at a time: out come w rows of A. If they are the
-next ones, that is all; else those are taken that follow, until the stream comes to another word.
+next ones, that is all; else a run of them is taken, again and again until the stream comes to another word.
 """
 
 from __future__ import annotations
@@ -91,28 +91,27 @@ class Walk:
         v = self.line.x // d.out_h * d.padded_h + y
         self.row.x = d.base + v % d.ring * d.row_bytes
 
-    def step(self) -> None:
-        """To the next row."""
+    def advance(self, rows: Num | int) -> None:
+        """So many rows on, at most to the line's end."""
         code, d = self.code, self.d
-        self.image.x = self.image.x + 1
-        with code.when(self.image.x == d.wn):
-            self.image.x = 0
-            self.advance(code.num(1, I64))
-
-    def advance(self, columns: Num) -> None:
-        """So many columns of the output on, at most to the line's end."""
-        code = self.code
-        self.x.x = self.x.x + columns
-        with code.when(self.x.x == self.d.out_w):
+        place = self.place + rows
+        self.x.x, self.image.x = place >> d.wn_log2, place & (d.wn - 1)
+        with code.when(self.x.x == d.out_w):
             self.x.x, self.line.x = code.num(0, I64), self.line.x + 1
             self.enter()
 
     @property
-    def whole(self) -> Num:
-        """Whether the word's elements are the next rows, one after the other."""
-        d = self.d
-        neighbours = (d.wx == 1) | ((d.stride_w == 1) & (self.x.x + d.wx <= d.out_w))
-        return (self.element == 0) & neighbours
+    def place(self) -> Num:
+        """The row's number in its line."""
+        return (self.x.x << self.d.wn_log2) + self.image.x
+
+    def run(self, rows: Num) -> Num:
+        """Rows from this one on, at most so many, that are the word's next elements."""
+        code, d = self.code, self.d
+        line = (d.out_w << d.wn_log2) - self.place
+        run = smaller(code, smaller(code, rows, line), code.num(VECTOR, I64) - self.element)
+        near = (d.wx == 1) | (d.stride_w == 1)
+        return code.of(code.b.select(near.value, run.value, code.num(1, I64).value))
 
     @property
     def column(self) -> Num:
@@ -138,27 +137,32 @@ def emit_gather(algebra: Algebra, type: LaneType) -> None:
         Struct(code, STATE, code.arguments[0]),
         Struct(code, COMMAND, code.arguments[1]),
     )
-    first, rows, target = code.of(code.arguments[2]), code.of(code.arguments[3]), code.arguments[4]
+    first, rows, target = (
+        code.of(code.arguments[2]),
+        code.of(code.arguments[3]).wide(),
+        code.arguments[4],
+    )
     walk, turned = Walk(code, state, command), state.pointer_to("turned")
     size, here = (state.array_rows * 4).wide(), code.variable(NOWHERE, I64)
     walk.begin(command.first.wide() + first)
-    i = code.variable(0)
-    with code.loop(lambda: i.x < rows):
-        word, place = walk.word, code.at(target, i.x.wide() * size)
+    left, place = (
+        code.variable(rows, I64),
+        code.variable(code.of(code.b.ptrtoint(target, I64)), I64),
+    )
+    with code.loop(lambda: left.x != 0):
+        word, run = walk.word, walk.run(left.x)
         source = code.at(state.pointer_to("shared"), word)
-        whole = (rows - i.x >= VECTOR) & walk.whole
-        with code.either(whole, likely=True) as (all_of_it, some):
-            with all_of_it:
-                turn(algebra, type, source, place, state.array_rows)
-                walk.advance(walk.d.wx)
-                i.x = i.x + VECTOR
-            with some:
+        with code.either(run == VECTOR) as (whole, part):
+            with whole:
+                turn(algebra, type, source, code.pointer(place.x), state.array_rows)
+            with part:
                 with code.when(word != here.x):
                     here.x = word
                     turn(algebra, type, source, turned, state.array_rows)
-                move_row(code, code.at(turned, walk.element * size), place, state.array_rows)
-                walk.step()
-                i.x = i.x + 1
+                rows_of_it = code.at(turned, walk.element * size)
+                code.move(code.pointer(place.x), rows_of_it, run * size)
+        walk.advance(run)
+        left.x, place.x = left.x - run, place.x + run * size
     code.b.ret_void()
 
 
@@ -176,11 +180,3 @@ def turn(algebra: Algebra, type: LaneType, word: Any, target: Any, banks: Num) -
             one = code.shuffle(rows, rows, range(BANKS * e, BANKS * (e + 1)))
             wide = single(algebra, one, type) if size == 2 else one
             code.store(wide, code.at(out, pitch * e), 32)
-
-
-def move_row(code: Code, source: Any, target: Any, banks: Num) -> None:
-    """A row of fp32."""
-    with code.each(banks // BANKS) as part:
-        place = part.wide() * (4 * BANKS)
-        strip = code.load(code.at(source, place), vector(FLOAT, BANKS), 32)
-        code.store(strip, code.at(target, place), 32)
