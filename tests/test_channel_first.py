@@ -300,6 +300,17 @@ def test_pixels_are_fetched_once(cache: Path) -> None:
         assert launch.bytes("dram_bytes")["read"] == image + weights + rest, order
 
 
+def test_rows_between_windows_are_not_fetched(cache: Path) -> None:
+    """Every third line, whole; of images whose one window is their corner that corner's line."""
+    for x, lines in (((8, 10, 6, 8), 4), ((40, 3, 3, 8), 1)):
+        case = conv(x, 16, 1, stride=3)
+        for options in some(offers(case[0], SMALL), 3):
+            (launch,) = run(case, SMALL, options, cache).stats.launches
+            read = launch.bytes("dram_bytes")["read"] - 8 * 16 * 2 - 16 * 4
+            assert x[0] * lines * x[2] * 8 * 2 <= read <= x[0] * lines * (x[2] * 8 * 2 + 32)
+            check(case, SMALL, cache, [options])
+
+
 def test_few_channels_share_a_pass(cache: Path) -> None:
     """T taps side by side divide the passes: the array works ⌈S / T⌉ times a line of taps."""
     case = conv((1, 8, 8, 2), 16, 3, pad=1)

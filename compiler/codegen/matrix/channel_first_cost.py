@@ -14,12 +14,16 @@ from functools import cached_property
 from knapper.isa.systolic import LANES
 
 from ..generator import Group
-from .channel_first_shape import Tiles
-from .cost import ADDRESSES, WEIGHT
+from .channel_first_shape import WORDS, Tiles
+from .cost import WEIGHT
 from .epilogue import BYTES, varying_operands
 
 ISSUE, ROLLED = 4, 60
 """Cycles in which a warp sends the commands of a pass, and what a loop over them takes besides: one uniform operation after the other."""
+PIECE = 50
+"""Cycles of a piece besides: its loop, bounds and bases."""
+WIDTH = 1.02
+"""What a word of neighbours along the width must save: predictions do not know that strides leave parts of such words unused."""
 PHASE = 230
 """Cycles of a phase besides: two barriers, counters, a commit on its way."""
 
@@ -54,18 +58,14 @@ class Costs:
 
     @cached_property
     def sums(self) -> float:
-        """Cycles of a job's sums: rounds of pieces, whose operands are loaded ahead, and all that comes before the first."""
+        """Cycles of a job's sums: rounds of pieces, whose operands are loaded ahead."""
         t, machine = self.t, self.t.machine
         rounds = -(-t.walk.strip // (t.piece * t.workers))
         registers = t.piece * t.wn * t.columns // LANES
         converts = sum(n.op == "Cast" for n in self.group.nodes) * machine.units["cvt"].interval
-        issued = 3 + len(self.group.nodes) + len(varying_operands(self.group, t.p))
+        issued = 1 + len(self.group.nodes) + len(varying_operands(self.group, t.p))
         share = -(-t.workers // machine.subcores)
-        return (
-            rounds * share * registers * max(converts, issued)
-            + 2 * ADDRESSES
-            + machine.dram_latency
-        )
+        return float(rounds * share * (registers * max(converts, issued) + PIECE) + PIECE)
 
     @cached_property
     def traffic(self) -> float:
@@ -82,10 +82,10 @@ class Costs:
         return max(self.array, beside, (fetched + (self.traffic if sums else 0.0)) / self.speed)
 
     def fetches(self) -> list[tuple[int, float]]:
-        """How many ticks fetch how many bytes."""
+        """How many ticks fetch how many bytes, or what takes as long as so many."""
         t = self.t
         visits = t.sections * t.strips
-        rows = t.stored / visits * _row_bytes(t)
+        rows = t.stored / visits * max(_row_bytes(t), _row_words(t) * self.speed)
         weights = self.t.chunk * t.tile_bytes
         with_weights = {"all": t.blocks * t.chunks, "block": t.blocks, "chunk": t.ticks}[t.kept]
         both = visits if t.kept == "chunk" else 1
@@ -101,10 +101,18 @@ class Costs:
         )
         block = parts[0][1] / self.speed + self.latency + phases + t.machine.lsma_fill + self.sums
         executed = t.ticks * 40 * t.walk.warps + t.jobs * self.rows * (3 + len(self.group.nodes))
-        return float(t.machine.launch_cycles + t.p.batch * block + WEIGHT * executed)
+        total = t.machine.launch_cycles + t.p.batch * block + WEIGHT * executed
+        return float(total * WIDTH if t.walk.word == WORDS[1] else total)
+
+
+def _row_words(t: Tiles) -> float:
+    """Cycles of vector memory's port that a stored row takes, each of its copies."""
+    x = t.descriptor.layout
+    return float(x.columns * x.blocks * t.taps * t.size / 2)
 
 
 def _row_bytes(t: Tiles) -> float:
-    """Bytes of global memory that a stored row comes from, of rows of padding none."""
+    """Bytes of global memory that a stored row comes from: none for a row of padding, or one that no window reads."""
     d = t.descriptor
-    return float(d.width * d.channels * t.size * t.wn * d.height / d.layout.padded_h)
+    read = min(1.0, t.span / t.down) * d.height / d.layout.padded_h
+    return float(d.width * d.channels * t.size * t.wn * read)

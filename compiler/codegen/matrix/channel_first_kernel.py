@@ -77,6 +77,8 @@ DMA = 1
 UNIT = 1
 """Arrays that a command uses."""
 DESCRIPTOR = 0
+FILLS = 64
+"""Fills that are on their way at once, at most."""
 
 
 @dataclass(frozen=True)
@@ -277,23 +279,37 @@ class Kernel(Emitter):
         return umov(b, self._weights(j, chunk, turn)), 0, source, nbytes
 
     def _rows(self, j: Job, fetched: VUReg) -> tuple[VUReg, VUReg]:
-        """Stored rows of a strip that are not there yet: the first one, and how many."""
+        """Stored rows of a strip that are not there yet: the first one, and the one behind the last."""
         b, t = self.b, self.t
         first, count = self._pixels(j)
         begin = umul(b, j.section, int(t.descriptor.layout.padded_h))
-        low = umul(b, self._line(first), t.down, begin)
         last = self._line(uadd(b, uadd(b, first, count), -1))
-        start, rows = umov(b, low), umov(b, umul(b, last, t.down, uadd(b, begin, t.span)))
-        b.emit(UIMNMX, MinMax.MAX, start, start, fetched)
-        b.emit(UISUB, rows, rows, start)
-        return start, rows
+        start = umov(b, umul(b, self._line(first), t.down, begin))
+        end = umov(b, umul(b, last, t.down, uadd(b, begin, t.span)))
+        if t.down > t.span:  # a strip that begins in a line which is there begins with the next one
+            fresh = b.label()
+            b.emit(BRA, fresh, guard=ucompare(b, Cmp.GE, start, fetched))
+            b.emit(UIADD, Bits32._32, start, start, t.down)
+            b.place(fresh)
+        else:
+            b.emit(UIMNMX, MinMax.MAX, start, start, fetched)
+        return start, end
 
-    def _fill(self, start: VUReg, rows: VUReg, fetched: VUReg) -> None:
-        b, over = self.b, self.b.label()
-        b.emit(BRA, over, guard=ucompare(b, Cmp.LE, rows, 0))
+    def _fill(self, start: VUReg, end: VUReg, fetched: VUReg) -> None:
+        """Fill rows from start to end, without those that lie between two lines' rows."""
+        b, t, over = self.b, self.t, self.b.label()
+        rows, again = umov(b, t.span), b.label()
+        if t.down <= t.span:
+            b.emit(UISUB, rows, end, start)
+        b.emit(BRA, over, guard=ucompare(b, Cmp.GE, start, end))
+        b.place(again)
         b.emit(FILL_DUP, DESCRIPTOR, start, rows)
         b.emit(SMA_COMMIT)
-        b.emit(UIADD, Bits32._32, fetched, start, rows)
+        if t.down > t.span:
+            b.emit(SMA_WAIT, FILLS)
+            b.emit(UIADD, Bits32._32, start, start, t.down)
+            b.emit(BRA, again, guard=ucompare(b, Cmp.LT, start, end))
+        b.emit(UMOV, fetched, end)
         b.place(over)
 
     def _line(self, pixel: Number) -> Number:
