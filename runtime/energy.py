@@ -374,7 +374,10 @@ class _Launch:
         }
 
     def vector_memory(self) -> dict[str, FLOATS]:
-        """Likewise with a vector memory: whole words of it that commands move, and what warps load and store, which passes it. [nodes] each"""
+        """Likewise with a vector memory. What warps load and store passes it. [nodes] each
+
+        A command reads whole words, of all banks; a transfer writes the banks that it has something for.
+        """
         word, warps = self.rates.word, ~self.rates.commands
         sectors, read, write, smem_read, smem_write = (
             self.by_class(name)[:, warps].sum(axis=1)
@@ -384,7 +387,7 @@ class _Launch:
             "smem_read": smem_read / WORD,
             "smem_write": smem_write / WORD,
             "vector_read": word * self.column("vector_reads") + read / WORD,
-            "vector_write": word * self.column("vector_writes") + write / WORD,
+            "vector_write": (self.column("smem_write") - smem_write + write) / WORD,
             "l1": sectors,
         }
 

@@ -371,5 +371,7 @@ def test_commands_of_a_network_are_counted_priced_and_reported(
         assert (
             commands < words < commands + k["l2_bytes"]["read"] / 4
         )  # warps load biases, not the image
+        written = k["energy_pj"]["vector_write"] / TPU.energy["vector_write"]
+        assert written == k["smem_bytes"]["write"] / 4 + k["l2_bytes"]["write"] / 4
         assert "l1" not in k["energy_pj"]
         assert "l2" not in k["energy_pj"]
