@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from knapper.isa.instructions import IADD, ISETP, LDG
-from knapper.isa.modifiers import Cmp, Scalar
+from knapper.isa.instructions import ACC_LD, BAR, BRA, IADD, ISETP, LDG, UIADD, UISUB, ULOP
+from knapper.isa.modifiers import Bits32, Cmp, Logic, Scalar
+from knapper.isa.systolic import LANES
 
-from ..builder import PT, VPred, VReg
+from ..builder import PT, KernelBuilder, VPred, VReg, VUReg
+from ..generator import Group
 from ..scalar import convert
 from .access import WIDTHS
-from .code import S32, fixed, move_base
-from .epilogue import BYTES, TYPES, Epilogue, Spot, varying_operands
+from .channel_first_nest import Job, Nest, barriers
+from .channel_first_shape import ROLES, Tiles
+from .code import (
+    S32,
+    Number,
+    add,
+    divmod_,
+    fixed,
+    lane_id,
+    move_base,
+    mul,
+    uadd,
+    ucompare,
+    umov,
+    umul,
+)
+from .epilogue import BYTES, TYPES, Epilogue, Frame, Spot, varying_operands
 
 
 @dataclass(frozen=True)
@@ -112,3 +129,163 @@ class Pieces(Epilogue):
             return self._below(x, limit)
         self.b.emit(ISETP, Cmp.LT, S32, p, x, limit, guard=p)
         return p
+
+
+@dataclass(frozen=True)
+class Run:
+    """A warp's share of a job: every `step` pixels a piece, from `pixel` up to `last` if there are `some`, whose sums are at `words`."""
+
+    epilogue: Pieces
+    acc: VReg
+    spots: list[Spot]
+    pixel: VUReg
+    last: VUReg
+    some: VPred
+    words: VUReg
+    step: int
+
+
+class Sums:
+    """What the epilogue's warps do."""
+
+    def __init__(
+        self,
+        b: KernelBuilder,
+        group: Group,
+        t: Tiles,
+        parameters: dict[str, int],
+        z: Number,
+        warp: VUReg,
+    ) -> None:
+        self.b, self.group, self.t, self.parameters, self.z = b, group, t, parameters, z
+        self.nest = Nest(b, t)
+        self.number = uadd(b, warp, -ROLES)
+
+    def emit(self) -> None:
+        """What a job's pieces need beside its sums is made ready while others work, not in the time that the array waits for."""
+        b, t = self.b, self.t
+        self._lanes()
+        sums = umov(b, 0)
+        barriers(b, 3)
+        with self.nest.jobs() as j:
+            b.emit(BAR, 0)
+            runs = [self._ready(j, sums, *extent) for extent in self._extents(j)]
+            barriers(b, 2 * t.chunks - 1)
+            for run in runs:
+                self._pieces(run)
+            self.nest.flip(sums if t.jobs > 1 else None, t.half)
+
+    def _lanes(self) -> None:
+        """A lane's place in a register of sums: pixel, image, column."""
+        b, t, lane = self.b, self.t, lane_id(self.b)
+        self.pixel = self.image = fixed(b, 0)
+        self.column = lane
+        if t.columns < LANES:
+            row, self.column = divmod_(b, lane, t.columns)
+            self.pixel, self.image = divmod_(b, row, t.wn)
+
+    def _extents(self, j: Job) -> Iterator[tuple[Number, Number, int]]:
+        """Pixels of a strip that warps take in turn, from and to, so many at once; then what is left, in the smallest pieces."""
+        b, piece, least = self.b, self.t.piece, self.t.least
+        _, count = self.nest.pixels(j)
+        if isinstance(count, int):
+            whole: Number = count // piece * piece
+        else:
+            whole = b.ureg()
+            b.emit(ULOP, Logic.AND, whole, count, -piece & 0xFFFFFFFF)
+        if not isinstance(whole, int) or whole:
+            yield 0, whole, piece
+        if piece > 1 and (not isinstance(whole, int) or whole != count):
+            yield whole, count, least
+
+    def _ready(self, j: Job, sums: VUReg, begin: Number, end: Number, piece: int) -> Run:
+        """A warp's share of a strip's pixels from `begin` to `end`, `piece` at once: all that needs no sums yet."""
+        b, t = self.b, self.t
+        pixel, last = umov(b, umul(b, self.number, piece, begin)), umov(b, end)
+        some = ucompare(b, Cmp.LT, pixel, last)
+        words = umov(b, umul(b, pixel, t.wn * t.columns, sums))
+        acc = b.reg(piece * t.wn * t.columns // LANES)
+        e = self._begun(j, uadd(b, self.nest.pixels(j)[0], pixel))
+        if piece == t.least > 1:
+            e.pixels = self._missing(pixel, last)
+        spots: list[Spot] = [*self._places(acc)]
+        e.fetch_first(spots, some)
+        return Run(e, acc, spots, pixel, last, some, words, piece * t.workers)
+
+    def _pieces(self, r: Run) -> None:
+        """The loop over a warp's pieces."""
+        b, t, e, again, over = self.b, self.t, r.epilogue, self.b.label(), self.b.label()
+        b.emit(BRA, over, guard=~r.some)
+        b.place(again)
+        self._load(r.acc, r.words, e.pixels)
+        b.emit(UIADD, Bits32._32, r.pixel, r.pixel, r.step)
+        more = ucompare(b, Cmp.LT, r.pixel, r.last)
+        e.fetch_next(r.spots, r.step * t.steps[1], more)
+        e.emit(r.spots)
+        e.advance(r.step * t.steps[1], r.step, r.step * t.wn if t.single else 0)
+        b.emit(UIADD, Bits32._32, r.words, r.words, r.step * t.wn * t.columns)
+        b.emit(BRA, again, guard=more)
+        b.place(over)
+
+    def _missing(self, pixel: VUReg, last: VUReg) -> VReg:
+        """The lane's pixel minus the strip's end: negative where there is one."""
+        d = self.b.ureg()
+        self.b.emit(UISUB, d, pixel, last)
+        return add(self.b, self.pixel, d)
+
+    def _load(self, acc: VReg, words: VUReg, pixels: VReg | None) -> None:
+        """A piece's sums. Lanes whose pixel is missing leave the accumulators alone."""
+        b = self.b
+        if pixels is None:
+            b.emit(ACC_LD, acc.words, acc, words, 0)
+            return
+        inside = b.pred()
+        b.emit(ISETP, Cmp.LT, S32, inside, pixels, 0)
+        b.emit(ACC_LD, acc.words, acc, words, 0, guard=inside)
+
+    def _places(self, acc: VReg) -> Iterator[Place]:
+        """Where a piece's sums lie, those left out whose columns no block has."""
+        t = self.t
+        _, down, across = t.steps
+        for i in range(acc.words):
+            row, col = divmod(i * LANES, t.columns)
+            pixel, image = divmod(row, t.wn)
+            away = pixel * t.wn + image if t.single else image
+            if col < self.t.p.n:
+                yield Place(acc[i], pixel * down + image * across, col, pixel, away)
+
+    def _begun(self, j: Job, first: Number) -> Pieces:
+        """The epilogue of pieces, the first of which begins at pixel `first` of the section."""
+        b, t, p = self.b, self.t, self.t.p
+        section, down, across = t.steps
+        frame = Frame(
+            row0=umul(b, j.section, section, umul(b, first, down)),
+            col0=umul(b, j.block, t.columns),
+            row=self._lane(down, across), col=self.column, bound=None, limit=0,
+            cols=p.n if self._ragged else 0, axes=(self.z,) if p.axes else (),
+        )  # fmt: skip
+        made = Pieces(b, self.group, p, frame, self.parameters)
+        if int(t.descriptor.images) % t.wn:
+            made.images = self._beyond(j, first)
+        made.begin_all(range(0, min(t.columns, p.n), LANES))
+        return made
+
+    @property
+    def _ragged(self) -> bool:
+        """Whether lanes have columns that do not exist."""
+        columns = min(self.t.columns, LANES) if self.t.blocks == 1 else self.t.columns
+        return self.t.p.n % columns > 0
+
+    def _beyond(self, j: Job, first: Number) -> VReg:
+        """The lane's first image minus how many there are."""
+        b, t = self.b, self.t
+        begin = umul(b, first if t.single else j.section, t.wn)
+        lane = self._lane(t.wn if t.single else 0, 1)
+        return add(b, add(b, lane, begin), -int(t.descriptor.images))
+
+    def _lane(self, pixel: int, image: int) -> VReg:
+        """The lane's pixel and image, weighted."""
+        if self.t.columns >= LANES:
+            return self.pixel  # 0, as the image
+        part = mul(self.b, self.image, image)
+        return mul(self.b, self.pixel, pixel, part) if pixel else part

@@ -14,11 +14,8 @@ copy of the nest, and all come to as many barriers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from knapper.isa.instructions import (
-    ACC_LD,
     BAR,
     BRA,
     CONVDESC,
@@ -26,7 +23,6 @@ from knapper.isa.instructions import (
     EXIT,
     FILL_DUP,
     IM2COL_PUSH,
-    ISETP,
     SMA_COMMIT,
     SMA_LDB,
     SMA_SWAP,
@@ -43,21 +39,16 @@ from knapper.isa.systolic import LANES
 from knapper.isa.vector_memory import REGISTERS
 
 from ...ir import Array
-from ..builder import KernelBuilder, VLabel, VPred, VReg, VUReg
+from ..builder import KernelBuilder, VLabel, VUReg
 from ..generator import Emitted, Group
 from . import blocks
-from .channel_first_epilogue import Pieces, Place
-from .channel_first_shape import ROLES, Tiles, Walk
+from .channel_first_epilogue import Sums
+from .channel_first_nest import Job, Nest, barriers, loop, where_zero
+from .channel_first_shape import Tiles, Walk
 from .code import (
-    S32,
     Number,
-    add,
     block_index,
-    divmod_,
-    fixed,
-    lane_id,
     move_base,
-    mul,
     param,
     special,
     uadd,
@@ -69,7 +60,7 @@ from .code import (
     usub,
 )
 from .engine import Emitter
-from .epilogue import Frame, Spot, operands
+from .epilogue import operands
 from .systolic import ELEMENTS
 
 DMA = 1
@@ -79,65 +70,6 @@ UNIT = 1
 DESCRIPTOR = 0
 FILLS = 64
 """Fills that are on their way at once, at most."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Where a nest stands."""
-
-    block: Number
-    section: Number
-    strip: Number
-
-
-@dataclass(frozen=True)
-class Run:
-    """A warp's share of a job: every `step` pixels a piece, from `pixel` up to `last` if there are `some`, whose sums are at `words`."""
-
-    epilogue: Pieces
-    acc: VReg
-    spots: list[Spot]
-    pixel: VUReg
-    last: VUReg
-    some: VPred
-    words: VUReg
-    step: int
-
-
-# --- control flow
-
-
-@contextmanager
-def loop(b: KernelBuilder, times: int) -> Iterator[Number]:
-    """What is emitted inside happens so often; gives which time it is."""
-    if times == 1:
-        yield 0
-        return
-    i, again = umov(b, 0), b.label()
-    b.place(again)
-    yield i
-    b.emit(UIADD, Bits32._32, i, i, 1)
-    b.emit(BRA, again, guard=ucompare(b, Cmp.LT, i, times))
-
-
-@contextmanager
-def where_zero(b: KernelBuilder, *counters: Number) -> Iterator[None]:
-    """What is emitted inside is for the first time of all these loops."""
-    over = b.label()
-    for i in counters:
-        if not isinstance(i, int):
-            b.emit(BRA, over, guard=ucompare(b, Cmp.NE, i, 0))
-    yield
-    b.place(over)
-
-
-def barriers(b: KernelBuilder, count: int) -> None:
-    """So many in a row."""
-    with loop(b, count):
-        b.emit(BAR, 0)
-
-
-# --- the kernel
 
 
 class Kernel(Emitter):
@@ -166,6 +98,7 @@ class Kernel(Emitter):
         b = self.b = KernelBuilder(self.group.name, (threads, 1, 1), self.machine, matrix=True)
         b.role(self.group.nodes.index(self.p.node))
         b.shared(t.shared_bytes)
+        self.nest = Nest(b, t)
         self.z = block_index(b, SR.CTAID_Z, self.p.batch)
         self.warp = special(b, SR.WARPID)
         dma, epilogue = b.label(), b.label()
@@ -175,7 +108,7 @@ class Kernel(Emitter):
         self._begin(dma)
         self._dma()
         self._begin(epilogue)
-        self._epilogue()
+        Sums(b, self.group, t, self.parameters, self.z, self.warp).emit()
         b.emit(EXIT)
         return blocks.launched(b.finish(), self.group, self.p, (1, 1, self.p.batch), self.names)
 
@@ -184,25 +117,7 @@ class Kernel(Emitter):
         self.b.place(role)
         self.b.role(self.group.nodes.index(self.p.node))
 
-    # --- the nest
-
-    @contextmanager
-    def _jobs(self) -> Iterator[Job]:
-        t, found = self.t, dict[str, Number]()
-        times = {"block": t.blocks, "section": t.sections, "strip": t.strips}
-        outside = ("block", "section", "strip")
-        order = outside if t.walk.order == "image" else (*outside[1:], outside[0])
-        with ExitStack() as stack:
-            for name in order:
-                found[name] = stack.enter_context(loop(self.b, times[name]))
-            yield Job(**found)
-
-    def _pixels(self, j: Job) -> tuple[Number, Number]:
-        """The first pixel of the section that a job takes, and how many."""
-        t, first = self.t, umul(self.b, j.strip, self.t.walk.strip)
-        if t.pixels % t.walk.strip == 0:
-            return first, t.walk.strip
-        return first, umin(self.b, usub(self.b, t.pixels, first), t.walk.strip)
+    # --- ticks
 
     def _weights(self, j: Job, chunk: Number, turn: VUReg | None) -> Number:
         """Where a tick's weights begin in vector memory; `turn` changes between 0 and 1 with each chunk that comes."""
@@ -225,10 +140,6 @@ class Kernel(Emitter):
     def _turn(self) -> VUReg | None:
         return umov(self.b, 0) if self.t.kept == "chunk" and self.t.ticks > 1 else None
 
-    def _flip(self, turn: VUReg | None, mask: int = 1) -> None:
-        if turn is not None:
-            self.b.emit(ULOP, Logic.XOR, turn, turn, mask)
-
     def _chunk_passes(self, chunk: Number) -> Number:
         """Passes of a tick."""
         t, b = self.t, self.b
@@ -245,9 +156,9 @@ class Kernel(Emitter):
         weights = param(b, 1)
         move_base(b, weights, umul(b, self.z, t.blocks * t.passes * t.tile_bytes))
         fetched, turn = umov(b, 0), self._turn()
-        with self._jobs() as j, loop(b, t.chunks) as chunk:
+        with self.nest.jobs() as j, loop(b, t.chunks) as chunk:
             tile, rows = self._tile(j, chunk, turn, weights), self._rows(j, fetched)
-            self._flip(turn)
+            self.nest.flip(turn)
             b.emit(BAR, 0)
             with where_zero(b, *(() if t.kept == "chunk" else (j.section, j.strip))):
                 b.emit(DMA_LD, *tile)
@@ -281,7 +192,7 @@ class Kernel(Emitter):
     def _rows(self, j: Job, fetched: VUReg) -> tuple[VUReg, VUReg]:
         """Stored rows of a strip that are not there yet: the first one, and the one behind the last."""
         b, t = self.b, self.t
-        first, count = self._pixels(j)
+        first, count = self.nest.pixels(j)
         begin = umul(b, j.section, int(t.descriptor.layout.padded_h))
         last = self._line(uadd(b, uadd(b, first, count), -1))
         start = umov(b, umul(b, self._line(first), t.down, begin))
@@ -324,8 +235,8 @@ class Kernel(Emitter):
         turn, tap = self._turn(), b.ureg()
         self.sums = umov(b, 0)
         b.emit(BAR, 0)
-        with self._jobs() as j:
-            first, count = self._pixels(j)
+        with self.nest.jobs() as j:
+            first, count = self.nest.pixels(j)
             begin = uadd(b, umul(b, j.section, t.pixels), first)
             self.m0, self.m = umov(b, umul(b, begin, t.wn)), umov(b, umul(b, count, t.wn))
             b.emit(UMOV, tap, 0)
@@ -333,11 +244,11 @@ class Kernel(Emitter):
                 at = umov(b, self._weights(j, chunk, turn))
                 b.emit(BAR, 0)
                 self._passes(at, chunk, tap)
-                self._flip(turn)
+                self.nest.flip(turn)
                 b.emit(SMA_COMMIT)
                 b.emit(SMA_WAIT, 1)
                 b.emit(BAR, 0)
-            self._flip(self.sums if t.jobs > 1 else None, t.half)
+            self.nest.flip(self.sums if t.jobs > 1 else None, t.half)
         b.emit(BAR, 0)
         b.emit(SMA_WAIT, 0)
         b.emit(BAR, 0)
@@ -402,135 +313,3 @@ class Kernel(Emitter):
             b.emit(ULOP, Logic.AND, tap, tap, 0xFF00)
             b.emit(UIADD, Bits32._32, tap, tap, 1 << 8)
         b.place(over)
-
-    # --- epilogue
-
-    def _epilogue(self) -> None:
-        """What a job's pieces need beside its sums is made ready while others work, not in the time that the array waits for."""
-        b, t = self.b, self.t
-        self.number = uadd(b, self.warp, -ROLES)
-        self._lanes()
-        sums = umov(b, 0)
-        barriers(b, 3)
-        with self._jobs() as j:
-            b.emit(BAR, 0)
-            runs = [self._ready(j, sums, *extent) for extent in self._extents(j)]
-            barriers(b, 2 * t.chunks - 1)
-            for run in runs:
-                self._pieces(run)
-            self._flip(sums if t.jobs > 1 else None, t.half)
-
-    def _lanes(self) -> None:
-        """A lane's place in a register of sums: pixel, image, column."""
-        b, t, lane = self.b, self.t, lane_id(self.b)
-        self.pixel = self.image = fixed(b, 0)
-        self.column = lane
-        if t.columns < LANES:
-            row, self.column = divmod_(b, lane, t.columns)
-            self.pixel, self.image = divmod_(b, row, t.wn)
-
-    def _extents(self, j: Job) -> Iterator[tuple[Number, Number, int]]:
-        """Pixels of a strip that warps take in turn, from and to, so many at once; then what is left, in the smallest pieces."""
-        b, piece, least = self.b, self.t.piece, self.t.least
-        _, count = self._pixels(j)
-        if isinstance(count, int):
-            whole: Number = count // piece * piece
-        else:
-            whole = b.ureg()
-            b.emit(ULOP, Logic.AND, whole, count, -piece & 0xFFFFFFFF)
-        if not isinstance(whole, int) or whole:
-            yield 0, whole, piece
-        if piece > 1 and (not isinstance(whole, int) or whole != count):
-            yield whole, count, least
-
-    def _ready(self, j: Job, sums: VUReg, begin: Number, end: Number, piece: int) -> Run:
-        """A warp's share of a strip's pixels from `begin` to `end`, `piece` at once: all that needs no sums yet."""
-        b, t = self.b, self.t
-        pixel, last = umov(b, umul(b, self.number, piece, begin)), umov(b, end)
-        some = ucompare(b, Cmp.LT, pixel, last)
-        words = umov(b, umul(b, pixel, t.wn * t.columns, sums))
-        acc = b.reg(piece * t.wn * t.columns // LANES)
-        e = self._begun(j, uadd(b, self._pixels(j)[0], pixel))
-        if piece == t.least > 1:
-            e.pixels = self._missing(pixel, last)
-        spots: list[Spot] = [*self._places(acc)]
-        e.fetch_first(spots, some)
-        return Run(e, acc, spots, pixel, last, some, words, piece * t.workers)
-
-    def _pieces(self, r: Run) -> None:
-        """The loop over a warp's pieces."""
-        b, t, e, again, over = self.b, self.t, r.epilogue, self.b.label(), self.b.label()
-        b.emit(BRA, over, guard=~r.some)
-        b.place(again)
-        self._load(r.acc, r.words, e.pixels)
-        b.emit(UIADD, Bits32._32, r.pixel, r.pixel, r.step)
-        more = ucompare(b, Cmp.LT, r.pixel, r.last)
-        e.fetch_next(r.spots, r.step * t.steps[1], more)
-        e.emit(r.spots)
-        e.advance(r.step * t.steps[1], r.step, r.step * t.wn if t.single else 0)
-        b.emit(UIADD, Bits32._32, r.words, r.words, r.step * t.wn * t.columns)
-        b.emit(BRA, again, guard=more)
-        b.place(over)
-
-    def _missing(self, pixel: VUReg, last: VUReg) -> VReg:
-        """The lane's pixel minus the strip's end: negative where there is one."""
-        d = self.b.ureg()
-        self.b.emit(UISUB, d, pixel, last)
-        return add(self.b, self.pixel, d)
-
-    def _load(self, acc: VReg, words: VUReg, pixels: VReg | None) -> None:
-        """A piece's sums. Lanes whose pixel is missing leave the accumulators alone."""
-        b = self.b
-        if pixels is None:
-            b.emit(ACC_LD, acc.words, acc, words, 0)
-            return
-        inside = b.pred()
-        b.emit(ISETP, Cmp.LT, S32, inside, pixels, 0)
-        b.emit(ACC_LD, acc.words, acc, words, 0, guard=inside)
-
-    def _places(self, acc: VReg) -> Iterator[Place]:
-        """Where a piece's sums lie, those left out whose columns no block has."""
-        t = self.t
-        _, down, across = t.steps
-        for i in range(acc.words):
-            row, col = divmod(i * LANES, t.columns)
-            pixel, image = divmod(row, t.wn)
-            away = pixel * t.wn + image if t.single else image
-            if col < self.p.n:
-                yield Place(acc[i], pixel * down + image * across, col, pixel, away)
-
-    def _begun(self, j: Job, first: Number) -> Pieces:
-        """The epilogue of pieces, the first of which begins at pixel `first` of the section."""
-        b, t, p = self.b, self.t, self.p
-        section, down, across = t.steps
-        frame = Frame(
-            row0=umul(b, j.section, section, umul(b, first, down)),
-            col0=umul(b, j.block, t.columns),
-            row=self._lane(down, across), col=self.column, bound=None, limit=0,
-            cols=p.n if self._ragged else 0, axes=(self.z,) if p.axes else (),
-        )  # fmt: skip
-        made = Pieces(b, self.group, p, frame, self.parameters)
-        if int(t.descriptor.images) % t.wn:
-            made.images = self._beyond(j, first)
-        made.begin_all(range(0, min(t.columns, p.n), LANES))
-        return made
-
-    @property
-    def _ragged(self) -> bool:
-        """Whether lanes have columns that do not exist."""
-        columns = min(self.t.columns, LANES) if self.t.blocks == 1 else self.t.columns
-        return self.p.n % columns > 0
-
-    def _beyond(self, j: Job, first: Number) -> VReg:
-        """The lane's first image minus how many there are."""
-        b, t = self.b, self.t
-        begin = umul(b, first if t.single else j.section, t.wn)
-        lane = self._lane(t.wn if t.single else 0, 1)
-        return add(b, add(b, lane, begin), -int(t.descriptor.images))
-
-    def _lane(self, pixel: int, image: int) -> VReg:
-        """The lane's pixel and image, weighted."""
-        if self.t.columns >= LANES:
-            return self.pixel  # 0, as the image
-        part = mul(self.b, self.image, image)
-        return mul(self.b, self.pixel, pixel, part) if pixel else part
