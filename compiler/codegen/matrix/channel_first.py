@@ -1,4 +1,8 @@
-"""Convolutions and products on an array that is fed from vector memory, channel first (`channel_first_shape`, `channel_first_kernel`).
+"""Convolutions and products on an array that is fed from vector memory, channel first.
+
+    channel_first_shape     how a product lies in vector memory, and the walks that fit
+    channel_first_kernel    DMA and array; with channel_first_nest, the loops, and channel_first_epilogue, the other warps
+    channel_first_cost      what a walk takes
 
 How operators map:
 
@@ -8,7 +12,8 @@ How operators map:
     grouped             a block a group of channels, one after the other; refused where a group has one channel, for which `direct` is made
     3-D, transposed     come as products: an explicit lowering, and a product whose rows are scattered
 
-B must be known at compile time and A must not be transposed; what else there is goes through `accumulating`.
+One array works, where a machine has several. B must be known at compile time and A must not be transposed; what else there is goes
+through `accumulating`.
 
 Where T does not divide the taps of a line, the last pass of a line reads pixels to the right of its window and multiplies them by
 weights of zero: an Inf or NaN there makes a NaN.

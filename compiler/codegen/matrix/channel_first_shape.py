@@ -49,6 +49,8 @@ COMMANDS = 3
 """Commands of a pass: load weights, swap, push."""
 CHUNK = (QUEUE // 2 - 1) // COMMANDS
 """Passes of a tick, at most: two ticks are pending, and a group is committed whole."""
+PASSES = 4
+"""Numbers of passes along a line that are thought of, from the fewest on."""
 UNROLLED = 200
 """Passes of a job whose code is written out: VGG-16's first product has 196. A loop takes a warp some sixty cycles a pass."""
 
@@ -372,11 +374,14 @@ class Tiles:
 
 
 def walks(p: Product, machine: Machine, warps: int) -> Iterator[Walk]:
-    """Ways that fit. Fewer taps side by side than there could be, and words along the width, get one way an order."""
+    """Ways that fit: all for the fewest taps side by side that do with as many passes, of other numbers, and of words along the width,
+    one an order. Few copies of an image may be better than many: each is written by itself."""
     most = taps_side_by_side(p, machine)
+    s = p.window.kw if p.window else 1
+    useful = {-(-s // n) for n in range(-(-s // most), -(-s // most) + PASSES)}
     for word in WORDS if p.window else WORDS[:1]:
         for t in range(most, 0, -1):
-            usual = t == most and word == WORDS[0]
+            usual = (t in useful or t == most) and word == WORDS[0]
             for order in ORDERS:
                 found = _ways(p, machine, order, t, word, warps)
                 if usual:
