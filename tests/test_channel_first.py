@@ -9,6 +9,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_im2col import onnx_cases
 from test_matrix_kernels import (
     CONVS,
     MATMULS,
@@ -35,8 +37,9 @@ from knapper.compiler.codegen.matrix import channel_first_shape
 from knapper.compiler.codegen.matrix.blocks import product
 from knapper.compiler.codegen.matrix.channel_first_shape import Tiles, Walk
 from knapper.compiler.driver import Options as CompileOptions
-from knapper.compiler.driver import finish
-from knapper.compiler.ir import Graph, evaluate
+from knapper.compiler.driver import compile_graph, finish, optimize
+from knapper.compiler.groups import groups
+from knapper.compiler.ir import Array, Graph, evaluate
 from knapper.compiler.schedule import schedule
 from knapper.isa.instructions import CONVDESC, DMA_LD, FILL_DUP, IM2COL_PUSH, SMA_LDB, SMA_SWAP
 from knapper.isa.machine import Machine
@@ -122,6 +125,34 @@ def test_the_bits_are_those_of_other_machines(name: str, cache: Path) -> None:
         for machine in OTHERS:
             want = Session(finish(case[0], machine, CompileOptions(cache=cache))).run(case[1])
             assert all(same(got[v], y) for v, y in want.outputs.items())
+
+
+def known(graph: Graph, arrays: list[Array]) -> Graph:
+    """All inputs but the first are constants."""
+    values = dict(zip(graph.inputs, arrays, strict=True))
+    x = next(iter(values))
+    constants = graph.constants | {v: a for v, a in values.items() if v != x}
+    return replace(graph, inputs={x: graph.inputs[x]}, constants=constants)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of onnx's own generators
+def test_the_onnx_suites_convolutions_have_the_bits_of_the_tensor_core() -> None:
+    """All that can be on the array are; those over three axes come as products, depthwise ones have a kernel of their own."""
+    ours = 0
+    for graph, arrays in onnx_cases():
+        g = known(graph, arrays)
+        launched = groups(optimize(g, CompileOptions("fp16", machine=TPU)))
+        wish = {
+            x.name: {"kind": "channel_first"} for x in launched if ENGINE.serves(x, TPU) is None
+        }
+        made = compile_graph(g, TPU, "fp16", forced=wish)
+        got, want = (
+            Session(p).run({next(iter(g.inputs)): arrays[0]}).outputs
+            for p in (made, compile_graph(g, OTHERS[0], "fp16"))
+        )
+        assert all(same(got[v], y) for v, y in want.items())
+        ours += len(wish)
+    assert ours > 30
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 8, 9])
