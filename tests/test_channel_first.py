@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,7 +105,7 @@ def check_some(case: Case, machine: Machine, cache: Path, count: int = 3, engine
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
 @pytest.mark.parametrize("name", KNOWN)
 def test_convolutions_have_the_references_bits(name: str, dtype: str, cache: Path) -> None:
-    check_some(conv(**CONVS[name], dtype=dtype), SMALL, cache)
+    check_some(conv(**CONVS[name], dtype=dtype), SMALL, cache, 3 if dtype == "f16" else 2)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "f32"])
@@ -258,7 +257,7 @@ def test_every_order_and_word_is_offered() -> None:
     assert {o["word"] for o in found} == {"batch", "width"}
     assert {o["multi_tile"] for o in found} == {1, 2}
     assert len({o["strip"] for o in found}) > 2
-    assert len({o["chunk"] for o in found}) > 2
+    assert len({o["chunk"] for o in found}) > 1
 
 
 def test_walks_fit_their_memories() -> None:
@@ -399,4 +398,14 @@ def test_predictions_are_near_what_is_timed(case: Case, cache: Path) -> None:
     assert launch.measured
     predicted = ENGINE.cost(group, options, TPU)
     assert predicted == pytest.approx(launch.measured.timing.cycles, rel=0.25)
-    assert np.isfinite(predicted)
+
+
+def test_the_array_of_a_large_layer_hardly_waits(cache: Path) -> None:
+    """Fetches, sums and commands are beside it: it works as long as the product takes, all but a beginning and an end."""
+    case = conv((8, 28, 28, 128), 128, 3, pad=1)
+    options = min(offers(case[0], TPU), key=lambda o: ENGINE.cost(group_of(case[0]), o, TPU))
+    (launch,) = run(case, TPU, options, cache, timing=True).stats.launches
+    assert launch.measured
+    timing = launch.measured.timing
+    assert timing.array_cycles == 8 * 28 * 28 * 9
+    assert timing.cycles < 1.04 * timing.array_cycles

@@ -15,7 +15,7 @@ from knapper.isa.systolic import LANES
 
 from ..generator import Group
 from .channel_first_shape import WORDS, Tiles
-from .cost import WEIGHT
+from .cost import ADDRESSES, WEIGHT
 from .epilogue import BYTES, varying_operands
 
 ISSUE, ROLLED = 4, 60
@@ -100,7 +100,8 @@ class Costs:
             n * (often * self.phase(x, True) + (1 - often) * self.phase(x, False)) for n, x in parts
         )
         block = parts[0][1] / self.speed + self.latency + phases + t.machine.lsma_fill + self.sums
-        executed = t.ticks * 40 * t.walk.warps + t.jobs * self.rows * (3 + len(self.group.nodes))
+        each = self.rows * t.columns / LANES * (1 + len(self.group.nodes)) / t.workers
+        executed = 2 * t.ticks + t.jobs * (ADDRESSES + each)
         total = t.machine.launch_cycles + t.p.batch * block + WEIGHT * executed
         return float(total * WIDTH if t.walk.word == WORDS[1] else total)
 

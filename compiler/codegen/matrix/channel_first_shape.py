@@ -49,6 +49,8 @@ COMMANDS = 3
 """Commands of a pass: load weights, swap, push."""
 CHUNK = (QUEUE // 2 - 1) // COMMANDS
 """Passes of a tick, at most: two ticks are pending, and a group is committed whole."""
+EVEN = 0.75
+"""Of a tick's passes, those that a job's last one must have."""
 PASSES = 4
 """Numbers of passes along a line that are thought of, from the fewest on."""
 UNROLLED = 200
@@ -418,6 +420,8 @@ def _strips(t: Tiles) -> list[int]:
 
 
 def _chunks(passes: int) -> list[int]:
-    """Passes of a tick, dealt evenly."""
-    cuts = (-(-passes // CHUNK) * n for n in (1, 2, 4, 8))
-    return list(dict.fromkeys(-(-passes // n) for n in cuts))
+    """Passes of a tick, dealt evenly: what is fetched beside a job's last tick must find time in it."""
+    first = -(-passes // CHUNK)
+    cuts = [-(-passes // n) for n in (first, 2 * first, 4 * first, 8 * first)]
+    even = [c for c in cuts[1:] if (passes - 1) % c + 1 >= EVEN * c]
+    return list(dict.fromkeys([cuts[0], *even]))
