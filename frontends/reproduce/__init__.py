@@ -1,7 +1,8 @@
 """`knapper reproduce`: numbers of papers and of hardware, ours beside each, and how ours was obtained.
 
     baseline ─┐                                          claims     what a row is, and the lab that it asks
-    sma ──────┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
+    sma ──────┤
+    im2col ───┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
                         │                                workloads · microbench · cutlass · simulators    what is executed
                         └── lab.run(workload, target)
 
@@ -14,10 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from knapper.isa.errors import UsageError
 
-from . import baseline, sma
+from . import baseline, im2col, sma
 from .claims import Claim, Lab, Row
 
-SETS: dict[str, Callable[[], Iterable[Claim]]] = {"baseline": baseline.rows, "sma": sma.rows}
+SETS: dict[str, Callable[[], Iterable[Claim]]] = {
+    "baseline": baseline.rows,
+    "sma": sma.rows,
+    "im2col": im2col.rows,
+}
 """By name, in the order in which they are shown."""
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from knapper.compiler.driver import Options as CompileOptions
-from knapper.compiler.driver import compile_graph, finish
+from knapper.compiler.driver import compile_graph, finish, optimize
+from knapper.compiler.footprint import closed_form
 from knapper.compiler.ir import Attr, Graph, Node, Type, infer
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
@@ -17,15 +18,29 @@ from ..onnx import read
 
 @dataclass(frozen=True)
 class Network:
-    """One of our networks with random weights, in fp16; `size` 0: as large as papers have it."""
+    """One of our networks with random weights, in fp16; `size` 0: as large as papers have it.
+
+    `explicit`: convolutions by lowered matrices in memory. `forced`: what launches must have, by patterns of their names.
+    """
 
     name: str
     batch: int = 1
     size: int = 0
+    explicit: bool = False
+    forced: tuple[tuple[str, Tile], ...] = ()
 
     def program(self, machine: Machine) -> Program:
-        graph = read(build(self.name, self.batch, self.size or None))
-        return compile_graph(graph, machine, precision="fp16")
+        pipeline = "fp16,im2col{mode=explicit}" if self.explicit else None
+        forced = {pattern: dict(options) for pattern, options in self.forced}
+        return compile_graph(self.graph(), machine, pipeline, precision="fp16", forced=forced)
+
+    def graph(self) -> Graph:
+        """As imported."""
+        return read(build(self.name, self.batch, self.size or None))
+
+    def images(self) -> int:
+        """Bytes of the images that its convolutions read, in fp16."""
+        return closed_form(optimize(self.graph(), CompileOptions(precision="fp16"))).image
 
 
 @dataclass(frozen=True)
