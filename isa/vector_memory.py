@@ -39,6 +39,10 @@ line, which is what fills an array of 128 rows with 3 channels. The image is fet
 The tap (cb, r, q) moves it: v = g · Hp + y · sH + r · dH, x = x · sW + q · dW; element k of the row is bank k's. Passes in the order r, q, cb are
 one chain of fused multiply-adds in the order (r, q, c): the numbers of every other convolution here, bit for bit.
 
+Steps are those of the filter and no others: k = 0 … min(T, S - q) · min(P, C - cb · P) - 1. In banks that hold no channel, and in copies whose
+tap q + t lies behind the line of S, the array's rows hand the sum on as it is, whatever bank and weight hold: 0 · Inf would make a NaN of it,
+and 0 · 0 turn -0 into +0.
+
 **Asynchrony.** FILL.DUP and IM2COL.PUSH join the warp's queue like systolic commands. What a pending FILL.DUP (or DMA.LD) will write is claimed:
 nobody may read, write or claim it. Words that a pending push reads may not be written, nor claimed for that. A descriptor that a pending command
 uses may not change, and warps that share one need a barrier after the CONVDESC. All of these are AsyncHazards or races in a checked run.
@@ -281,6 +285,11 @@ class ConvDesc(Given):
         broken = contradictions(self, self.layout, self.banks, self.word, limit)
         return next((RULES[i] for i, bad in enumerate(broken) if bad), "")
 
+    def steps(self, cb: int, q: int) -> int:
+        """Multiply-accumulates of a pass to an element of C: one a bank that holds a channel at a tap of the filter."""
+        found: int = min(self.t, self.s - q) * min(self.banks, self.channels - cb * self.banks)
+        return found
+
     @property
     def ring_bytes(self) -> int:
         """Bytes of vector memory from `base` on."""
@@ -345,7 +354,7 @@ class CONVDESC(Vector, opcode=0x128, unit="control", extension="systolic"):
 
 
 class IM2COL_PUSH(Vector, opcode=0x129, name="IM2COL.PUSH", unit="systolic", extension="systolic"):
-    """C[m, n] (+)= A[m, rows] · W as LSMA does, A being m rows of the patch matrix from row m0 on, at one tap.
+    """C[m, n] (+)= A[m, steps] · W[steps, n] as LSMA does, A being m rows of the patch matrix from row m0 on, at one tap.
 
     C is in accumulator memory from word c on. A row of A is one element of each bank of a word. `tap` is cb << 16 | r << 8 | q. c and tap are
     uniform registers or immediates.

@@ -397,7 +397,7 @@ class Queue:
         c = np.zeros((rows, columns), np.float32)
         if i.start is Start.ADD:
             c = self.sums(sent, rows * columns).view(np.float32).reshape(rows, columns)
-        self.put(sent, chain(a, w, c).view(np.uint32).ravel())
+        self.put(sent, chain(a, w[: a.shape[1]], c).view(np.uint32).ravel())
 
     def weights(self, i: LSMA | IM2COL_PUSH) -> Iterator[NDArray[np.float32]]:
         """Each unit's active weights, [rows, columns]."""

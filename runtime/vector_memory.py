@@ -183,6 +183,12 @@ class Push:
         """(channels' word, tap along the height, along the width)."""
         return self.tap >> 16, self.tap >> 8 & 255, self.tap & 255
 
+    @property
+    def steps(self) -> int:
+        """Of a row: what A has columns."""
+        block, _, s = self.parts
+        return self.conv.steps(block, s)
+
     def check(self, bytes_: int) -> None:
         d, (block, r, s) = self.conv, self.parts
         refuse(bytes_ != d.bytes, Broken.TYPE, bytes_)
@@ -210,12 +216,12 @@ class Push:
 
     @property
     def elements(self) -> Places:
-        """The address of every element of A, [rows, banks]."""
+        """The address of every element of A, [rows, steps]."""
         d, x, (_, _, s) = self.conv, self.conv.layout, self.parts
         patch = self.first + np.arange(self.rows)
         column = patch // x.wn % d.out_w * d.stride_w + s * d.dilation_w
         e = column % x.wx * x.wn + patch % x.wn
-        lanes = np.arange(d.banks) * d.word
+        lanes = np.arange(self.steps) * d.word
         every: Places = self.places()[0][:, None] + (lanes + e[:, None]) * d.bytes
         return every
 

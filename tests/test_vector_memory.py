@@ -158,10 +158,10 @@ class Case:
                 yield from ((r, q, cb) for cb in range(d.layout.blocks))
 
     def packed(self) -> np.ndarray[Any, Any]:
-        """Weights by pass, [passes, P, columns], zeros where a bank holds nothing that counts."""
+        """Weights by pass, [passes, P, columns], NaN where a bank holds nothing that counts."""
         d, tiles = self.d, []
         for r, q, cb in self.passes():
-            tile = np.zeros((d.banks, self.columns), self.w.dtype)
+            tile = np.full((d.banks, self.columns), np.nan, self.w.dtype)
             for t in range(min(d.t, d.s - q)):
                 part = self.w[r, q + t, cb * d.banks : (cb + 1) * d.banks]
                 tile[t * d.channels :][: len(part)] = part

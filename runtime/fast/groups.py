@@ -28,7 +28,16 @@ from .descriptors import descriptor
 from .emit import FULL, I1, I32, I64, PTR, VOID, Code, Num, Struct
 from .layout import BYTE, COMMAND, STATE
 from .layout import WORD as CELL
-from .passes import PASS, PRODUCT, STREAM, emit_pass, emit_product, emit_stream, stream
+from .passes import (
+    PASS,
+    PRODUCT,
+    STEPS,
+    STREAM,
+    emit_pass,
+    emit_product,
+    emit_stream,
+    stream,
+)
 from .patches import GATHER, NOWHERE, Walk, emit_gather
 from .queues import (
     COMMIT,
@@ -70,8 +79,9 @@ def build(
     elif head == "stream":
         code = Code(module, symbol, STREAM, inline="noinline")
         emit_stream(Algebra(code, features), TYPES[rest.upper()])
-    elif head == "pass":
-        emit_pass(Code(module, symbol, PASS, inline="noinline"), int(rest))
+    elif head in ("pass", "step"):
+        code = Code(module, symbol, PASS, inline="noinline")
+        emit_pass(code, int(rest), STEPS if head == "pass" else 1)
     elif head == "gather":
         code = Code(module, symbol, GATHER, inline="noinline")
         emit_gather(Algebra(code, features), TYPES[rest.upper()])

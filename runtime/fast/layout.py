@@ -107,13 +107,14 @@ COMMAND = np.dtype(
             "pitch",
             "cd",
             "tap",
+            "steps",
         )
     ],
     align=True,
 )
 """A systolic command. `first`: its first row in shared memory; `fresh`: the chain begins at +0;
 `c`: bytes into the warp's registers, or words into accumulator memory. A push: `m` rows of the patch matrix from `first` on; a fill: `m` stored
-rows from `first` on; a transfer: `m` bytes to `first`."""
+rows from `first` on; a transfer: `m` bytes to `first`. `steps`: of k, that a product or a push takes."""
 DESCRIPTOR = np.dtype(
     [
         (n, "u8")

@@ -1,7 +1,8 @@
 """The arithmetic of an LSMA, or a push, in vector code.
 
     systolic.product.f16(state, command, c)     64 rows of A at a time, widened (`patches.py`: or gathered) once for all units
-      └ systolic.pass.16(…)                         8 steps of k on 16 columns of C: 8 rows at a time, 8 multiply-adds a load and store
+      ├ systolic.pass.16(…)                         8 steps of k on 16 columns of C: 8 rows at a time, 8 multiply-adds a load and store
+      └ systolic.step.16(…)                         one step: those that a push has left
 
 C in registers is just the matrix: rows of C follow each other over (register, lane). The weights of 8 steps stay in vector registers, an element
 of A is broadcast by the multiply-add itself.
@@ -63,10 +64,10 @@ def emit_product(code: Code, element: Element, require: Require) -> None:
     )
     size = element.lane.bits // 8
     strip = 32 // size
-    name, widen = f"systolic.pass.{strip}", stream(element, require)
-    gather = f"systolic.gather.{element.name.lower()}"
-    require(name)
-    require(gather)
+    passes, step = f"systolic.pass.{strip}", f"systolic.step.{strip}"
+    gather, widen = f"systolic.gather.{element.name.lower()}", stream(element, require)
+    for name in (passes, step, gather):
+        require(name)
     width = state.array_columns * 2 // size
     pitch = (command.units * width * 4).wide()
     source = code.at(state.pointer_to("shared"), command.first)
@@ -86,15 +87,23 @@ def emit_product(code: Code, element: Element, require: Require) -> None:
         with code.each(command.units) as unit, code.each(width // strip) as column:
             c = code.at(block, (unit * width + column * strip).wide() * 4)
             w = code.at(weights(code, state, unit, code.num(0)), column.wide() * (4 * strip))
-            with code.each(state.array_rows // STEPS) as step:
-                fresh = ((command.fresh != 0) & (step == 0)).value
+            row = (state.array_columns * 4).wide()
+
+            def some(name: str, k: Num) -> None:
+                """Steps from the k-th on."""
+                fresh = ((command.fresh != 0) & (k == 0)).value
                 sums = code.b.select(fresh, state.address("zeros"), c)
                 stride = code.b.select(fresh, ir.Constant(I64, 0), pitch.value)
-                row = (state.array_columns * 4).wide()
                 code.call(
-                    name, PASS, sums, stride, c, pitch.value, code.at(w, step.wide() * STEPS * row), row.value,
-                    code.at(a, step.wide() * (4 * STEPS)), depth.value, rows.value,
+                    name, PASS, sums, stride, c, pitch.value, code.at(w, k.wide() * row), row.value,
+                    code.at(a, k.wide() * 4), depth.value, rows.value,
                 )  # fmt: skip
+
+            whole = command.steps // STEPS
+            with code.each(whole) as k:
+                some(passes, k * STEPS)
+            with code.each(command.steps % STEPS) as k:
+                some(step, whole * STEPS + k)
     code.b.ret_void()
 
 
@@ -103,18 +112,18 @@ def smaller(code: Code, x: Num, most: int) -> Num:
     return code.of(code.b.select((x < most).value, x.value, code.num(most).value))
 
 
-def emit_pass(code: Code, n: int) -> None:
-    """Eight steps of k for a strip of n columns."""
+def emit_pass(code: Code, n: int, steps: int) -> None:
+    """Steps of k for a strip of n columns."""
     sums, stride, c, pitch, w, row, a, depth, rows = code.arguments
     strip = vector(FLOAT, n)
-    right = [code.load(code.at(w, code.of(row) * k), strip, 4 * n) for k in range(STEPS)]
+    right = [code.load(code.at(w, code.of(row) * k), strip, 4 * n) for k in range(steps)]
 
     def some(first: Num, count: int) -> None:
         """`count` rows of C."""
         at = [first.wide() + r for r in range(count)]
         total = [code.load(code.at(sums, r * code.of(stride)), strip, 4) for r in at]
         left = [code.at(a, r * code.of(depth)) for r in at]
-        for k in range(STEPS):
+        for k in range(steps):
             for r in range(count):
                 one = code.splat(code.load(code.at(left[r], 4 * k), FLOAT, 4), n)
                 total[r] = code.intrinsic("llvm.fma", strip, [one, right[k], total[r]])

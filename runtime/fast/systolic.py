@@ -87,6 +87,7 @@ def lsma(m: TraceWarp, i: LSMA) -> None:
         put(
             command, kind=PRODUCTS, type=i.type, units=i.units, m=i.m, first=address, c=c,
             fresh=int(i.start is Start.SET), space=i.space, pitch=m.record.get("slot", m.variant.slots["pitch"]),
+            steps=m.state.array_rows,
         )  # fmt: skip
         send(m, queue, command)
 

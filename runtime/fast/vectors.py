@@ -18,7 +18,7 @@ from .descriptors import clash, descriptor, me, refuse, use
 from .emit import I64, Num, Struct
 from .groups import LOOK
 from .moves import counter
-from .patches import larger, words_of_push
+from .patches import larger, smaller, words_of_push
 from .queues import COPY, FILL, PATCHES, fault
 from .systolic import call, joining, put, take, whole
 from .trace import TraceWarp
@@ -101,6 +101,13 @@ def copied(m: TraceWarp, command: Struct, size: Num, accesses_: Num) -> None:
     code.call("systolic.fetched", FETCH, state.pointer, command.pointer, record)
 
 
+def steps(m: TraceWarp, d: Struct, block: Num, s: Num) -> Num:
+    """`ConvDesc.steps`"""
+    banks = m.state.array_rows.wide()
+    channels = smaller(m.code, banks, d.channels - block * banks)
+    return (smaller(m.code, d.t, d.s - s) * channels).low()
+
+
 def push(m: TraceWarp, i: IM2COL_PUSH) -> None:
     """IM2COL.PUSH joins the queue."""
     code, state, record = m.code, m.state, m.record.pointer
@@ -116,7 +123,7 @@ def push(m: TraceWarp, i: IM2COL_PUSH) -> None:
         refuse(code, state, outside, Broken.PUSH, first)
         put(
             command, kind=PATCHES, type=i.type, units=i.units, m=rows, first=first, c=c, cd=cd, tap=tap,
-            fresh=int(i.start is Start.SET), space=Space.ACC,
+            fresh=int(i.start is Start.SET), space=Space.ACC, steps=steps(m, d, block, s),
         )  # fmt: skip
         if m.checked:
             call(m, "visit", LOOK, command.pointer)

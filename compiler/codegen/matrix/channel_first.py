@@ -14,9 +14,6 @@ How operators map:
 
 One array works, where a machine has several. B must be known at compile time and A must not be transposed; what else there is goes
 through `accumulating`.
-
-Where T does not divide the taps of a line, the last pass of a line reads pixels to the right of its window and multiplies them by
-weights of zero: an Inf or NaN there makes a NaN.
 """
 
 from __future__ import annotations
