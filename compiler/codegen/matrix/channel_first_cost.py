@@ -24,7 +24,7 @@ PIECE = 50
 """Cycles of a piece besides: its loop, bounds and bases."""
 WIDTH = 1.02
 """What a word of neighbours along the width must save: predictions do not know that strides leave parts of such words unused."""
-PHASE = 230
+PHASE = 300
 """Cycles of a phase besides: two barriers, counters, a commit on its way."""
 
 
