@@ -109,6 +109,7 @@ class _Reader:
         self.blobs, self.where, self.lines = blobs, where, Lines()
         self.problems: list[KnapperError] = []
         self.number, self.text = 0, ""
+        self.newer = False
         self.target: tuple[int, str, str | None] | None = None
         self.meta: dict[str, str] = {}
         self.digest = ""
@@ -174,6 +175,7 @@ class _Reader:
             raise IsaError(
                 "E533", f"text format {major}.{minor}, this knapper reads {VERSION[0]}.x"
             )
+        self.newer = minor > VERSION[1]
 
     def on_target(self, name: str, blob: str | None = None) -> None:
         self.target = (self.number, name, blob)
@@ -326,7 +328,7 @@ class _Reader:
             return (
                 Machine.load(name)
                 if blob is None
-                else Machine.from_dict(_json(self._blob(blob)), f"target {name}")
+                else Machine.from_stored(_json(self._blob(blob)), f"target {name}", self.newer)
             )
         except IsaError as e:
             self.problem(e, number)

@@ -11,7 +11,8 @@
     .knapper.line      the line table: for each instruction of each kernel, which of the launch's nodes it works for (u32)
     .symtab, .strtab   kernels as FUNC, rodata objects as OBJECT
 
-Versions: a reader takes every minor of its major. A minor may add sections, notes and JSON keys, which older readers pass over.
+Versions: a reader takes every minor of its major. A minor may add sections, notes and JSON keys, which older readers pass over;
+a number that it adds to machine descriptions has a value that stands for it in older images (`machine.NEUTRAL`).
 JSON is canonical (sorted keys, no spaces) and read only if it is. The checksum finds damage; it keeps nobody out, so what
 passes it is checked again, as a stranger's (`verify.problems`). Instructions are decoded when first asked for, not here.
 """
@@ -31,11 +32,11 @@ import numpy as np
 from . import elf, verify
 from .elf import Section, Symbol
 from .errors import IsaError, KnapperError, Problems
-from .machine import Machine
+from .machine import Machine, digest
 from .program import ALIGN, BASE, Kernel, Launch, Object, Offload, Operand, Port, Program
 
-FORMAT = (1, 0)
-"""Major and minor of the file format."""
+FORMAT = (1, 1)
+"""Major and minor of the file format. 1.1: vector memory and arrays of their own in the description."""
 ISA = (1, 0)
 """Major and minor of the instruction set: ENCODINGS.txt."""
 OWNER = b"knapper"
@@ -96,9 +97,10 @@ def _symbols(program: Program, first: int) -> Iterable[Symbol]:
 
 
 def _notes(program: Program) -> bytes:
+    machine = Machine.from_dict(program.target)
     record = {
-        "target": program.target,
-        "target_hash": Machine.from_dict(program.target).hash,
+        "target": machine.to_dict(),
+        "target_hash": machine.hash,
         "inputs": [_port_record(p) for p in program.inputs],
         "outputs": [_port_record(p) for p in program.outputs],
         "meta": program.meta,
@@ -190,17 +192,12 @@ def _one(e: KnapperError, where: str, more: int = 0) -> IsaError:
 
 def _read(data: memoryview) -> Program:
     sections = elf.parse(data)
-    _check_versions(sections)
+    newer = _minor(sections) > FORMAT[1]
     at = _checksum_place(sections)
     if struct.unpack_from("<I", data, at)[0] != _checksum(data, at):
         raise elf.damaged("its checksum does not match its content")
     record = _json(bytes(_note(sections, PROGRAM)), "the program note")
-    target = _get(record, "target", dict, "the program note")
-    if (
-        _get(record, "target_hash", str, "the program note")
-        != Machine.from_dict(target, "its target").hash
-    ):
-        raise IsaError("E522", "the target's hash does not match the target")
+    target = _target(record, newer)
     rodata, arena = _section(sections, ".rodata"), _section(sections, ".arena", elf.NOBITS)
     kernels, symbols = _kernels(sections), _symbol_list(sections)
     if [(s.name, s.size) for s in symbols if s.kind == elf.FUNC] != [
@@ -208,7 +205,7 @@ def _read(data: memoryview) -> Program:
     ]:
         raise IsaError("E522", "the symbols do not match the kernels")
     program = Program(
-        target=target,
+        target=target.to_dict(),
         kernels=kernels,
         launches=tuple(_launch(r) for r in _records(sections, ".knapper.launches")),
         inputs=_ports(record, "inputs"),
@@ -223,6 +220,15 @@ def _read(data: memoryview) -> Program:
             "E522", f"rodata and arena begin at {rodata.address:#x} and {arena.address:#x}"
         )
     return program
+
+
+def _target(record: Mapping[str, Any], newer: bool) -> Machine:
+    """The machine, with every number that there is now; the hash is of what was stored."""
+    stored = _get(record, "target", dict, "the program note")
+    machine = Machine.from_stored(stored, "its target", newer)
+    if _get(record, "target_hash", str, "the program note") != digest(stored):
+        raise IsaError("E522", "the target's hash does not match the target")
+    return machine
 
 
 def _section(sections: Sequence[Section], name: str, kind: int | None = None) -> Section:
@@ -242,7 +248,8 @@ def _note(sections: Sequence[Section], kind: int) -> memoryview:
     return found[0]
 
 
-def _check_versions(sections: Sequence[Section]) -> None:
+def _minor(sections: Sequence[Section]) -> int:
+    """The file format's minor; IsaError E523 for another major, of the format or of the ISA."""
     content = _note(sections, VERSION)
     if len(content) != 16:
         raise elf.damaged(f"a version note of {len(content)} bytes")
@@ -257,6 +264,7 @@ def _check_versions(sections: Sequence[Section]) -> None:
                 f"{what} version {got[0]}.{got[1]}, this knapper reads {ours[0]}.x",
                 hint="compile the model again",
             )
+    return int(minor)
 
 
 def _checksum_place(sections: Sequence[Section]) -> int:

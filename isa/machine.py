@@ -60,6 +60,13 @@ CHOICES = {
     "dataflow": ("none", "sbws", "ws", "os"),
 }
 """The legal values of a text."""
+NEUTRAL: Mapping[str, float] = {
+    "separate_array": 0,
+    "vector_word": 0,
+    "energy.vector_read": 0,
+    "energy.vector_write": 0,
+}
+"""The numbers that format 1.0 did not have, with what one means that a stored description lacks: nothing of the kind was there."""
 HOST = "host"
 """Numbers `of` it are there if `nonmatrix` is "host"."""
 LARGEST = 1 << 62
@@ -197,6 +204,20 @@ class Machine:
         """The inverse of `to_dict`; every problem of `data` is an IsaError."""
         return cls._build(flatten(data, where), where)
 
+    @classmethod
+    def from_stored(cls, data: Mapping[str, Any], where: str, newer: bool = False) -> Self:
+        """The machine of a description that an image or a listing holds, which another version of knapper may have written.
+
+        A number that was added since (NEUTRAL) may be missing. In a file of a `newer` minor, keys that nobody here knows are passed over.
+        """
+        flat = flatten(data, where)
+        if newer:
+            flat = {
+                key: leaf for key, leaf in flat.items() if _reason(key, leaf.value, flat) != UNKNOWN
+            }
+        absent = NEUTRAL.keys() & _required(flat) - flat.keys()
+        return cls._build(flat | {key: _neutral(key, where) for key in absent}, where)
+
     def with_(self, **values: Any) -> Self:
         """The machine with other numbers or texts: `m.with_(sms=40, dataflow="ws", **{"units.fma.latency": 5})`, all by flat key.
 
@@ -249,9 +270,8 @@ class Machine:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON of `to_dict`."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """`digest` of `to_dict`."""
+        return digest(self.to_dict())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Machine) and self.hash == other.hash
@@ -292,10 +312,17 @@ class Machine:
         )
 
 
+def digest(description: Mapping[str, Any]) -> str:
+    """SHA-256 of a description's canonical JSON."""
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 NUMBERS: dict[str, dict[str, Any]] = {
     f.name: dict(f.metadata) for f in dataclasses.fields(Machine) if "doc" in f.metadata
 }
 TEXTS = ("name", "extensions", *CHOICES, "energy.table")
+UNKNOWN = "unknown key"
 UNIT_NUMBER = re.compile(r"units\.[A-Za-z_]\w*\.(latency|interval)", re.ASCII)
 UNIT_TEXT = re.compile(r"units\.[A-Za-z_]\w*\.(per|port)", re.ASCII)
 
@@ -326,6 +353,12 @@ def _instead(old: Leaf | None, value: Any) -> Any:
     before = _provenance(old.value)
     note = f"instead of {old.value['value']}, {before.kind}" + (before.note and f": {before.note}")
     return {"value": value, "provenance": "assumed", _note(old.value): note}
+
+
+def _neutral(key: str, where: str) -> Leaf:
+    note = "source" if key in ENERGY_KEYS else "note"
+    row = {"value": NEUTRAL[key], "provenance": "derived", note: "older than this number"}
+    return Leaf(row, where)
 
 
 def _note(row: Mapping[str, Any]) -> str:
@@ -370,7 +403,7 @@ def _problems(flat: Flat, where: str) -> Iterator[IsaError]:
         yield IsaError("E511", f"{key} is missing", where=where, hint=_meaning(key))
     for key, leaf in flat.items():
         if reason := _reason(key, leaf.value, flat):
-            hint = did_you_mean(key, _required(flat)) if reason == "unknown key" else ""
+            hint = did_you_mean(key, _required(flat)) if reason == UNKNOWN else ""
             yield IsaError("E511", f"{key}: {reason}", where=leaf.where, hint=hint)
 
 
@@ -408,7 +441,7 @@ def _reason(key: str, value: Any, flat: Flat) -> str:
         return "expected a table with latency and interval"
     if key == "energy":
         return "expected a table's name, or rows"
-    return "unknown key"
+    return UNKNOWN
 
 
 def _choices(key: str, flat: Flat) -> tuple[str, ...] | None:

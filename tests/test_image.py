@@ -7,18 +7,22 @@ import subprocess
 import time
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from random import Random
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from knapper.isa import elf, image
+from knapper.isa import asm, elf, image
 from knapper.isa.errors import CODES, IsaError, KnapperError
 from knapper.isa.generate import program
+from knapper.isa.machine import Machine, digest
 from knapper.isa.program import BASE, Kernel, Launch, Object, Operand, Port
 
 PROGRAM = program(Random(1), kernels=2, length=8, weights=512)
 IMAGE = image.write(PROGRAM)
+STORED = Path(__file__).parent / "stored"
+"""Descriptions as older versions stored them."""
 
 
 def refused(data, *codes):
@@ -112,6 +116,58 @@ def test_a_reader_passes_over_what_a_later_minor_adds():
     sections = elf.parse(memoryview(IMAGE))[1:-1]
     more = image.seal(elf.build([*sections, elf.Section(".knapper.later", elf.PROGBITS, b"?")]))
     assert image.read(bytes(more)) == PROGRAM
+
+
+def in_format(minor, target):
+    """PROGRAM's image with a description as another minor's knapper stored it."""
+
+    def change(raw):
+        kinds = {kind: content for kind, _, content in elf.notes(memoryview(raw), b"knapper")}
+        record = json.loads(bytes(kinds[image.PROGRAM]))
+        record |= {"target": target, "target_hash": digest(target)}
+        kinds[image.VERSION] = struct.pack("<4I", 1, minor, *image.ISA)
+        kinds[image.PROGRAM] = image._canonical(record)
+        return b"".join(elf.note(b"knapper", k, bytes(content)) for k, content in kinds.items())
+
+    return bytes(edited(".note.knapper", change))
+
+
+@pytest.mark.parametrize("name", ["volta-8tc", "systolic-host"])
+def test_an_image_of_format_1_0_is_read_with_what_it_lacks_in_its_neutral_value(name):
+    """The descriptions are those of 1.0, so a number that is added without a neutral value fails here."""
+    stored = json.loads((STORED / f"{name}-1.0.json").read_text())
+    machine = Machine.from_dict(image.read(in_format(0, stored)).target)
+    added = {"vector_read": 0.0, "vector_write": 0.0}
+    assert added.items() <= machine.energy.items()
+    assert not added.keys() & stored["energy"].keys()
+    assert (machine.separate_array, machine.vector_word) == (0, 0)
+    assert machine.provenance["energy.vector_read"].kind == "derived"
+    now = machine.to_dict()
+    assert stored.keys() <= now.keys()
+    assert all(now[k] == v for k, v in stored.items() if k != "energy")
+    assert {k: now["energy"][k] for k in stored["energy"]} == stored["energy"]
+    again = image.write(image.read(in_format(0, stored)))
+    assert image.read(again).target == now
+
+
+def test_a_listing_of_an_older_description_assembles():
+    stored = json.loads((STORED / "volta-8tc-1.0.json").read_text())
+    text, blobs = asm.disassemble(replace(PROGRAM, target=stored))
+    assert asm.assemble(text, blobs).target == image.read(in_format(0, stored)).target
+
+
+def test_a_number_that_1_0_had_is_not_made_up():
+    stored = json.loads((STORED / "volta-8tc-1.0.json").read_text())
+    del stored["launch_cycles"]
+    with pytest.raises(IsaError, match=r"E511: net\.elf: its target: launch_cycles is missing"):
+        image.read(in_format(0, stored), "net.elf")
+
+
+def test_numbers_of_a_later_minor_are_passed_over_but_only_of_one():
+    target = PROGRAM.target | {"warp_drives": {"value": 1, "provenance": "assumed"}}
+    assert image.read(in_format(99, target)).target == PROGRAM.target
+    with pytest.raises(IsaError, match=r"E511: net\.elf: its target: warp_drives: unknown key"):
+        image.read(in_format(image.FORMAT[1], target), "net.elf")
 
 
 def test_another_major_is_refused():
