@@ -17,7 +17,7 @@ CODES: dict[str, str] = {
     "E202": "The model has something that is no dense tensor of a supported element type: strings, sequences, sparse initializers, 8-bit floats.",
     "E203": "An operator, or this use of it, is not supported. `knapper ops` lists operators; a plugin can add one.",
     "E204": "Something that must be known when compiling (a shape, axes, a branch) is computed from the network's inputs. Bind one with --const.",
-    "E205": "An input has no static shape. knapper compiles static shapes: bind open dimensions with --shape NAME=1,3,224,224.",
+    "E205": "An input has no static shape, or --shape gives it another number of dimensions. knapper compiles static shapes: bind open dimensions with --shape NAME=1,3,224,224.",
     "E206": "A node's operands or attributes do not fit its operator: shapes that do not match, a wrong count, an impossible value.",
     "E207": "External data of a model is missing, too short, or outside the model's folder.",
     "E208": "The model's opset is newer than the installed `onnx` package knows.",
@@ -87,7 +87,7 @@ CODES: dict[str, str] = {
     "E725": "A run without timing has no record.",
     "E726": "A recorded run needs what the machine to time it on lacks: an extension, a host, units of one shape, registers, shared memory.",
     # 7xx how knapper was called
-    "E701": "There is no input of that name, or one is missing. The message lists those that the network has.",
+    "E701": "No input, or no open dimension, has that name; or an input was not given. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",
     "E703": "An input's shape, as --shape gives it, contradicts a dimension that the model fixes. Only symbolic dimensions are open.",
     "E704": "An option has a value that it does not take, or does not apply beside the others: nothing is ignored silently.",

@@ -236,14 +236,16 @@ class Stats:
         return all(s.measured is not None for s in self.launches)
 
     @property
-    def cycles(self) -> int:
-        """Cycles of all launches, one after the other; 0 without timing."""
+    def cycles(self) -> int | None:
+        """Cycles of all launches, one after the other; None without timing."""
+        if not self.timed:
+            return None
         return sum(s.measured.timing.cycles for s in self.launches if s.measured is not None)
 
     @property
-    def seconds_at_clock(self) -> float:
-        """`cycles` at the machine's clock."""
-        return self.cycles / self.clock_hz if self.clock_hz else 0.0
+    def seconds_at_clock(self) -> float | None:
+        """`cycles` at the machine's clock; None without timing."""
+        return None if self.cycles is None else self.cycles / self.clock_hz
 
     @property
     def energy_pj(self) -> dict[str, float]:
@@ -280,12 +282,14 @@ class Stats:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """`stats.json`."""
+        """`stats.json`; without timing null are `cycles`, `seconds_at_clock` and `energy_pj`."""
         return {
             "schema": SCHEMA,
             "provenance": dict(self.provenance),
             "target": self.target,
-            **self._measured(),
+            "cycles": self.cycles,
+            "seconds_at_clock": self.seconds_at_clock,
+            "energy_pj": self.energy_pj or None,
             "instructions": dict(self.instructions.most_common()),
             "macs": self.macs,
             "macs_executed": self.macs_executed,
@@ -293,15 +297,6 @@ class Stats:
             "mode_switches": self.mode_switches,
             "kernels": [s.to_dict() for s in self.launches],
             "nodes": self.nodes,
-        }
-
-    def _measured(self) -> dict[str, Any]:
-        if not self.timed:
-            return {}
-        return {
-            "cycles": self.cycles,
-            "seconds_at_clock": self.seconds_at_clock,
-            "energy_pj": self.energy_pj,
         }
 
 

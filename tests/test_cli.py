@@ -233,7 +233,7 @@ def test_python_binds_symbolic_dimensions_by_name(shop: Path) -> None:
     image = knapper.compile(shop / "small.onnx", shapes={"N": 3})
     assert image.program.inputs[0].shape == (3, 3, 8, 8)
     with pytest.raises(
-        KnapperError, match=r"E701: .*names 'M'; the model's inputs are: N, image, token"
+        KnapperError, match=r"E701: .*names 'M'; the model's inputs and open dimensions are: N, image, token"
     ):
         knapper.compile(shop / "small.onnx", shapes={"M": 3})
 
@@ -497,8 +497,23 @@ def test_run_writes_outputs_by_name_and_every_counter(run: Knapper, tmp_path: Pa
         "kernels",
         "nodes",
     } <= set(stats)
+    assert stats["cycles"] > 0
     assert stats["macs"] == 3 * 9 * 4 * 64
     assert "macs executed" in out
+
+
+def test_a_run_without_timing_has_no_cycles_rather_than_none_of_them(
+    run: Knapper, tmp_path: Path, shop: Path
+) -> None:
+    words = ("run", "SHOP/small.elf", "--input", "SHOP/in.npz", "--no-timing", "--stats", "s.json")
+    code, out, _ = run(*words)
+    assert code == 0
+    assert "cycles" not in out
+    stats = json.loads((tmp_path / "s.json").read_text())
+    assert [stats[k] for k in ("cycles", "seconds_at_clock", "energy_pj")] == [None] * 3
+    with np.load(shop / "in.npz") as inputs:
+        untimed = knapper.load(shop / "small.elf").run(dict(inputs), timing=False).stats
+    assert (untimed.cycles, untimed.seconds_at_clock, untimed.energy_pj) == (None, None, {})
 
 
 def test_inputs_come_from_files_by_name_or_at_random(run: Knapper, tmp_path: Path) -> None:

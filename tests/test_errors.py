@@ -213,7 +213,7 @@ def test_wrong_inputs_are_named(
         (["compile", "net.onnx", "--pipeline", "fold("], "error E"),
         (["compile", "net.onnx", "--shape", "x"], "E704: --shape x: expected NAME=VALUE"),
         (["compile", "net.onnx", "--shape", "x=a,b"], "E704: --shape x=a,b: expected sizes such as 1,3,224,224"),
-        (["compile", "net.onnx", "--shape", "z=1"], "E701: net.onnx: --shape names 'z'; the model's inputs are: x"),
+        (["compile", "net.onnx", "--shape", "z=1"], "E701: net.onnx: --shape names 'z'; the model's inputs and open dimensions are: x"),
         (["compile", "net.onnx", "--const", "x=abc"], "E704: --const: 'abc' is not a number"),
         (["compile", "net.onnx", "-o", "net.onnx/sub/out.elf"], "E705: net.onnx/sub/out.elf: cannot write: Not a directory"),
         (["compile", "--from", "net.onnx"], "E704: --from takes an .ir, .plan or .s file"),

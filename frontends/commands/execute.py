@@ -130,9 +130,9 @@ def counts_table(stats: Stats, seconds: float) -> str:
 
 def _measured(stats: Stats) -> list[tuple[str, str]]:
     """Cycles and energy, of a run that was timed."""
-    if not stats.timed:
+    if stats.cycles is None:
         return []
-    cycles = f"{stats.cycles:,}, {1e3 * stats.seconds_at_clock:.4g} ms on {stats.target}"
+    cycles = f"{stats.cycles:,}, {1e3 * stats.cycles / stats.clock_hz:.4g} ms on {stats.target}"
     return [("cycles", cycles), ("energy", f"{1e-9 * stats.energy_pj['total']:.4g} mJ")]
 
 

@@ -70,6 +70,7 @@ def row(machine: Machine, stats: Stats, seconds: float) -> tuple[Any, ...]:
     """One machine; launching is what each launch costs before its first block begins."""
     from knapper.runtime.energy import COMPONENTS
 
+    assert stats.cycles is not None  # it was timed
     launching = machine.launch_cycles * sum(s.launch.host is None for s in stats.launches)
     spent = stats.energy_pj
     static = sum(spent.get(event, 0.0) for event in COMPONENTS["static"])
@@ -78,7 +79,7 @@ def row(machine: Machine, stats: Stats, seconds: float) -> tuple[Any, ...]:
         stats.cycles,
         launching,
         stats.cycles - launching,
-        1e3 * stats.seconds_at_clock,
+        1e3 * stats.cycles / stats.clock_hz,
         *(1e-9 * pj for pj in (spent["total"], static, spent["total"] - static)),
         busiest(stats),
         seconds,
@@ -93,4 +94,4 @@ def busiest(stats: Stats) -> str:
             timing = s.measured.timing
             share[timing.roofline.bound] = share.get(timing.roofline.bound, 0) + timing.cycles
     name = max(share, key=lambda bound: share[bound], default="")
-    return f"{name} ({share[name] / stats.cycles:.0%})" if name else ""
+    return f"{name} ({share[name] / sum(share.values()):.0%})" if name else ""

@@ -175,13 +175,13 @@ class Door:
         """The sizes of symbolic dimensions that `shapes` settles, by symbol or through the input that has it."""
         symbols = {d.dim_param for i in inputs for d in _dims(i) if d.dim_param}
         names = {i.name for i in inputs}
-        for option, given, allowed in (
-            ("--shape", shapes, names | symbols),
-            ("--const", consts, names),
+        for option, given, what, allowed in (
+            ("--shape", shapes, "inputs and open dimensions", names | symbols),
+            ("--const", consts, "inputs", names),
         ):
             for name in given.keys() - allowed:
                 known = ", ".join(sorted(allowed)) or "none"
-                problem = f"{option} names {name!r}; the model's inputs are: {known}"
+                problem = f"{option} names {name!r}; the model's {what} are: {known}"
                 self.problems.append(UsageError("E701", problem, where=self.model.name))
         sizes = {
             n: int(s[0])

@@ -67,6 +67,7 @@ class Replay:
     @property
     def cycles(self) -> int:
         """Of all launches, one after the other."""
+        assert self.stats.cycles is not None  # a replay is timed
         return self.stats.cycles
 
     @property

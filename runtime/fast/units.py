@@ -176,7 +176,7 @@ class Units:
             self.load(missing)
             missing = [n for n in missing if n not in self.symbols]
         if missing:
-            log.info("compiling the emulator core: %d parts", len(missing))
+            log.info("compiling the emulator core: %s", _parts(len(missing)))
             if notice is not None:
                 notice(len(missing))
             self.compile(missing)
@@ -227,8 +227,8 @@ class Units:
         self.adopt(members, code)
         ObjectFile.write(cache_directory(self.host), sorted(members), sorted(needs), code)
         log.info(
-            "compiled %d parts of the emulator core in %.1f s",
-            len(members),
+            "compiled %s of the emulator core in %.1f s",
+            _parts(len(members)),
             time.perf_counter() - start,
         )
 
@@ -239,6 +239,10 @@ class Units:
         )
         builder.getModulePassManager().run(parsed, builder)
         return parsed
+
+
+def _parts(n: int) -> str:
+    return f"{n} part{'s' * (n != 1)}"
 
 
 def symbol(unit: str) -> str:
