@@ -9,7 +9,7 @@ session ── stats                     inputs in, launches in order, outputs a
   └── fast/                          the default: the same semantics, traced into vector machine code
         emit ── algebra ── trace     LLVM IR with Python's operators; the lane algebra in it; `execute` traced
         moves · natives · matrix     memory and matrix instructions by hand, where the last factor of speed is
-        interpreter · layout         warps, divergence, barriers: the compiled loop, and the structs it shares
+        blocks · interpreter         blocks; warps, divergence, barriers: the compiled loops; `layout`: the structs they share
         accesses                     bank conflicts, sectors, first reads, for timing
         handlers ── units            which code there is to compile; compiling it and keeping it on disk
         engine ── recording          blocks dealt to threads; the paths of classes not seen before

@@ -17,8 +17,9 @@ from ..faults import Kind
 from . import groups
 from .accesses import TALLY, WAVEFRONTS, Tally, Wavefronts
 from .algebra import Algebra
+from .blocks import RUN_BLOCKS, Blocks
 from .emit import Code
-from .interpreter import RUN_BLOCKS, RUN_WARP, Blocks, Warp
+from .interpreter import RUN_WARP, Warp
 from .layout import FAULT
 from .matrix import WIDEN, emit_widen
 from .moves import MOVER, Move
