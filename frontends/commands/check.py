@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from knapper.isa.errors import KnapperError, raise_all
 from ..api import Image
 from ..compare import EXACT, as_table, difference, differences, failures
 from ..inputs import gather
+from ..onnx.rows import OP as CHOOSES
 from ..oracle import Oracle
 from .build import read_model, refuse_both
 from .execute import run
@@ -43,18 +45,23 @@ def check_model(a: argparse.Namespace) -> None:
     feed = {**consts(a.const), **arrays}
     result = run(image, arrays, a)
     expected = Oracle(a.model).run(feed)
-    found = differences(result.outputs, expected)
-    if a.json:
-        print(json.dumps([asdict(d) for d in found], indent=1))
-    else:
-        print(as_table(found))
-    exact = a.precision == "fp32"
-    problems = list(failures(found, a.tolerance, exact, a.model))
-    if problems:
+    if problems := _compared(result.outputs, expected, a):
         fused = [level for level in levels.values() if isinstance(level, Graph)][-1]
         reason = first_divergence(Path(a.model), graph, fused, feed)
         problems[-1] = KnapperError("E706", problems[-1].message, where=a.model, hint=reason)
     raise_all(problems)
+
+
+def _compared(
+    ours: Mapping[str, Array], theirs: Mapping[str, Array], a: argparse.Namespace
+) -> list[KnapperError]:
+    """Print how far outputs are apart; what is too far, or not of one shape: the data may decide how many rows there are."""
+    try:
+        found = differences(ours, theirs)
+    except KnapperError as e:
+        return [e]
+    print(json.dumps([asdict(d) for d in found], indent=1) if a.json else as_table(found))
+    return list(failures(found, a.tolerance, a.precision == "fp32", a.model))
 
 
 def first_divergence(model: Path, graph: Graph, fused: Graph, feed: Mapping[str, Array]) -> str:
@@ -65,8 +72,10 @@ def first_divergence(model: Path, graph: Graph, fused: Graph, feed: Mapping[str,
             return (
                 f"the first node that differs as imported is {d.loc} ({d.op}), by {d.max_rel:.3g}"
             )
-    ours = evaluate(fused, inputs)
-    worst = max(d.max_rel for d in differences(ours, evaluate(graph, inputs)))
+    ours, imported = evaluate(fused, inputs), evaluate(graph, inputs)
+    if [a.shape for a in ours.values()] != [imported[v].shape for v in ours]:
+        return "the import agrees with onnxruntime; the passes change how many boxes are chosen, as --precision may"
+    worst = max(d.max_rel for d in differences(ours, imported))
     if worst > EXACT:
         return f"the import agrees with onnxruntime; the passes change outputs by {worst:.3g}, as --precision may"
     return "the graph agrees with onnxruntime before and after the passes; code generation or the emulator differs"
@@ -82,19 +91,32 @@ class NodeDifference:
 
 
 def node_by_node(model: Path, graph: Graph, feed: Mapping[str, Array]) -> Iterator[NodeDifference]:
-    """Each node's results against onnxruntime's, every node computed from onnxruntime's operands."""
+    """Each node's results against onnxruntime's, every node computed from onnxruntime's operands.
+
+    Where the data decides how many rows there are, onnxruntime has fewer than the graph: those are compared, and operands have ours behind.
+    """
     theirs = _intermediates(model, graph, feed)
     env: dict[str, Any] = {"": None, **graph.constants, **feed, **theirs}
     for n in graph.nodes:
         result = OPS[n.op].facets["reference"](*(env[v] for v in n.inputs), **n.attrs)
         results = result if isinstance(result, tuple) else (result,)
-        for name, y in zip(n.outputs, results, strict=False):
-            if name in theirs and theirs[name].shape == y.shape and theirs[name].dtype == y.dtype:
-                yield NodeDifference(
-                    n.loc, n.op, difference(name, np.asarray(y), theirs[name]).max_rel
-                )
-            else:
-                env[name] = y
+        if n.op == CHOOSES and len(theirs.get(n.outputs[0], results[0])) != results[1]:
+            yield NodeDifference(n.loc, n.op, math.inf)
+        for name, y in zip(n.outputs, map(np.asarray, results), strict=False):
+            if name in theirs and (filled := _filled(theirs[name], y)) is not None:
+                yield NodeDifference(n.loc, n.op, difference(name, y, filled).max_rel)
+                y = filled
+            env[name] = y
+
+
+def _filled(theirs: Array, ours: Array) -> Array | None:
+    """Theirs, with our rows behind those that it has; None if the two are not of one kind."""
+    if theirs.dtype != ours.dtype or theirs.ndim != ours.ndim:
+        return None
+    if theirs.shape == ours.shape:
+        return theirs
+    alike = theirs.shape[1:] == ours.shape[1:] and len(theirs) < len(ours)
+    return np.concatenate([theirs, ours[len(theirs) :]]) if alike else None
 
 
 def _intermediates(model: Path, graph: Graph, feed: Mapping[str, Array]) -> dict[str, Array]:
