@@ -207,7 +207,7 @@ class Block:
     # --- beside the kernel
 
     def padded_weights(self, weights: Array) -> Array:
-        """B as [z, k, n], k and n filled up with zeros to whole tiles."""
+        """B as [z, k, n], k and n filled up to whole tiles with -0: A's fill is +0, and +0 · -0 leaves every sum as it is, even -0."""
         p = self.p
         if p.window is not None:
             parts = weights.reshape(p.k, p.batch, p.n).transpose(1, 0, 2)
@@ -215,7 +215,7 @@ class Block:
             parts = weights.reshape((1, p.n, p.k) if p.trans_b else (1, p.k, p.n))
             parts = parts.swapaxes(1, 2) if p.trans_b else parts
         k, n = self.steps * self.bk, self.grid[1] * self.bn
-        padded = np.zeros((parts.shape[0], k, n), self.stored)
+        padded = np.full((parts.shape[0], k, n), -0.0, self.stored)
         padded[:, : p.k, : p.n] = parts
         return padded
 
