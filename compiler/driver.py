@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from . import pipeline as pipelines
 from .assemble import assemble
 from .cache import KernelCache, folder
 from .groups import is_view
+from .idle import idle_units
 from .ir import Graph
 from .lower import Report, lower
 from .passes import Pass
@@ -34,6 +36,7 @@ from .plugins import sources
 from .schedule import Forced, schedule
 from .tvm import cache as tir
 
+log = logging.getLogger("knapper")
 Dump = Callable[[str, Graph | Plan | Program], None]
 """Called with the name and the value of each level on the way."""
 
@@ -96,8 +99,11 @@ def finish(
 def plan(
     graph: Graph, machine: Machine, options: Options = Options(), dump: Dump | None = None
 ) -> Plan:
-    """Level 2, from a fused graph on."""
+    """Level 2, from a fused graph on. Warns of matrix units that nothing has kernels for."""
     made = schedule(graph, machine, options.forced)
+    if any(s.macs for s in made.steps):
+        for line in idle_units(machine):
+            log.warning("warning: %s", line)
     if dump:
         dump("plan", made)
     return made

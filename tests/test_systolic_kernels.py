@@ -318,4 +318,4 @@ def test_why_a_product_is_refused() -> None:
     ints, _ = matmul((8, 8), (8, 8), dtype="i8")
     assert "operands are i8 and i8" in str(generator.serves(group_of(ints), SMA["sma2"]))
     wide = Machine.load("sma2").with_(array_columns=32)
-    assert generator.serves(group_of(graph), wide) == "sma2 has units of 8 × 32"
+    assert generator.serves(group_of(graph), wide) == "sma2 has units of 8 × 32, not 8 × 16"

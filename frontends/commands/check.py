@@ -100,7 +100,8 @@ def node_by_node(model: Path, graph: Graph, feed: Mapping[str, Array]) -> Iterat
     for n in graph.nodes:
         result = OPS[n.op].facets["reference"](*(env[v] for v in n.inputs), **n.attrs)
         results = result if isinstance(result, tuple) else (result,)
-        if n.op == CHOOSES and len(theirs.get(n.outputs[0], results[0])) != results[1]:
+        chosen = theirs.get(n.outputs[0]) if n.op == CHOOSES else None
+        if chosen is not None and len(chosen) != results[1]:
             yield NodeDifference(n.loc, n.op, math.inf)
         for name, y in zip(n.outputs, map(np.asarray, results), strict=False):
             if name in theirs and (filled := _filled(theirs[name], y)) is not None:

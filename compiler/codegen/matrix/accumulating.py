@@ -338,7 +338,8 @@ class Accumulating(TiledEngine[Strips]):
             return f"{machine.name} has no accumulator memory"
         rows, columns = machine.array_rows, machine.array_columns
         if rows % STEP or columns % (2 * STEP):
-            return f"{machine.name} has units of {rows} × {columns}"
+            legal = f"rows are a multiple of {STEP}, columns of {2 * STEP}"
+            return f"{machine.name} has units of {rows} × {columns}: {legal}"
         if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
             return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the arrays take f16, bf16 and f32"
         if next(tilings(p, machine), None) is None:

@@ -62,7 +62,8 @@ class ChannelFirst(Engine):
             return f"{machine.name} has no vector memory"
         rows, columns = machine.array_rows, machine.array_columns
         if rows % STEP or columns % (2 * STEP) or columns & (columns - 1):
-            return f"{machine.name} has units of {rows} × {columns}"
+            legal = f"rows are a multiple of {STEP}, columns a power of two from {2 * STEP} on"
+            return f"{machine.name} has units of {rows} × {columns}: {legal}"
         if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
             return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the array takes f16, bf16 and f32"
         if not blocks.packs(group, p):

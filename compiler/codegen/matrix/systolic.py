@@ -424,7 +424,8 @@ class Systolic(TiledEngine[Strips]):
 
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
         if (machine.array_rows, machine.array_columns) != (ARRAY.rows, ARRAY.columns):
-            return f"{machine.name} has units of {machine.array_rows} × {machine.array_columns}"
+            units = f"{machine.array_rows} × {machine.array_columns}"
+            return f"{machine.name} has units of {units}, not {ARRAY.rows} × {ARRAY.columns}"
         if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
             return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the arrays take f16, bf16 and f32"
         return None
