@@ -507,6 +507,18 @@ def test_a_record_gives_what_a_run_gives(
     assert again.stats.cycles > timed.stats.cycles
 
 
+def test_a_record_replaces_a_file_rather_than_writing_over_it(
+    network: isa.Program, timed: Result, tmp_path: Path
+) -> None:
+    """Whoever has the old file open, or another name for it, keeps it whole."""
+    place, other = tmp_path / "run.npz", tmp_path / "other.npz"
+    place.write_bytes(b"before")
+    other.hardlink_to(place)
+    Record.of(network, timed.stats).save(place)
+    assert other.read_bytes() == b"before"
+    assert len(Record.load(place).counts) == len(network.launches)
+
+
 def test_what_is_no_record_is_said(network: isa.Program, timed: Result, tmp_path: Path) -> None:
     good = Record.of(network, timed.stats).to_bytes()
     place = tmp_path / "bad.npz"

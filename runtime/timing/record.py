@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knapper.isa import image
+from knapper.isa import files, image
 from knapper.isa.errors import IsaError, UsageError, raise_all
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
@@ -93,8 +93,8 @@ class Record:
         return file.getvalue()
 
     def save(self, path: str | Path) -> None:
-        """Write the file."""
-        Path(path).write_bytes(self.to_bytes())
+        """Write the file, which appears whole or not at all."""
+        files.write(path, self.to_bytes())
 
     @staticmethod
     def load(path: str | Path) -> Record:
