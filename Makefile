@@ -1,6 +1,6 @@
 PYTHON = .venv/bin/python
 
-.PHONY: test lint types format demo clean
+.PHONY: test deep lint types format demo clean
 
 .venv: pyproject.toml
 	python3 -m venv .venv
@@ -9,6 +9,9 @@ PYTHON = .venv/bin/python
 
 test: .venv
 	$(PYTHON) -m pytest
+
+deep: .venv
+	KNAPPER_PROFILE=deep $(PYTHON) -m pytest tests/test_convolution_bits.py
 
 lint: .venv
 	.venv/bin/ruff check
