@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import knapper
+from knapper.isa.machine import Machine
 
 from . import network
 from .conditions import Conditions, Run
 from .network import CHARGE_UNIT, WAVE_UNIT, Weights
 from .pulses import Floats
 
-BATCH, VALUES, BINS = 512, 4096, 200
-"""Waveforms a run of the finder; values and bins of a run of the histogram."""
+BATCH, VALUES, BINS, MEANS = 512, 4096, 200, 8
+"""Waveforms a run of the finder; values and bins of a run of the histogram; means of a run of the logarithm."""
 
-UNITS = {"LSMA": "systolic array", "HMMA": "Tensor Cores"}
+UNITS = {"IM2COL": "systolic array", "LSMA": "systolic array", "HMMA": "Tensor Cores"}
+"""What multiplies, by the first word of an instruction that has it multiply."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Pulses:
     time: Floats
     """Of the maximum, ns from the waveform's start. [flashes]"""
 
+    def __getitem__(self, kept: slice | NDArray[np.bool_]) -> Pulses:
+        return Pulses(self.charge[kept], self.time[kept])
+
 
 @dataclass
 class Work:
@@ -42,8 +47,13 @@ class Work:
     macs_executed: int = 0
     units: Counter[str] = field(default_factory=Counter)
     """Launches by what computed in them."""
+    cycles: int = 0
+    joule: float = 0.0
+    """Of the first run. The others execute the same instructions on other waveforms."""
 
     def add(self, stats: Any) -> None:
+        if stats.timed:
+            self.cycles, self.joule = stats.cycles, stats.energy_pj["total"] * 1e-12
         self.runs += 1
         self.macs += stats.macs
         self.macs_executed += stats.macs_executed
@@ -54,6 +64,11 @@ def unit(mnemonics: Iterable[str]) -> str:
     """What multiplies in a launch that executed these instructions."""
     roots = {m.split(".")[0] for m in mnemonics}
     return next((name for root, name in UNITS.items() if root in roots), "SIMD lanes")
+
+
+def pipeline(machine: Machine) -> str:
+    """The passes for the finder: where there is vector memory, all products go to its array; the lanes are wide there, too."""
+    return "fp16,place{kind=channel_first}" if machine.vector_word else "fp16"
 
 
 class Accelerator:
@@ -77,9 +92,13 @@ class Accelerator:
     ) -> None:
         self.target, self.batch, self.engine = target, batch, engine
         self.conditions, self.weights = conditions, weights
-        self.finder = knapper.compile(network.finder(weights, conditions, batch), target)
+        found = network.finder(weights, conditions, batch)
+        self.finder = knapper.compile(found, target, pipeline=pipeline(Machine.load(target)))
         self.counter = knapper.compile(network.histogram(VALUES, BINS), target, "fp32")
-        self.finding, self.counting = Work(), Work()
+        self.logarithm = knapper.compile(network.poisson(MEANS), target, "fp32")
+        self.charge = network.Error.of(weights, 0, CHARGE_UNIT)
+        self.time = network.Error.of(weights, 1, 1.0)
+        self.finding, self.counting, self.taking_logs = Work(), Work(), Work()
 
     def find(self, run: Run) -> tuple[Pulses, Pulses]:
         """The largest pulse of every waveform's dark gate, and of its light gate."""
@@ -102,7 +121,8 @@ class Accelerator:
 
     def _batch(self, wave: NDArray[np.float32]) -> tuple[Floats, Floats]:
         """Charges (in units of the network) and times (ns), by gate. [2, batch] each"""
-        result = self.finder.run({"wave": wave}, engine=self.engine)
+        first = self.finding.runs == 0
+        result = self.finder.run({"wave": wave}, engine=self.engine, timing=first)
         self.finding.add(result.stats)
         y = {name: a.astype(np.float64).reshape(2, -1) for name, a in result.outputs.items()}
         return y["charge"], y["start"] + y["offset"]
@@ -125,3 +145,14 @@ class Accelerator:
             total += result.outputs["counts"]
         total[0] -= len(filled) - len(values)
         return np.append(total[: bins + 1], total[bins + 1 :].sum())
+
+    def poisson(self, hits: Sequence[int], cases: Sequence[int]) -> list[float]:
+        """The means of Poisson distributions that are above 0 in so many of their cases; of any number of them."""
+        given = np.ones((2, -(-len(hits) // MEANS) * MEANS), np.int32)
+        given[:, : len(hits)] = hits, cases
+        means: list[float] = []
+        for some in np.split(given, given.shape[1] // MEANS, axis=1):
+            result = self.logarithm.run({"hits": some[0], "of": some[1]}, engine=self.engine)
+            self.taking_logs.add(result.stats)
+            means += result.outputs["means"].astype(np.float64).tolist()
+        return means[: len(hits)]

@@ -11,6 +11,8 @@ ELECTRON = 1.602176634e-19
 """Coulomb."""
 PHOTO_ELECTRON = 0.25
 """A pulse counts, for PDE and dark rate, from this part of the mean charge of a photo-electron on (assumed convention)."""
+VALLEY = 0.25, 0.45
+"""Between the pedestal and the peak of the charge spectrum, photo-electrons: P/V takes the mean over it (assumed convention)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Conditions:
     """No light is there: begin and end, ns."""
     light: tuple[int, int] = (370, 470)
     """Where pulses of the flash are, ns; dark ones are there too."""
+    spots: tuple[float, ...] = (0.0, 0.4, 0.7, 1.0)
+    """Where on the photocathode a flash lands, one after the other: distance from the axis, as a part of the edge's."""
 
     def gain(self, charge: float) -> float:
         """Electrons per photo-electron from a charge in mV·ns."""

@@ -2,24 +2,25 @@
 
     pulses in the dark    ── P(hit) ───────────── dark rate = −ln(1 − P) / Δt
     pulses of the flash   ── P(hit) ───────────── PDE = (μ − dark) / photons,  μ = −ln(1 − P)
+      by spot             ── P(hit) ── fit ────── PDE at the edge by that on the axis
       their charges       ── histogram ── fit ─── gain, charge resolution, P/V
-      their times         ── histogram ── fit ─── TTS
+      their times         ── histogram ── fit ─── transit time, TTS
 
-Histograms are counted on the accelerator's SIMD lanes; fits are maximum likelihood, the errors are those of Fisher's information.
+Histograms and logarithms are the accelerator's, on its SIMD lanes; fits are maximum likelihood, the errors are those of Fisher's
+information.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import hypot, inf, log1p, pi, sqrt
+from math import hypot, inf, pi, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .accelerator import Accelerator, Pulses
-from .conditions import PHOTO_ELECTRON, Run
-from .network import CHARGE_UNIT
+from .conditions import PHOTO_ELECTRON, VALLEY, Conditions, Run
 from .pulses import Floats
 
 Counts = NDArray[np.int64]
@@ -28,8 +29,6 @@ PER_PE, UP_TO = 20, 4
 """Bins of the charge histogram per photo-electron, and where it ends: one edge is at a quarter."""
 SPECTRUM = 0.25, 1.6
 """Where the charge spectrum is fitted, photo-electrons."""
-VALLEY = 0.25, 0.45
-"""Between pedestal and peak, photo-electrons: P/V takes the mean over it."""
 TIMED = 0.5, 1.4
 """Pulses whose times are used, photo-electrons: below, noise moves them; above there were two, and the time is that of neither."""
 TIME_BIN = 0.5
@@ -82,10 +81,12 @@ class Estimate:
     """What was found out about a tube, in the units of `tubes.Tube`; a parameter has the same name."""
 
     pde: Value
+    edge: Value
     gain: Value
     resolution: Value
     valley: Value
     tts: Value
+    transit: Value
     dark: Value
     charges: Histogram
     times: Histogram
@@ -114,15 +115,23 @@ def estimate(run: Run, on: Accelerator) -> Estimate:
         raise EstimationError(
             f"{in_the_dark} dark pulses, {ENOUGH[0]} are wanted: take more flashes"
         )
-    rate = _mean(in_the_dark, flashes) * (1 / (c.dark[1] - c.dark[0]))
-    flash = _mean(spectrum.hits, flashes) - rate * (c.light[1] - c.light[0])
-    tts, times = _times(lit, lit.charge * per_pe, c.light, on)
+    spots = [slice(i, flashes, len(c.spots)) for i in range(len(c.spots))]
+    hits = [_hits(_inside(light[s], c.light).charge * per_pe, on) for s in spots]
+    cases = [len(range(flashes)[s]) for s in spots]
+    in_dark, in_light, *by_spot = _means(
+        [in_the_dark, spectrum.hits, *hits], [flashes, flashes, *cases], on
+    )
+    rate = in_dark * (1 / (c.dark[1] - c.dark[0]))
+    not_flash = rate * (c.light[1] - c.light[0])
+    tts, transit, times = _times(lit, lit.charge * per_pe, c, on)
     return Estimate(
-        pde=flash * (1 / c.photons),
+        pde=(in_light - not_flash) * (1 / c.photons),
+        edge=_uniformity([mean - not_flash for mean in by_spot], c.spots),
         gain=spectrum.unit * (c.gain(spectrum.unit.value) * per_pe),
         resolution=spectrum.deviation,
         valley=spectrum.valley,
         tts=tts,
+        transit=transit,
         dark=rate * 1e9,
         charges=spectrum.histogram,
         times=times,
@@ -131,14 +140,23 @@ def estimate(run: Run, on: Accelerator) -> Estimate:
 
 def _inside(pulses: Pulses, gate: tuple[int, int]) -> Pulses:
     """The pulses whose maximum is in the gate: the filter's may be at its edge, of a pulse outside."""
-    kept = (pulses.time >= gate[0]) & (pulses.time < gate[1])
-    return Pulses(pulses.charge[kept], pulses.time[kept])
+    return pulses[(pulses.time >= gate[0]) & (pulses.time < gate[1])]
 
 
-def _mean(hits: int, n: int) -> Value:
-    """The mean of a Poisson distribution that is above 0 in so many of n cases: μ = −ln(1 − P)."""
-    p = hits / n
-    return Value(-log1p(-p), sqrt(p / (1 - p) / n))
+def _means(hits: Sequence[int], cases: Sequence[int], on: Accelerator) -> list[Value]:
+    """The means of Poisson distributions that are above 0 in so many of their cases: μ = −ln(1 − P)."""
+    values = on.poisson(hits, cases)
+    return [
+        Value(mean, sqrt(h / (n - h) / n)) for mean, h, n in zip(values, hits, cases, strict=True)
+    ]
+
+
+def _uniformity(means: Sequence[Value], spots: Sequence[float]) -> Value:
+    """At the edge by on the axis: a parabola around the axis through the means of the spots, by least squares."""
+    to_line = np.linalg.pinv(np.stack([np.ones(len(spots)), np.square(spots)], 1))
+    axis, fall = to_line @ [m.value for m in means]
+    slope = np.array([-fall / axis**2, 1 / axis]) @ to_line
+    return Value(1 + fall / axis, float(np.hypot.reduce(slope * [m.error for m in means])))
 
 
 def _hits(charges: Floats, on: Accelerator) -> int:
@@ -161,13 +179,14 @@ def _charges(pulses: Pulses, flashes: int, on: Accelerator) -> _Charges:
         all_counts = on.histogram(pulses.charge / unit, 0, UP_TO, UP_TO * PER_PE)
         counts = all_counts[1:-1]
         hits = int(all_counts[_bin(PHOTO_ELECTRON) + 1 :].sum())
-        fit = _fit_charges(counts, _mean(hits, flashes).value)
+        fit = _fit_charges(counts, on.poisson([hits], [flashes])[0])
         found, unit = fit[1] * unit, unit * fit[1].value
-    blur = hypot(on.weights["blur"][0] * CHARGE_UNIT / unit, 1 / PER_PE / sqrt(12))
+    blur = hypot(on.charge.blur / unit, 1 / PER_PE / sqrt(12))
     deviation = (fit[2] * (1 / fit[1].value)).without(blur)
     edges = np.arange(len(counts) + 1) / PER_PE
+    bias = Value(on.charge.bias, on.charge.spread)
     return _Charges(
-        found, deviation, _valley(counts, fit), hits, Histogram(edges, counts, fit.curve)
+        found - bias, deviation, _valley(counts, fit), hits, Histogram(edges, counts, fit.curve)
     )
 
 
@@ -215,10 +234,10 @@ def _valley(counts: Counts, fit: Fit) -> Value:
 
 
 def _times(
-    pulses: Pulses, charges: Floats, gate: tuple[int, int], on: Accelerator
-) -> tuple[Value, Histogram]:
-    """The spread of the times of single photo-electrons over a flat floor of dark pulses."""
-    used = pulses.time[(charges >= TIMED[0]) & (charges < TIMED[1])]
+    pulses: Pulses, charges: Floats, c: Conditions, on: Accelerator
+) -> tuple[Value, Value, Histogram]:
+    """Spread and mean of the times of single photo-electrons, from the flash on, over a flat floor of dark pulses."""
+    gate, used = c.light, pulses.time[(charges >= TIMED[0]) & (charges < TIMED[1])]
     bins = round((gate[1] - gate[0]) / TIME_BIN)
     counts = on.histogram(used, *gate, bins)[1:-1]
     t = gate[0] + (np.arange(bins) + 0.5) * TIME_BIN
@@ -231,10 +250,10 @@ def _times(
     low, middle, high = np.interp([0.2, 0.5, 0.8], counts.cumsum() / counts.sum(), t)
     start = np.array([counts.sum(), middle, (high - low) / 1.7, 0.1])
     fit = maximise(line, counts, start, least=FLOOR)
-    blur = hypot(on.weights["blur"][1], TIME_BIN / sqrt(12))
-    return fit[2].without(blur), Histogram(
-        np.append(t, t[-1] + TIME_BIN) - TIME_BIN / 2, counts, fit.curve
-    )
+    spread = fit[2].without(hypot(on.time.blur, TIME_BIN / sqrt(12)))
+    edges = np.append(t, t[-1] + TIME_BIN) - TIME_BIN / 2
+    transit = fit[1] - Value(c.flash + on.time.bias, on.time.spread)
+    return spread, transit, Histogram(edges, counts, fit.curve)
 
 
 # --- maximum likelihood -------------------------------------------------------------------------

@@ -1,15 +1,17 @@
 """The networks that run on the accelerator, as ONNX: one finds and measures pulses, the other counts them.
 
-    wave[n,1,512] ── matched filter, Conv1D 1→1, k=48 ── the maximum in each gate ─┐
-         └──────────────────────────────────────── GatherElements: 64 samples around it: crop[2n,1,64]
+    wave[n,1,512] ── matched filters, Conv1D 1→16, k=48 ── the best of them ── the maximum in each gate ─┐
+         └────────────────────────────────────────────── GatherElements: 64 samples around it: crop[2n,1,64]
     crop ─┬─ Conv1D 1→16, k=32 ─ Mish ─ Conv1D 16→32, k=8, stride 4 ─ Mish ─ dense ─(+)─ charge, offset
           └──────────────────────── dense ───────────────────────────────────────────┘
 
-Both convolutions of the waveform have one input channel: a systolic array of 128 rows would use one of them, tap by tap.
+The filters and the first convolution of a crop have one input channel: tap by tap, a systolic array of 128 rows would use one
+row. Taps side by side use as many rows as there are taps.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,27 @@ STRIDE = 4
 TRAINED = "conv1", "bias1", "conv2", "bias2", "dense", "bias", "skip"
 CHARGE_UNIT, WAVE_UNIT = 80.0, 8.0
 """The network is trained on mV/8, and on charges in 80 mV·ns: numbers near 1."""
+FILTERS = "filters"
+"""The name of the convolution with the templates."""
 OPSET, IR_VERSION = 18, 8
+
+
+@dataclass(frozen=True)
+class Error:
+    """How the network errs on pulses of one photo-electron, mV·ns or ns: a tube's pulses have one shape."""
+
+    blur: float
+    """Standard deviation on pulses of one shape."""
+    bias: float
+    """Mean, of all shapes in the family."""
+    spread: float
+    """Standard deviation over shapes of a shape's mean."""
+
+    @classmethod
+    def of(cls, weights: Weights, column: int, unit: float) -> Error:
+        """Of charge (column 0) or time (1), as the training script measured it."""
+        blur, _, bias, spread = weights["errors"][:, column] * unit
+        return cls(float(blur), float(bias), float(spread))
 
 
 class Sketch:
@@ -45,8 +67,8 @@ class Sketch:
         self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
-    def node(self, op: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        name = f"{op.lower()}{len(self.nodes)}"
+    def node(self, op: str, *inputs: str, out: str = "", name: str = "", **attributes: Any) -> str:
+        name = name or f"{op.lower()}{len(self.nodes)}"
         out = out or f"{name}_out"
         self.nodes.append(helper.make_node(op, inputs, [out], name, **attributes))
         return out
@@ -89,11 +111,12 @@ def finder(weights: Weights, conditions: Conditions, batch: int) -> onnx.ModelPr
 
 
 def matched_filter(s: Sketch, weights: Weights) -> str:
-    """The correlation with the template; it is largest where the pulse is."""
-    template = weights["template"]
-    ahead = int(template.argmax())
-    pads = [ahead, len(template) - 1 - ahead]
-    return s.node("Conv", "wave", s.constant(template[None, None]), pads=pads)
+    """The correlation with the template that fits best; it is largest where the pulse is. f32[batch, 1, samples]"""
+    bank = weights["templates"]
+    ahead = int(bank[0].argmax())
+    pads = [ahead, bank.shape[1] - 1 - ahead]
+    scores = s.node("Conv", "wave", s.constant(bank[:, None]), name=FILTERS, pads=pads)
+    return s.node("ReduceMax", scores, s.constant([1], np.int64), keepdims=1)
 
 
 def _start(s: Sketch, filtered: str, gate: tuple[int, int]) -> str:
@@ -112,8 +135,8 @@ def _crop(s: Sketch, start: str) -> str:
 def measure(s: Sketch, weights: Weights, crops: str) -> str:
     """Charge and offset of the pulse in each crop. f32[crops, 2]"""
     w = {name: s.constant(weights[name]) for name in TRAINED}
-    x = mish(s, s.node("Conv", crops, w["conv1"], w["bias1"]))
-    x = mish(s, s.node("Conv", x, w["conv2"], w["bias2"], strides=[STRIDE]))
+    x = mish(s, s.node("Conv", crops, w["conv1"], w["bias1"], name="conv1"))
+    x = mish(s, s.node("Conv", x, w["conv2"], w["bias2"], name="conv2", strides=[STRIDE]))
     deep = s.node("Gemm", s.node("Flatten", x), w["dense"], w["bias"])
     return s.node("Add", deep, s.node("MatMul", s.node("Flatten", crops), w["skip"]))
 
@@ -121,6 +144,20 @@ def measure(s: Sketch, weights: Weights, crops: str) -> str:
 def mish(s: Sketch, x: str) -> str:
     """x · tanh(log(1 + eˣ))"""
     return s.node("Mul", x, s.node("Tanh", s.node("Softplus", x)))
+
+
+def poisson(cases: int) -> onnx.ModelProto:
+    """The network that takes μ = −ln(N0/N): N cases, in N0 of which a Poisson distribution gave 0.
+
+    hits i32[cases] (N − N0), of i32[cases] (N) → means f32[cases], compiled in fp32.
+    """
+    s = Sketch()
+    none = s.node("Cast", s.node("Sub", "of", "hits"), to=TensorProto.FLOAT)
+    part = s.node("Div", none, s.node("Cast", "of", to=TensorProto.FLOAT))
+    s.node("Neg", s.node("Log", part), out="means")
+    inputs = [helper.make_tensor_value_info(n, TensorProto.INT32, [cases]) for n in ("hits", "of")]
+    means = helper.make_tensor_value_info("means", TensorProto.FLOAT, [cases])
+    return s.model("poisson", inputs, [means])
 
 
 def histogram(values: int, bins: int) -> onnx.ModelProto:

@@ -1,7 +1,7 @@
 """What one photo-electron looks like at the digitiser: the family of pulses, without any tube's numbers.
 
 The generator (`tubes`) draws a tube's pulses from it; the training script (`train`) draws pulses of every shape that a tube
-may have, so that the network knows the family and no tube. The estimator imports neither.
+may have, so that the network knows the family and no tube. The estimator takes nothing from here but a name for arrays of float64.
 
     mV    rise  fall
      |      _

@@ -25,7 +25,9 @@ SEED, STEPS, BATCH, RATE = 0, 4000, 256, 2e-3
 OFFSET_UNIT = 4.0
 """ns, in the loss."""
 TEMPLATE = 48, 20
-"""Taps of the matched filter, and which of them is a pulse's maximum."""
+"""Taps of the matched filters, and which of them is a pulse's maximum."""
+RISES, FALLS = (4.0, 5.5, 7.0, 8.5), (8.5, 11.5, 14.5, 17.5)
+"""Of the matched filters' pulses, ns: each rise with each fall."""
 
 
 @dataclass(frozen=True)
@@ -151,36 +153,38 @@ def train(rng: np.random.Generator, steps: int) -> Weights:
     return w
 
 
-def template() -> F32:
-    """The matched filter: the pulse in the middle of the family, of unit energy in units of 8 mV."""
+def templates() -> F32:
+    """The matched filters: pulses from all over the family, of unit energy. [16, 48]"""
     taps, peak = TEMPLATE
-    pulse = Shape(6.0, 13.5, 0.0)(np.arange(taps) - float(peak))
-    return np.asarray(pulse / np.sqrt((pulse**2).sum()), np.float32)
+    rise, fall = np.meshgrid(RISES, FALLS, indexing="ij")
+    shape = Shape(rise.reshape(-1, 1), fall.reshape(-1, 1), 0.0)
+    pulses = shape(np.arange(float(taps)) - peak)
+    return np.asarray(pulses / np.sqrt((pulses**2).sum(1, keepdims=True)), np.float32)
 
 
-def blur(w: Weights, rng: np.random.Generator, shapes: int = 200, pulses: int = 200) -> Floats:
+def errors(w: Weights, rng: np.random.Generator, shapes: int = 200, pulses: int = 200) -> Floats:
     """How the network errs on pulses of one photo-electron, charge (80 mV·ns) and offset (ns): random, and by shape.
 
     A tube's pulses have one shape: what the network errs for it is the same for each of them, and blurs nothing. Gives the
     standard deviation within a shape and its spread over shapes, then mean and spread of a shape's mean. [4, 2]
     """
-    errors = []
+    off = []
     for shape in range(shapes):
         one = _shapes(np.random.default_rng(shape), 1)
         at = CROP + rng.random((pulses, 1))
         volts = CHARGE_UNIT * one(np.arange(2.0 * CROP) - at)
         x, start = _aligned(volts + 0.3 * rng.standard_normal(volts.shape))
         y, _ = forward(w, x)
-        errors.append(y - np.hstack([np.ones_like(at), at - start]))
-    deviation, mean = np.std(errors, 1), np.mean(errors, 1)
+        off.append(y - np.hstack([np.ones_like(at), at - start]))
+    deviation, mean = np.std(off, 1), np.mean(off, 1)
     return np.stack([deviation.mean(0), deviation.std(0), mean.mean(0), mean.std(0)])
 
 
 def _aligned(volts: Floats) -> tuple[F32, NDArray[np.int64]]:
-    """The crop around the matched filter's maximum, mV/8, and the sample where it starts. [n, 64], [n, 1]"""
+    """The crop around the matched filters' maximum, mV/8, and the sample where it starts. [n, 64], [n, 1]"""
     taps, peak = TEMPLATE
-    filtered = sliding_window_view(volts, taps, 1) @ template()
-    start = filtered.argmax(1)[:, None] + peak - ALIGN
+    filtered = sliding_window_view(volts, taps, 1) @ templates().T
+    start = filtered.max(2).argmax(1)[:, None] + peak - ALIGN
     crop = np.take_along_axis(volts, start + np.arange(CROP), 1)
     return np.asarray(crop / WAVE_UNIT, np.float32), start
 
@@ -189,15 +193,16 @@ def main() -> None:
     """Write weights.npz."""
     rng = np.random.default_rng(SEED)
     w = train(rng, STEPS)
-    errs = blur(w, rng)
+    errs = errors(w, rng)
     for name, (charge, time) in zip(("blur", "± shapes", "bias", "± shapes"), errs, strict=True):
         print(f"{name:<9} {charge:8.4f} (charge) {time:8.3f} ns")
     provenance = (
         f"examples/pmt/train.py, numpy {np.__version__}, seed {SEED}, {STEPS} steps of {BATCH} crops; "
         "synthetic pulses of examples/pmt/pulses.py, no measured data"
     )
-    told: dict[str, Any] = {"provenance": np.array(provenance), "blur": errs[0]}
-    np.savez_compressed(network.WEIGHTS, **told, template=template(), **w)
+    told = {"provenance": np.array(provenance), "errors": errs, "templates": templates()}
+    kept: dict[str, Any] = {**told, **w}
+    np.savez_compressed(network.WEIGHTS, **kept)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ which come later than a waveform lasts, and transit times of several peaks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import erf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .conditions import PHOTO_ELECTRON, Conditions, Run
+from .conditions import PHOTO_ELECTRON, VALLEY, Conditions, Run
 from .pulses import Floats, Shape
 
-VALLEY = 0.25, 0.45
-"""Between the pedestal and the peak of the charge spectrum, in photo-electrons: P/V takes the mean over it."""
 TAIL = 0.6
 """Mean of the additional charge of a pulse in an MCP's tail, photo-electrons. Assumed."""
 LATEST = 64
@@ -29,7 +29,7 @@ class Tube:
 
     name: str
     pde: float
-    """Pulses of at least a quarter of a photo-electron per photon."""
+    """Pulses of at least a quarter of a photo-electron per photon, the mean of the test stand's spots."""
     gain: float
     tts: float
     """Standard deviation of the transit time, ns."""
@@ -49,6 +49,8 @@ class Tube:
     """mV, each sample. Assumed."""
     transit: float = 18.0
     """From flash to pulse, ns. Assumed."""
+    edge: float = 0.9
+    """PDE at the photocathode's edge by that on its axis; between them it falls with the square of the distance. Assumed."""
 
     @property
     def partial(self) -> float:
@@ -63,6 +65,11 @@ class Tube:
         ratio = (peak / self.valley - bell) / line
         return float(ratio / (1 + ratio))
 
+    def over(self, spots: Sequence[float]) -> Floats:
+        """PDE where the spots are, whose mean is `pde`. [spots]"""
+        profile = 1 - (1 - self.edge) * np.square(spots)
+        return np.asarray(self.pde * profile / profile.mean())
+
     @property
     def counted(self) -> float:
         """The part of the photo-electrons that counts: those of at least a quarter."""
@@ -74,8 +81,9 @@ class Tube:
 
 HPK = Tube("HPK dynode", 0.281, 1e7, 1.3, 17.0e3, resolution=0.28, valley=3.8, rise=7.0, fall=10.0)
 NNVT = Tube(
-    "NNVT MCP", 0.289, 1e7, 7.0, 31.0e3, resolution=0.33, valley=3.9, rise=5.0, fall=17.0, tail=0.03
-)
+    "NNVT MCP", 0.289, 1e7, 7.0, 31.0e3, resolution=0.33, valley=3.9, rise=5.0, fall=17.0, tail=0.03,
+    transit=21.0, edge=0.85,
+)  # fmt: skip
 TYPES = HPK, NNVT
 
 
@@ -96,7 +104,8 @@ def _photo_electrons(
     tube: Tube, c: Conditions, flashes: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], Floats]:
     """The flash and the time, ns, of every photo-electron."""
-    lit = rng.poisson(c.photons * tube.pde / tube.counted, flashes)
+    pde = np.resize(tube.over(c.spots), flashes)
+    lit = rng.poisson(c.photons * pde / tube.counted)
     ns = 1e-9 * tube.dark / tube.counted
     begin, end = -LATEST, c.samples + LATEST
     dark = rng.poisson(ns * (end - begin), flashes)
@@ -126,6 +135,4 @@ def _write(
 
 def _below(q: float, resolution: float) -> float:
     """The part of the fully amplified charges below q."""
-    from math import erf, sqrt
-
     return 0.5 * (1 + erf((q - 1) / resolution / sqrt(2)))
