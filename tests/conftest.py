@@ -1,4 +1,4 @@
-"""Golden tests (`tests/ir/*.ir`), hypothesis profiles, and where models and data are.
+"""Golden tests (`tests/ir/*.ir`), hypothesis profiles, where models and data are, and a folder to try commands in.
 
 A golden file says its passes, a graph, and the graph that must come out, or the error:
 
@@ -18,11 +18,16 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from hypothesis import settings
+from shop import Knapper, small_model
 
+import knapper
 from knapper.compiler import pipeline, text
 from knapper.compiler.ir import Graph
+from knapper.frontends import cli
 from knapper.isa.errors import KnapperError
 
 SEPARATOR = re.compile(r"^// ---- (becomes|fails)\n", re.MULTILINE)
@@ -97,3 +102,33 @@ def read_onnx(data: Path) -> Callable[[str], Graph]:
         return onnx.read(found)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small.onnx and, compiled from it, small.elf."""
+    folder = tmp_path_factory.mktemp("shop")
+    onnx.save(small_model(), folder / "small.onnx")
+    image = knapper.compile(folder / "small.onnx", shapes={"image": (1, 3, 8, 8)})
+    image.save(folder / "small.elf")
+    np.savez(folder / "in.npz", image=np.ones((1, 3, 8, 8), np.float32), token=np.array([2]))
+    return folder
+
+
+@pytest.fixture
+def run(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Knapper:
+    """`knapper …` in an empty folder, as (exit code, stdout, stderr); SHOP/ stands for the shop."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        argv = [w.replace("SHOP", str(shop)) for w in words]
+        try:
+            code = cli.run(argv)
+        except SystemExit as e:
+            code = e.code if isinstance(e.code, int) else 1
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
