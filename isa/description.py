@@ -7,6 +7,7 @@ as `{ value = …, provenance = … }`. Nothing is checked here but that a file 
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -133,6 +134,22 @@ def parse(path: Path) -> dict[str, Any]:
         raise IsaError("E510", f"cannot read the file: {e.strerror}", where=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise IsaError("E512", f"not TOML: {e}", where=str(path)) from None
+
+
+def comment(path: Path) -> str:
+    """The comment at the head of a file, formulas kept apart."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" "))
+    return "\n".join(lines)
+
+
+def about(path: Path) -> str:
+    """What a file says first of itself, up to where it goes into detail; "" if it says nothing."""
+    text = re.sub(r"\s*\([^)]*\)", "", comment(path).replace("\n", " "))
+    return re.split(r"[.,:](?= |$)", text)[0]
 
 
 def find(name: str, names: Mapping[str, Path], kind: str, above: tuple[str, ...] = ()) -> Path:

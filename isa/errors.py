@@ -17,7 +17,7 @@ CODES: dict[str, str] = {
     "E202": "The model has something that is no dense tensor of a supported element type: strings, sequences, sparse initializers, 8-bit floats.",
     "E203": "An operator, or this use of it, is not supported. `knapper ops` lists operators; a plugin can add one.",
     "E204": "Something that must be known when compiling (a shape, axes, a branch) is computed from the network's inputs. Bind one with --const.",
-    "E205": "An input has no static shape, or --shape gives it another number of dimensions. knapper compiles static shapes: bind open dimensions with --shape NAME=1,3,224,224.",
+    "E205": "An input has no static shape, or another number of dimensions than --shape gives. Bind open ones: --shape NAME=1,3,224,224.",
     "E206": "A node's operands or attributes do not fit its operator: shapes that do not match, a wrong count, an impossible value.",
     "E207": "External data of a model is missing, too short, or outside the model's folder.",
     "E208": "The model's opset is newer than the installed `onnx` package knows.",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .description import EVENTS, TABLES, TARGETS, Flat, parse, read
+from .description import EVENTS, TABLES, TARGETS, Flat, comment, parse, read
 from .machine import NUMBERS, PROVENANCES, Machine
 
 OPENING = """\
@@ -58,7 +58,7 @@ def _target(path: Path) -> str:
     """A section: why the target is so, which the head of its file says, and what its file gives."""
     base = parse(path).get("base")
     flat = {k: leaf for k, leaf in read(path.stem).items() if not leaf.inherited}
-    head = f"## {path.stem}\n\n{_comment(path)}\n"
+    head = f"## {path.stem}\n\n{comment(path)}\n"
     note = f"\nAll else as [{base}](#{base}).\n" if base else ""
     return head + note + "\n" + _table(("number", "value", "what", "from", "note"), _rows(flat))
 
@@ -88,18 +88,8 @@ def _energy(path: Path) -> str:
         (f"`{event}`", given[event]["value"], what, given[event]["provenance"], given[event]["source"])
         for event, what in EVENTS.items()
     ]  # fmt: skip
-    head = f"## Energy: {path.stem}\n\n{_comment(path)}\n\n"
+    head = f"## Energy: {path.stem}\n\n{comment(path)}\n\n"
     return head + _table(("event", "pJ", "what", "from", "source"), rows)
-
-
-def _comment(path: Path) -> str:
-    """The comment at the head of a file, formulas kept apart."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").removeprefix(" "))
-    return "\n".join(lines)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

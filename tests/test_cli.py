@@ -106,6 +106,15 @@ def test_listings_print_tables_and_json(run: Knapper, command: str) -> None:
     assert json.loads(out)
 
 
+def test_targets_says_what_each_machine_is(run: Knapper) -> None:
+    code, out, _ = run("targets", "--json")
+    assert code == 0
+    about = {row["target"]: row["about"] for row in json.loads(out)}
+    assert about["tpu-v2"] == "One core of a TPU v2"
+    assert about["sma2"] == "SMA with 2 units"
+    assert all(about.values())
+
+
 def test_listings_know_one_entry_by_name_or_beginning(run: Knapper) -> None:
     assert "Convolution" in run("ops", "conv")[1]
     assert "accumulate" in run("isa", "HMMA")[1].lower()

@@ -139,10 +139,11 @@ def passes(a: argparse.Namespace) -> None:
 
 def targets(a: argparse.Namespace) -> None:
     """`knapper targets`."""
+    from knapper.isa.description import about
     from knapper.isa.machine import Machine, known
 
     if a.name is None:
-        machines = [Machine.load(name) for name in sorted(known())]
+        machines = [(Machine.load(name), path) for name, path in sorted(known().items())]
         rows = [
             {
                 "target": m.name,
@@ -150,8 +151,9 @@ def targets(a: argparse.Namespace) -> None:
                 "MHz": m.clock_hz // 1_000_000,
                 "extensions": " ".join(m.extensions),
                 "hash": m.hash[:12],
+                "about": about(path),
             }
-            for m in machines
+            for m, path in machines
         ]
         _print(a, rows, list(rows[0]) if rows else [])
         return
