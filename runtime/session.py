@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, get_args
@@ -128,10 +128,11 @@ class Session:
             tick(0)
             kernel, facts = self.program.kernels[launch.kernel], self._facts[launch.kernel]
             counted = runner.launch(launch, work, tick, timing)
-            measured = metering.launch(launch, counted) if metering else None
-            made = LaunchStats(launch, kernel, facts, counted, measured)
+            made = LaunchStats(launch, kernel, facts, counted)
             work -= made.instructions
             counts.append(made)
+        if metering:  # afterwards: in turns, each would find its code and data evicted
+            counts = [replace(s, measured=metering.launch(s.launch, s.counts)) for s in counts]
         outputs = trimmed({port.name: self.memory.get(port) for port in self.program.outputs})
         provenance = self.provenance(inputs, engine, checked)
         clock = self.machine.clock_hz if timing else 0

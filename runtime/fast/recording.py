@@ -48,6 +48,8 @@ class Readers:
     def __init__(self, memory: int, tally: Callable[..., int]) -> None:
         self.map = aligned(-(-memory // SECTOR) + WIDE, np.uint32)
         self.tally, self.next = tally, 1
+        self.spare: list[NDArray[np.uint8]] = []
+        """Logs that have been counted, to be written again."""
         self.place = (self.map.ctypes.data - BASE // SECTOR * 4) % (1 << 64)
 
     def launch(self, blocks: int) -> int:
@@ -68,30 +70,36 @@ class Log:
         self.readers, self.base = readers, readers.launch(blocks)
         self.gaps = np.zeros(blocks, np.uint64)
         self.places = readers.place, self.gaps.ctypes.data
-        self.waiting: dict[int, tuple[int, NDArray[np.uint64]]] = {}
+        self.waiting: dict[int, tuple[int, NDArray[np.uint8], int]] = {}
         self.next = 0
         """The first block whose reads are not counted yet."""
         self.lock = threading.Lock()
 
-    def reads(self, first: int, end: int, entries: NDArray[np.uint64]) -> None:
-        """What some blocks read first. It is counted in launch order, so what comes early waits."""
-        with self.lock:
-            self.waiting[first] = end, entries if first == self.next else entries.copy()
-            while self.next in self.waiting:
-                self.next, entries = self.waiting.pop(self.next)
-                self.count(entries)
+    def reads(self, first: int, end: int, log: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+        """What some blocks read first: `size` bytes of a log, for which another one is given.
 
-    def count(self, entries: NDArray[np.uint64]) -> None:
+        It is counted in launch order, so what comes early waits. Most of a log is never touched, and takes no memory.
+        """
+        spare = self.readers.spare
+        with self.lock:
+            self.waiting[first] = end, log, size
+            while self.next in self.waiting:
+                self.next, counted, size = self.waiting.pop(self.next)
+                self.count(counted, size)
+                spare.append(counted)
+            return spare.pop() if spare else aligned(len(log))
+
+    def count(self, log: NDArray[np.uint8], size: int) -> None:
         """Of the next blocks."""
-        begin = entries.ctypes.data
-        self.readers.tally(*self.places, begin, begin + entries.nbytes, self.base)
+        begin = log.ctypes.data
+        self.readers.tally(*self.places, begin, begin + size, self.base)
 
     def told(self, counts: Counts) -> Counts:
         """What a launch did, when all blocks have ended."""
-        gaps = np.trim_zeros(self.gaps, "b")
-        return replace(
-            counts, dram_read=SECTOR * int(gaps[:1].sum()), gaps=gaps, paths=self.paths()
-        )
+        there = self.gaps.nonzero()[0]
+        gaps = self.gaps[: int(there[-1]) + 1 if len(there) else 0]
+        read = SECTOR * int(self.gaps[0])
+        return replace(counts, dram_read=read, gaps=gaps, paths=self.paths())
 
     def paths(self) -> Paths:
         """Likewise."""
@@ -121,9 +129,14 @@ class Recorder:
 
     def entries(self, sectors: int) -> None:
         """The log: room for some blocks, of which each may read every sector."""
-        s, size = self.scratch.state[0], ENTRY * (2 * sectors + LEAST)
-        self.start = self.scratch.buffer("log", size)
-        s["log"], s["log_full"] = self.start, self.start + ENTRY * (sectors + LEAST // 2)
+        self.room = ENTRY * (sectors + LEAST // 2)
+        self.scratch.buffer("log", 2 * self.room)
+        self.write_to(self.scratch.buffers["log"])
+
+    def write_to(self, log: NDArray[np.uint8]) -> None:
+        """Begin a log."""
+        s, self.scratch.buffers["log"], self.start = self.scratch.state[0], log, log.ctypes.data
+        s["log"], s["log_full"] = self.start, self.start + self.room
 
     @property
     def crowded(self) -> bool:
@@ -133,10 +146,8 @@ class Recorder:
 
     def take(self, first: int, end: int) -> None:
         """Blocks have run: hand over what they read."""
-        s = self.scratch.state[0]
-        size = int(s["log"]) - self.start
-        self.log.reads(first, end, self.scratch.buffers["log"][:size].view(np.uint64))
-        s["log"] = self.start
+        size = int(self.scratch.state[0]["log"]) - self.start
+        self.write_to(self.log.reads(first, end, self.scratch.buffers["log"], size))
 
     def stamps(self, sectors: int) -> None:
         """The map of which block read a sector last. Blocks are numbered through all launches, so it is seldom cleared."""

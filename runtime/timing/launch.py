@@ -27,7 +27,6 @@ from knapper.isa.program import Kernel, Launch
 
 from ..counters import Counts
 from ..decode import Decoded
-from ..paths import EVENT, Paths
 from .footprint import Footprint, Traffic, footprint
 from .report import Roofline, Timing
 from .residency import Residency
@@ -105,7 +104,7 @@ def digest(launch: Launch, counts: Counts, held: float, evicted: int, jump: bool
     key.update(counts.gaps.tobytes())
     key.update(counts.instructions.tobytes())
     key.update(counts.paths.of_block.tobytes())
-    for array in flatten(counts.paths):
+    for array in counts.paths.flat:
         key.update(array.tobytes())
     return key.digest()
 
@@ -164,7 +163,7 @@ class Run:
         return Counter(rows[:, 0].tolist())
 
     def timing(self) -> Timing:
-        events, path = flatten(self.paths)
+        events, path = self.paths.flat
         return self.report(
             [self.simulate(events, path, s, sms) for s, sms in self.sequences().items()]
         )
@@ -261,13 +260,3 @@ class Run:
             flops / moved if moved else 0.0, flops / seconds, self.fixed.peak,
             max(utilisation, key=lambda name: utilisation[name]),
         )  # fmt: skip
-
-
-def flatten(paths: Paths) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The events of all classes in one array, and where each warp of each class begins. [events], [classes, warps]"""
-    lengths = [[len(w) for w in c] for c in paths.warps]
-    ends = np.cumsum(np.array(lengths, np.int64)).reshape(len(lengths), -1)
-    words = [
-        w.view(np.uint32) for c in paths.warps for w in c
-    ]  # joining records takes ten times as long
-    return np.concatenate(words).view(EVENT), ends - lengths

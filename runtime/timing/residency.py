@@ -63,7 +63,10 @@ class Residency:
         under = [r for r in self.ranges if start < r.end and r.start < end]
         dirty = "w" in o.use or any(r.dirty for r in under)
         if under:
-            apart = [(r,) if r not in under else r.without(start, end) for r in self.ranges]
+            apart = (
+                (r,) if r.end <= start or end <= r.start else r.without(start, end)
+                for r in self.ranges
+            )
             self.ranges = [r for parts in apart for r in parts]
         self.ranges.append(Range(start, end, o.bytes, dirty))
 
