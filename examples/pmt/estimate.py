@@ -182,7 +182,7 @@ def _charges(pulses: Pulses, flashes: int, on: Accelerator) -> _Charges:
         fit = _fit_charges(counts, on.poisson([hits], [flashes])[0])
         found, unit = fit[1] * unit, unit * fit[1].value
     blur = hypot(on.charge.blur / unit, 1 / PER_PE / sqrt(12))
-    deviation = (fit[2] * (1 / fit[1].value)).without(blur)
+    deviation = fit.ratio(2, 1).without(blur)
     edges = np.arange(len(counts) + 1) / PER_PE
     bias = Value(on.charge.bias, on.charge.spread)
     return _Charges(
@@ -269,6 +269,12 @@ class Fit:
 
     def __getitem__(self, i: int) -> Value:
         return Value(float(self.at[i]), sqrt(float(self.covariance[i, i])))
+
+    def ratio(self, i: int, k: int) -> Value:
+        """One parameter by another; their errors depend on each other."""
+        ratio = float(self.at[i] / self.at[k])
+        slope = np.array([1, -ratio]) / self.at[k]
+        return Value(ratio, sqrt(float(slope @ self.covariance[np.ix_((i, k), (i, k))] @ slope)))
 
 
 def maximise(
