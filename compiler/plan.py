@@ -9,7 +9,7 @@ real bytes, each tile by tile as its generator does, so that a mistake in the me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +22,7 @@ from knapper.isa.rows import trimmed
 from knapper.isa.verify import MODES
 
 from .codegen.generator import GENERATORS, Generator, Group, Options, modes_of
+from .codegen.generator import MODES as OPTION
 from .groups import groups, known, roots
 from .ir import DTYPES, Array, Graph, Type
 from .link import crossings
@@ -31,6 +32,8 @@ from .work import group_macs
 
 POISON = 0xFF
 """What an arena byte holds before anything is written: NaN in every float format."""
+SHOWN = 3
+"""Ways to launch that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -230,16 +233,25 @@ def illegal(step: Step, machine: Machine) -> CompileError | None:
         )
     if (why := step.generator.serves(step.group, machine)) is not None:
         return CompileError("E412", f"{step.kind} does not serve it: {why}", where=where)
-    legal = list(step.generator.candidates(step.group, machine))
-    if dict(step.options) not in map(dict, legal):
-        shown = "; ".join(map(show_attrs, legal))
-        return CompileError(
-            "E412",
-            f"{step.kind} has no options {show_attrs(step.options)}",
-            where=where,
-            hint=f"legal are {shown}",
-        )
+    offered = [dict(o) for o in step.generator.candidates(step.group, machine)]
+    if dict(step.options) not in offered:
+        problem = f"{step.kind} has no options {show_attrs(step.options)}"
+        hint = legal(described(step.kind, step.options), [(step.kind, o) for o in offered])
+        return CompileError("E412", problem, where=where, hint=hint)
     return None
+
+
+def described(kind: str, options: Options) -> Options:
+    """All that can be wished of a launch: options, modes in any case, and the kind."""
+    return {OPTION: modes_of(options), **options, "kind": kind}
+
+
+def legal(wanted: Options, ways: Sequence[tuple[str, Options]]) -> str:
+    """A hint that shows the first few of the ways that come nearest to a wish, and says how many more there are: often hundreds."""
+    near = sorted(ways, key=lambda way: -len(wanted.items() & described(*way).items()))
+    shown = "; ".join(f"{kind} {show_attrs(options)}" for kind, options in near[:SHOWN])
+    more = f"; and {len(near) - SHOWN:,} more" if len(near) > SHOWN else ""
+    return f"legal are {shown}{more}"
 
 
 def _at(problem: KnapperError, places: Mapping[str, str]) -> KnapperError:

@@ -22,10 +22,10 @@ from knapper.isa.core import SIMD
 from knapper.isa.errors import CompileError, raise_all
 from knapper.isa.machine import Machine
 
-from .codegen.generator import MODES, Group, Options, generators, modes_of
+from .codegen.generator import Group, Options, generators, modes_of
 from .groups import groups
 from .ir import Attr, Graph
-from .plan import Plan, Step
+from .plan import Plan, Step, described, legal
 from .structure import Canonical
 from .text import show_attrs
 
@@ -44,7 +44,7 @@ class Choice:
     @property
     def described(self) -> Options:
         """All that can be wished for: options, modes in any case, and the kind."""
-        return {MODES: modes_of(self.options), **self.options, "kind": self.kind}
+        return described(self.kind, self.options)
 
 
 Modes = tuple[str, str]
@@ -141,11 +141,7 @@ class Scheduler:
         offered = [c for kind in serving for c in self._offers(kind, group)]
         fit = [c for c in offered if wanted.items() <= c.described.items()]
         if not fit:
-            legal = "; ".join(f"{c.kind} {show_attrs(c.options)}" for c in offered)
-            problem = f"nothing offers {show_attrs(wanted)}"
-            raise CompileError(
-                "E412", problem, where=f"launch {group.name}", hint=f"legal are {legal}"
-            )
+            raise unoffered(group, wanted, offered)
         return fit
 
     def _offers(self, kind: str, group: Group) -> Iterator[Choice]:
@@ -171,6 +167,13 @@ def misplaced(group: Group, kind: str, refusals: Mapping[str, str | None]) -> Co
     return CompileError(
         "E412", problem, where=f"launch {group.name}", hint=f"{', '.join(others)} would"
     )
+
+
+def unoffered(group: Group, wanted: Options, offered: Sequence[Choice]) -> CompileError:
+    """The error for a wish that no way to launch a group fulfils: what it is, and ways that come near."""
+    problem = f"nothing offers {show_attrs(wanted)}"
+    hint = legal(wanted, [(c.kind, c.options) for c in sorted(offered, key=lambda c: c.cost)])
+    return CompileError("E412", problem, where=f"launch {group.name}", hint=hint)
 
 
 def _nodes(group: Group) -> str:

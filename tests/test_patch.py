@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from test_matrix_kernels import MACHINE, cache, check, conv, group_of, offers, program, same
 
 from knapper.compiler import plan_text
+from knapper.compiler import text as ir_text
 from knapper.compiler.codegen.generator import GENERATORS
 from knapper.compiler.codegen.matrix.patch_shape import Phases
 from knapper.compiler.schedule import schedule
 from knapper.frontends.reproduce.im2col_reuse import Reuse, closed_form, measured
+from knapper.isa.errors import KnapperError
 from knapper.isa.instructions import LDG_IM2COL
 from knapper.isa.machine import Machine
 from knapper.runtime.session import Session
@@ -154,6 +156,19 @@ def test_the_text_of_a_plan(request: pytest.FixtureRequest) -> None:
 def test_what_it_does_not_serve_is_told(case: dict[str, Any], why: str) -> None:
     graph, _ = conv(**case)
     assert str(GENERATORS["patch"].serves(group_of(graph), MACHINE)).startswith(why)
+
+
+def test_an_error_shows_the_ways_that_are_near_and_counts_the_others() -> None:
+    graph, _ = conv((1, 14, 14, 256), 256, 3, 1, 1)
+    near = r"hint: legal are (patch \{.*warps=\[2,2\]\}; ){3}and [\d,]+ more"
+    with pytest.raises(KnapperError, match=near) as e:
+        schedule(graph, MACHINE, {"g": {"kind": "patch", "warps": (2, 2), "tile": (1, 2, 3)}})
+    assert len(str(e.value)) < 500
+    plan = schedule(graph, MACHINE)
+    text, blobs = plan_text.show(plan).replace("tile=[", "tile=[1"), ir_text.blobs(plan.graph)
+    with pytest.raises(KnapperError, match=r"legal are .*; and [\d,]+ more") as e:
+        plan_text.parse(text, MACHINE, blobs=blobs)
+    assert len(str(e.value)) < 500
 
 
 def test_a_machine_without_tensor_cores_is_told() -> None:

@@ -48,6 +48,7 @@ from ..generator import Group, Options, register
 from . import cost
 from .blocks import access, product, vector_a, vector_b
 from .code import add, divmod_, lane_id, special, uadd, ucompare, umov, umul
+from .cuts import widths
 from .engine import TiledEngine
 from .epilogue import Frame, Spot
 from .pipeline import Buffers, Tile
@@ -61,7 +62,6 @@ from .systolic import (
     converts_only,
     mode_pairs,
     strips,
-    widths,
 )
 from .systolic import Kernel as SystolicKernel
 
@@ -111,7 +111,7 @@ def tilings(p: Product, machine: Machine) -> Iterator[Strips]:
 def breadths(p: Product, column: int, units: int, machine: Machine) -> list[int]:
     """Widths that cut n into equal tiles. Output stationary, C is what the units hold at once."""
     if machine.dataflow != "os":
-        return widths(p.n, column, units)
+        return widths(p.n, column, (4 * units, 2 * units, units))
     return [column * min(units, -(-p.n // column))]
 
 

@@ -8,7 +8,7 @@ is slowest; what does not overlap is the first load and the epilogue. Blocks go 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +19,9 @@ from .product import Product
 
 ADDRESSES = 90
 """Instructions of a warp before its first load and for its stores' addresses."""
-WEIGHT = 0.01
-"""Cycles that an executed instruction counts beside its time: of plans that are about as fast, the one with less work is taken."""
+WEIGHT = 0.003
+"""Cycles that an executed instruction counts beside its time: of plans that are about as fast, the one with less work is taken. About half of
+what issuing it takes a machine of 80 SMs with four slots each."""
 
 
 class Tile(Protocol):
@@ -41,7 +42,8 @@ class Step:
     """What a block does in a k step, and what it holds.
 
     A warp multiplies `multiplies` times on `unit`, `chain` of which wait for one another, and executes `others` besides; `shared` and `loads` are
-    the block's traffic in units of 128 bytes. A thread has `results` accumulators and `registers` in all.
+    the block's traffic in units of 128 bytes; each part of B is loaded `loads_b` times, by warps for themselves. A thread has `results`
+    accumulators and `registers` in all.
     """
 
     unit: str
@@ -53,11 +55,13 @@ class Step:
     results: int
     registers: int
     shared_bytes: int
+    loads_b: int = 1
 
 
 @dataclass(frozen=True)
 class Work:
-    """A launch: blocks of so many warps that take so many k steps; a result costs `epilogue` instructions."""
+    """A launch: blocks of so many warps that take so many k steps; a result costs `epilogue` instructions. `weights` are bytes of B that
+    come from DRAM, no launch having made them."""
 
     product: Product
     tile: Tile
@@ -65,6 +69,7 @@ class Work:
     warps: int
     steps: int
     epilogue: int
+    weights: int
     step: Step
 
     @property
@@ -84,21 +89,50 @@ class Work:
 def cycles(w: Work, machine: Machine) -> float:
     """The launch's cycles."""
     s = w.step
-    resident = max(1, min(
-        machine.registers_per_sm // (32 * w.warps * s.registers), machine.warps_per_sm // w.warps,
-        machine.shared_bytes_per_sm // max(s.shared_bytes, 1), machine.blocks_per_sm, math.ceil(w.blocks / machine.sms),
-    ))  # fmt: skip
-    rounds = math.ceil(w.blocks / (machine.sms * resident))
-    nbytes = from_l2(w.product, w.tile, resident * s.shared_bytes, machine, resident)
-    again = read_again(w.product, w.tile, machine.sms * resident, machine)
-    speed = rate(w.blocks, machine, min(again / (w.blocks * w.steps * nbytes), 1.0))
-    load = machine.l2_latency + min(nbytes, s.shared_bytes / 2) / speed
-    step = max(resident * max(_busy(w, machine), nbytes / speed), _alone(w, machine), load)
-    share = max(1.0, resident * w.warps / machine.subcores)
-    epilogue = s.results * share * max(machine.units["cvt"].interval, 2 * w.epilogue)
-    first = load + 2 * machine.units["lsu_shared"].latency + 2 * ADDRESSES * share
-    computing = rounds * (first + w.steps * step + epilogue)
+    resident = residency(w.blocks, w.warps, s.registers, s.shared_bytes, machine)
+    computing = in_rounds(w.blocks, resident, machine, lambda n: _round(w, n, machine))
     return machine.launch_cycles + computing + WEIGHT * w.instructions
+
+
+def residency(blocks: int, warps: int, registers: int, shared: int, machine: Machine) -> int:
+    """Blocks that an SM runs together, each of so many warps, registers a thread, and bytes of shared memory."""
+    limits = (
+        machine.registers_per_sm // (32 * warps * registers),
+        machine.warps_per_sm // warps,
+        machine.shared_bytes_per_sm // max(shared, 1),
+        machine.blocks_per_sm,
+        -(-blocks // machine.sms),
+    )
+    return max(1, min(limits))
+
+
+def in_rounds(
+    blocks: int, resident: int, machine: Machine, cycles: Callable[[int], float]
+) -> float:
+    """What the fullest SM takes for its blocks, `resident` at a time; the last ones may be fewer. `cycles` says it of blocks that run together."""
+    whole, rest = divmod(-(-blocks // machine.sms), resident)
+    return whole * cycles(resident) + (cycles(rest) if rest else 0)
+
+
+def _round(w: Work, resident: int, machine: Machine) -> float:
+    """Cycles of blocks that run on an SM together."""
+    s, p, units = w.step, w.product, machine.units
+    nbytes = from_l2(p, w.tile, resident * s.shared_bytes, machine, resident, s.loads_b)
+    from_dram = w.weights + read_again(p, w.tile, machine.sms * resident, machine)
+    missing = min(from_dram / (w.blocks * w.steps * nbytes), 1.0)
+    speed = rate(w.blocks, machine, missing)
+    load = latency(machine, missing) + min(nbytes, s.shared_bytes / 2) / speed
+    busy = max(_busy(w, resident, machine), resident * nbytes / speed)
+    step = max(busy, _alone(w, machine), load)
+    share = max(1.0, resident * w.warps / machine.subcores)
+    epilogue = s.results * share * max(units["cvt"].interval, 2 * w.epilogue)
+    first = load + 2 * units["lsu_shared"].latency + 2 * ADDRESSES * share
+    return first + w.steps * step + epilogue
+
+
+def latency(machine: Machine, missing: float) -> float:
+    """Of a load, of which a part is `missing` in L2."""
+    return machine.l2_latency + missing * (machine.dram_latency - machine.l2_latency)
 
 
 def rate(blocks: int, machine: Machine, missing: float = 0.0) -> float:
@@ -121,27 +155,37 @@ def read_again(p: Product, t: Tile, at_once: int, machine: Machine) -> float:
     return max(read - a - b, 0.0) * max(0.0, 1 - machine.l2_bytes / (a + b))
 
 
-def from_l2(p: Product, t: Tile, held: int, machine: Machine, blocks: int = 1) -> float:
-    """Bytes of A and B that a block loads from L2 in a step, while shared memory holds `held` bytes.
+def from_l2(
+    p: Product, t: Tile, held: int, machine: Machine, blocks: int = 1, loads_b: int = 1
+) -> float:
+    """Bytes of A and B that a block loads from L2 in a step, while shared memory holds `held` bytes of an SM that runs `blocks` blocks.
 
-    Taps of a convolution read pixels again, which come from L1 if it holds those of all `blocks` of an SM.
+    Taps of a convolution read pixels again, and warps B, `loads_b` times.
     """
     size, w = p.a_type.bytes // p.a_type.count, p.window
-    a, b = (n * t.bk * size for n in (t.bm, t.bn))
-    if w is None:
-        return a + b
-    read = t.bm * w.taps
-    pixels = min(read, t.bm * w.sy * w.sx + (w.kh - 1) * w.dy * w.w)
-    fits = blocks * pixels * p.channels * size <= machine.l1_bytes - held
-    return a * pixels / read + b if fits else a + b
+    a = t.bm * p.k
+    if w is not None:
+        a = min(a, (t.bm * w.sy * w.sx + (w.kh - 1) * w.dy * w.w) * p.channels)
+    b = t.bn * p.k
+    loaded, distinct = (t.bm * p.k + b * loads_b) * size, (a + b) * size
+    return beyond_l1(loaded, distinct, held, blocks, machine) / -(-p.k // t.bk)
 
 
-def _busy(w: Work, machine: Machine) -> float:
-    """Cycles a k step if only throughput counted."""
-    s, share, units = w.step, math.ceil(w.warps / machine.subcores), machine.units
+def beyond_l1(loaded: float, distinct: float, held: int, blocks: int, machine: Machine) -> float:
+    """Of the bytes that a block loads those that come from L2: the distinct ones, and of repetitions those that L1 does not hold.
+
+    Shared memory leaves L1 what it does not hold, and the distinct bytes of all `blocks` of an SM are in it as far as they fit.
+    """
+    hit = min(max(machine.l1_bytes - held, 0) / (blocks * distinct), 1.0)
+    return distinct + (loaded - distinct) * (1 - hit)
+
+
+def _busy(w: Work, resident: int, machine: Machine) -> float:
+    """Cycles a k step of blocks that run together if only throughput counted."""
+    s, share, units = w.step, -(-resident * w.warps // machine.subcores), machine.units
     return max(
         share * s.multiplies * units[s.unit].interval,
-        (s.shared + s.loads) * units["lsu_shared"].interval,
+        resident * (s.shared + s.loads) * units["lsu_shared"].interval,
         share * (s.multiplies + s.others + w.moves),
     )
 
@@ -155,10 +199,11 @@ def _alone(w: Work, machine: Machine) -> float:
     return working + shared.latency + units["barrier"].latency
 
 
-def tiled(step: Step, p: Product, t: Tile, nodes: int, machine: Machine) -> float:
-    """Cycles of a launch of `nodes` nodes whose blocks compute tiles `t` of a product."""
-    count = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch
-    return cycles(Work(p, t, count, -(-t.threads // 32), -(-p.k // t.bk), 2 + nodes, step), machine)
+def tiled(step: Step, p: Product, t: Tile, nodes: int, known: bool, machine: Machine) -> float:
+    """Cycles of a launch of `nodes` nodes whose blocks compute tiles `t` of a product; `known`: B is, so no launch has just made it."""
+    count, steps = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch, -(-p.k // t.bk)
+    weights = p.b_type.bytes if known else 0
+    return cycles(Work(p, t, count, -(-t.threads // 32), steps, 2 + nodes, weights, step), machine)
 
 
 @dataclass(frozen=True)
@@ -195,7 +240,7 @@ def systolic(p: Product, t: Any, size: int, w: Arrays, machine: Machine) -> floa
     from_dram = w.weights + read_again(p, t, machine.sms, machine)
     missing = min(from_dram / (blocks * steps * nbytes), 1.0)
     speed = rate(blocks, machine, missing)
-    latency = machine.l2_latency + missing * (machine.dram_latency - machine.l2_latency)
+    wait = latency(machine, missing)
     one = dataflow.stream(machine, t.bm, t.units, accumulators=False, first=False)
     fold = one + (0 if machine.weight_double_buffer else dataflow.load(machine))
     array = w.strips * t.bk // machine.array_rows * fold
@@ -203,12 +248,12 @@ def systolic(p: Product, t: Any, size: int, w: Arrays, machine: Machine) -> floa
     left = max(banks - machine.systolic_banks, 0) or banks  # who needs all has memory of its own
     stores = w.moves * t.warps * banks // left
     moving, storing = nbytes / speed, max(stores, 2 * w.moves * turns)
-    load = max(moving, latency + moving / t.warps + storing)
+    load = max(moving, wait + moving / t.warps + storing)
     each = max(w.converts * machine.units["cvt"].interval, 2 * w.epilogue)
     results = -(-w.strips // machine.subcores) * w.results * each + w.nbytes / speed
-    results += latency * -(-w.results // w.operands) if w.nbytes else 0
+    results += wait * -(-w.results // w.operands) if w.nbytes else 0
     block = (
-        ADDRESSES * turns + latency + moving + storing
+        ADDRESSES * turns + wait + moving + storing
         + (steps - 1) * max(array, load + 2 * machine.units["barrier"].latency) + array
         + machine.lsma_fill + results + w.switches * machine.mode_switch_cycles
     )  # fmt: skip

@@ -313,7 +313,8 @@ class Ffma(TiledEngine[Threads]):
             yield Threads(bm, bn, 8 if wide else 16, (tm, tn))
 
     def cycles(self, group: Group, p: Product, t: Threads, way: str, machine: Machine) -> float:
-        return cost.tiled(step(p, t, way), p, t, len(group.nodes), machine)
+        known = p.b in group.constants
+        return cost.tiled(step(p, t, way), p, t, len(group.nodes), known, machine)
 
 
 FFMA_GENERATOR = register(Ffma())

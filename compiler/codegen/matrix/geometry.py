@@ -14,7 +14,7 @@ from knapper.isa.instructions import ISETP
 from knapper.isa.modifiers import Cmp
 
 from ..builder import KernelBuilder, VPred, VReg, VUReg
-from .code import S32, add, divmod_, lane_id, mul, thread_id, ucompare, udivmod, umul
+from .code import S32, Number, add, divmod_, lane_id, mul, thread_id, ucompare, udivmod, umul
 
 FRAGMENT = 512
 """Bytes of a 16×16 fragment of 16-bit elements. In shared memory its rows lie without a gap, so no access conflicts."""
@@ -41,9 +41,14 @@ class Geometry:
     place: VReg
 
 
-def spread(rows: int, cols: int, warps: int) -> bool:
-    """Whether `warps` warps can carry rows × cols fragments as `fragments` does it."""
-    return rows % warps == 0 or warps % rows == 0
+def dealt(rows: int, cols: int, warps: int) -> tuple[int, int]:
+    """How many of `warps` warps take fragments below each other, and how many take columns of them, one fragment each at a time.
+
+    Such that the tile takes the fewest turns, and of these the one with the fewest down the rows; not both are ragged.
+    """
+    ways = ((down, warps // down) for down in range(warps, 0, -1) if warps % down == 0)
+    even = ((d, a) for d, a in ways if rows % d == 0 or cols % a == 0)
+    return min(even, key=lambda way: -(-rows // way[0]) * -(-cols // way[1]))
 
 
 def fragments(
@@ -54,31 +59,31 @@ def fragments(
     A warp carries a fragment in 8 / v moves: lane l takes chunk l % (16 / v) of row l // (16 / v), then 2v rows further down.
     """
     lane = lane_id(b)
-    chunks = 16 // v
-    row, chunk = divmod_(b, lane, chunks)
+    row, chunk = divmod_(b, lane, 16 // v)
     col = mul(b, chunk, v)
     place = mul(b, lane, 2 * v)
-    if not isinstance(warp, int):
-        down, across = (warp, 0) if rows % warps == 0 else udivmod(b, warp, rows)[::-1]
-        row, col = add(b, row, umul(b, down, 16)), add(b, col, umul(b, across, 16))
-        place = add(b, place, umul(b, warp, FRAGMENT))
-    turns = max(rows // warps, 1)
-    last = _short(b, rows * cols, warps, warp)
+    down, across = dealt(rows, cols, warps)
+    c, r = (0, 0) if isinstance(warp, int) else udivmod(b, warp, down) if across > 1 else (0, warp)
+    row, col = add(b, row, umul(b, r, 16)), add(b, col, umul(b, c, 16))
+    first = warp if down == rows or across == 1 else umul(b, c, rows, r)
+    place = add(b, place, umul(b, first, FRAGMENT))
+    last_r, last_c = _short(b, rows, down, r), _short(b, cols, across, c)
     moves = []
-    for i in range(-(-rows * cols // warps)):
-        r, c = 16 * warps * (i % turns), 16 * (i // turns) * max(warps // rows, 1)
-        guard = last if (i + 1) * warps > rows * cols else None
-        moves += [
-            Move(r + 2 * v * s, c, i * warps * FRAGMENT + 64 * v * s, guard) for s in range(8 // v)
-        ]
+    for j in range(0, cols, across):
+        for i in range(0, rows, down):
+            guard = last_r if i + down > rows else last_c if j + across > cols else None
+            moves += [
+                Move(16 * i + 2 * v * s, 16 * j, (j * rows + i) * FRAGMENT + 64 * v * s, guard)
+                for s in range(8 // v)
+            ]
     return Geometry(v, tuple(moves), row, col, place)
 
 
-def _short(b: KernelBuilder, count: int, warps: int, warp: VUReg | int) -> VPred | None:
-    """The warps that have a fragment left in the last turn, if not all have."""
-    if count % warps == 0 or isinstance(warp, int):
+def _short(b: KernelBuilder, count: int, at_once: int, number: Number) -> VPred | None:
+    """Of warps that take `at_once` at a time those that have one left in the last turn, if not all have."""
+    if count % at_once == 0 or isinstance(number, int):
         return None
-    return ucompare(b, Cmp.LT, warp, count % warps)
+    return ucompare(b, Cmp.LT, number, count % at_once)
 
 
 def _below(b: KernelBuilder, row: VReg, limit: int) -> VPred:

@@ -14,8 +14,9 @@ LDSM all move one fragment and touch every bank equally.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product as pairs
 from typing import Any, TypeVar
 
 from knapper.isa.instructions import HMMA, LDG, LDSM
@@ -29,13 +30,22 @@ from ..generator import Group, register
 from . import blocks, cost
 from .access import Dim
 from .code import Number, divmod_, lane_id, mul, special, uadd, ucompare, udivmod, umul
+from .cuts import heights, widths
 from .engine import TiledEngine, TiledKernel, Tiling
 from .epilogue import Frame, Spot
-from .geometry import FRAGMENT, fragments, spread
+from .geometry import FRAGMENT, dealt, fragments
 from .pipeline import Buffers, Tile
 from .product import Product
 
 ELEMENT = 2
+WARPS = (1, 2, 4, 8)
+"""Of a block, along m and along n."""
+HEIGHTS = (192, 128, 96, 64, 48, 32, 16)
+"""Rows of C of a block, about."""
+WIDTHS = (16, 12, 8, 6, 4, 2, 1)
+"""Fragments of columns of a block, at most."""
+DEPTHS = (128, 64, 32, 16)
+"""k of a step."""
 PREDICATES = 4
 """At most so many rows of fragments are watched: a thread has seven predicates."""
 
@@ -76,57 +86,54 @@ class Fragments(Tiling):
         return self.bk // 16
 
 
-def tilings(p: Product, packed: bool) -> Iterable[Fragments]:
+def tilings(p: Product, packed: bool, machine: Machine) -> Iterator[Fragments]:
     """Block tiles that may pay for this product."""
-    rows, cols = -(-p.m // 16), -(-p.n // 16)
-    widths = dict.fromkeys(_even(cols, most) for most in (16, 8, 4, 2, 1))
-    for bk in _depths(p):
-        for bm, wm in ((128, 2), (128, 1), (64, 2), (64, 1), (32, 1), (16, 1)):
-            if bm > 16 and bm // 32 >= rows:
-                continue
-            for width in widths:
-                for wn in (8, 4, 2, 1):
-                    t = Fragments(bm, 16 * width, bk, (wm, wn))
-                    if width % wn == 0 and _fits(p, t, packed):
+    for bn in widths(p.n, 16, WIDTHS):
+        for bm in heights(p, bn, 16, HEIGHTS, machine):
+            for wm, wn in pairs(WARPS, WARPS):
+                if bm // 16 % wm or bn // 16 % wn:
+                    continue
+                for bk in _depths(p):
+                    t = Fragments(bm, bn, bk, (wm, wn))
+                    if _fits(p, t, packed, machine):
                         yield t
 
 
 def _depths(p: Product) -> list[int]:
     """k a step: as deep as the channels of a tap allow, or for mixed taps 32."""
     dense = blocks.access(p, 16) != "gather"
-    deep = [bk for bk in (64, 32, 16) if p.channels % bk == 0 and 2 * bk <= max(p.k, 32)]
-    return deep[:2] if dense and deep else [32]
+    deep = [bk for bk in DEPTHS if p.channels % bk == 0 and 2 * bk <= max(p.k, 32)]
+    return deep if dense and deep else [32]
 
 
-def _fits(p: Product, t: Fragments, packed: bool) -> bool:
-    """Whether warps can share the tiles, and registers suffice."""
-    a = (t.kk, t.bm // 16) if p.trans_a else (t.bm // 16, t.kk)
-    b = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
-    shared = spread(*a, t.count) and (packed or spread(*b, t.count))
-    return shared and t.count <= 8 and registers(p, t, packed) <= 232
+def _fits(p: Product, t: Fragments, packed: bool, machine: Machine) -> bool:
+    """Whether a block has the warps, the registers and the shared memory."""
+    return (
+        t.count <= 8
+        and t.fm * t.fn * 8 <= 200
+        and 2 * (t.bm + (0 if packed else t.bn)) * t.bk * ELEMENT <= machine.shared_bytes_per_block
+        and registers(p, t, packed) <= 232
+    )
 
 
 def registers(p: Product, t: Fragments, packed: bool) -> int:
     """Roughly what a thread needs: accumulators, fragments, tiles in flight, and where those come from."""
-    dense = blocks.access(p, t.bk) == "dense"
-    rows = (
-        None if dense else -(-t.bm // (16 * t.count))
-    )  # of an image: an address and a pixel serve a whole row
-    flight = _in_flight(t.bm * t.bk, blocks.vector_a(p, 8), t.count, rows)
-    flight += 0 if packed else _in_flight(t.bn * t.bk, blocks.vector_b(p, 8), t.count, None)
+    m, n, dense = t.bm // 16, t.bn // 16, blocks.access(p, t.bk) == "dense"
+    a, b = (t.kk, m) if p.trans_a else (m, t.kk), (n, t.kk) if p.trans_b else (t.kk, n)
+    flight = _in_flight(*a, blocks.vector_a(p, 8), t.count, dense)
+    flight += 0 if packed else _in_flight(*b, blocks.vector_b(p, 8), t.count, True)
     fragments = 4 * t.fm + 4 * t.fn * (t.kk if packed else 1)
     return t.fm * t.fn * 8 + fragments + flight + 16
 
 
-def _in_flight(elements: int, v: int, warps: int, rows: int | None) -> int:
-    """Registers of one operand's moves, v elements each, with their addresses and pixels."""
-    moves = -(-elements // (v * 32 * warps))
-    return moves * -(-v // 2) + 2 * (moves if rows is None else min(moves, rows * 8 // v))
+def _in_flight(rows: int, cols: int, v: int, warps: int, dense: bool) -> int:
+    """Registers of one operand's moves, v elements each, with their addresses and pixels.
 
-
-def _even(cols: int, most: int) -> int:
-    """The tile width, up to `most` fragments, that cuts `cols` fragments into equal parts."""
-    return -(-cols // -(-cols // most))
+    An address and a pixel of an image serve a whole row.
+    """
+    down, across = dealt(rows, cols, warps)
+    moves, own = -(-rows // down) * -(-cols // across), -(-rows // down)
+    return 8 // v * (moves * -(-v // 2) + 2 * (moves if dense else own))
 
 
 def step(p: Product, t: Fragments, packed: bool, way: str) -> cost.Step:
@@ -139,6 +146,7 @@ def step(p: Product, t: Fragments, packed: bool, way: str) -> cost.Step:
     return cost.Step(
         "tensor", t.fm * t.fn * t.kk, t.kk, shared=staged + read, loads=staged + direct, others=12, results=t.fm * t.fn * 8,
         registers=min(registers(p, t, packed), 255), shared_bytes=2 * (t.bm + (0 if packed else t.bn)) * t.bk * ELEMENT,
+        loads_b=t.wm if packed else 1,
     )  # fmt: skip
 
 
@@ -352,12 +360,11 @@ class Hmma(TiledEngine[Fragments]):
         return wrong_type(p)
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Fragments]:
-        for t in tilings(p, blocks.packs(group, p)):
-            if 2 * (t.bm + t.bn) * t.bk * ELEMENT <= machine.shared_bytes_per_block:
-                yield t
+        return tilings(p, blocks.packs(group, p), machine)
 
     def cycles(self, group: Group, p: Product, t: Fragments, way: str, machine: Machine) -> float:
-        return cost.tiled(step(p, t, blocks.packs(group, p), way), p, t, len(group.nodes), machine)
+        each = step(p, t, blocks.packs(group, p), way)
+        return cost.tiled(each, p, t, len(group.nodes), p.b in group.constants, machine)
 
 
 HMMA_GENERATOR = register(Hmma())

@@ -367,7 +367,8 @@ class PatchEngine(TiledEngine[Patches]):
         return ({**o, "access": "patch"} for o in super().candidates(group, machine))
 
     def cycles(self, group: Group, p: Product, t: Patches, way: str, machine: Machine) -> float:
-        return patch_cost.cycles(work(p, t, blocks.packs(group, p), 2 + len(group.nodes)), machine)
+        packed, known = blocks.packs(group, p), p.b in group.constants
+        return patch_cost.cycles(work(p, t, packed, known, 2 + len(group.nodes)), machine)
 
 
 PATCH_GENERATOR = register(PatchEngine())

@@ -1,6 +1,6 @@
 """Predicted cycles of a launch whose blocks hold a patch of the image: fetch it, walk over k, store.
 
-    cycles = launch + rounds · (addresses + two latencies + patch + steps · max(units, weights, warp, latency) + results)
+    cycles = launch + rounds · (addresses + two latencies + patch + max(steps · max(units, warp, latency), weights) + results)
 
 The first of the two latencies is the table's that says where pixels lie. Blocks that run on an SM together fetch together, so nothing
 hides the patch.
@@ -8,12 +8,11 @@ hides the patch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from knapper.isa.machine import Machine
 
-from .cost import ADDRESSES, WEIGHT, rate
+from .cost import ADDRESSES, WEIGHT, beyond_l1, in_rounds, latency, rate, residency
 from .geometry import FRAGMENT
 
 LINE = 12
@@ -28,7 +27,7 @@ class Work:
     `weights` of B, a block's `distinct` ones; these are `staged` in shared memory, or not.
 
     A patch has `patch` bytes, which a thread carries in so many `moves`; a warp has `lines` rows of `results` results a thread, and a result
-    costs `epilogue` instructions. A thread takes `registers`, a block `shared` bytes.
+    costs `epilogue` instructions; `known` bytes of B come from DRAM, no launch having made them. A thread takes `registers`, a block `shared` bytes.
     """
 
     blocks: int
@@ -45,6 +44,7 @@ class Work:
     lines: int
     results: int
     epilogue: int
+    known: int
     registers: int
     shared: int
 
@@ -69,36 +69,34 @@ class Work:
 
 def cycles(w: Work, machine: Machine) -> float:
     """The launch's cycles."""
-    resident = residency(w, machine)
-    rounds = math.ceil(w.blocks / (machine.sms * resident))
-    speed, share = rate(w.blocks, machine), max(1.0, resident * w.warps / machine.subcores)
-    fetch = resident * (w.patch / speed + w.patch / 128) + 2 * machine.l2_latency
+    resident = residency(w.blocks, w.warps, w.registers, w.shared, machine)
+    computing = in_rounds(w.blocks, resident, machine, lambda n: _round(w, n, machine))
+    return machine.launch_cycles + computing + WEIGHT * w.instructions
+
+
+def _round(w: Work, resident: int, machine: Machine) -> float:
+    """Cycles of blocks that run on an SM together."""
+    distinct = w.steps * w.distinct * FRAGMENT
+    loaded = distinct if w.staged else w.steps * w.warps * w.weights * FRAGMENT
+    nbytes = beyond_l1(w.patch + loaded, w.patch + distinct, resident * w.shared, resident, machine)
+    missing = min(w.known / (w.blocks * nbytes), 1.0)
+    speed, wait = rate(w.blocks, machine, missing), latency(machine, missing)
+    share = max(1.0, resident * w.warps / machine.subcores)
+    fetch = resident * (w.patch / speed + w.patch / 128) + 2 * wait
     results = w.lines * LINE * 2 + w.results * max(machine.units["cvt"].interval, 2 * w.epilogue)
-    block = 2 * ADDRESSES * share + fetch + w.steps * step(w, resident, machine) + share * results
-    return machine.launch_cycles + rounds * block + WEIGHT * w.instructions
+    weights = resident * (nbytes - w.patch) / speed
+    steps = max(weights, w.steps * step(w, resident, wait, machine))
+    return 2 * ADDRESSES * share + fetch + steps + share * results
 
 
-def residency(w: Work, machine: Machine) -> int:
-    """Blocks of an SM."""
-    limits = (
-        machine.registers_per_sm // (32 * w.warps * w.registers),
-        machine.warps_per_sm // w.warps,
-        machine.shared_bytes_per_sm // w.shared,
-        machine.blocks_per_sm,
-        math.ceil(w.blocks / machine.sms),
-    )
-    return max(1, min(limits))
-
-
-def step(w: Work, resident: int, machine: Machine) -> float:
-    """Cycles of a k step of all resident blocks: the busiest unit, the weights' way, or a warp that waits for itself or for weights."""
+def step(w: Work, resident: int, wait: float, machine: Machine) -> float:
+    """Cycles of a k step of all resident blocks: the busiest unit, or a warp that waits for itself or for weights."""
     tensor, shared = machine.units["tensor"], machine.units["lsu_shared"]
-    share = math.ceil(resident * w.warps / machine.subcores)
+    share = -(-resident * w.warps // machine.subcores)
     busy = max(
         share * w.multiplies * tensor.interval,
         resident * w.passes * shared.interval,
         share * w.issued,
     )
-    weights = resident * w.distinct * FRAGMENT / rate(w.blocks, machine)
     working = max((w.multiplies - 1) * tensor.interval + tensor.latency, w.chain * tensor.latency)
-    return max(busy, weights, working + shared.latency, machine.l2_latency)
+    return max(busy, working + shared.latency, wait)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from knapper.isa.machine import Machine
 
 from . import patch_cost
-from .geometry import spread
+from .cuts import widths
 from .hmma import ELEMENT, Fragments
 from .patch_shape import PLACE, Patch
 from .product import Product
@@ -71,8 +71,7 @@ def tilings(p: Product, machine: Machine, packed: bool) -> Iterator[Patches]:
     """Tiles that may pay: those whose patch fits."""
     w = p.window
     assert w is not None
-    cols = -(-p.n // 16)
-    widths = dict.fromkeys(-(-cols // -(-cols // most)) for most in (8, 4, 2, 1))
+    wide = [bn // 16 for bn in widths(p.n, 16, (8, 4, 2, 1))]
     depths = [bk for bk in (256, 128, 64, 32, 16) if p.channels % bk == 0][:3]
     for tw in _columns(p, machine):
         for th in _parts(w.oh, LINES):
@@ -81,7 +80,7 @@ def tilings(p: Product, machine: Machine, packed: bool) -> Iterator[Patches]:
                 fm = -(-patch.fragments // wm)
                 if wm * fm > ROWS or not _linear(patch, wm, fm):
                     continue
-                for width in widths:
+                for width in wide:
                     for wn in (w for w in (8, 4, 2, 1) if width % w == 0):
                         for bk in depths:
                             t = Patches(16 * wm * fm, 16 * width, bk, (wm, wn), (th, tw))
@@ -104,12 +103,10 @@ def _linear(patch: Patch, wm: int, fm: int) -> bool:
 
 
 def _fits(p: Product, t: Patches, packed: bool, machine: Machine) -> bool:
-    """Whether warps can share B's tiles, and registers and shared memory suffice."""
-    b = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
+    """Whether a block has the warps, the registers and the shared memory."""
     return (
         t.count <= 8
         and t.turns(patch_of(p, t.pixels)) <= TURNS
-        and (packed or spread(*b, t.count))
         and registers(p, t) <= 232
         and shared_bytes(p, t, packed) <= machine.shared_bytes_per_block
     )
@@ -127,8 +124,8 @@ def registers(p: Product, t: Patches) -> int:
     return 4 * t.fn * t.kk + max(fetching, 8 * t.fm * t.fn + 4 * t.fm) + 20
 
 
-def work(p: Product, t: Patches, packed: bool, epilogue: int) -> patch_cost.Work:
-    """What a launch does; a result costs `epilogue` instructions."""
+def work(p: Product, t: Patches, packed: bool, known: bool, epilogue: int) -> patch_cost.Work:
+    """What a launch does; a result costs `epilogue` instructions, and `known` says whether B is when compiling."""
     patch = patch_of(p, t.pixels)
     down, across = patch.tiles
     return patch_cost.Work(
@@ -146,6 +143,7 @@ def work(p: Product, t: Patches, packed: bool, epilogue: int) -> patch_cost.Work
         lines=8 * t.fm,
         results=8 * t.fm * t.fn,
         epilogue=epilogue,
+        known=p.b_type.bytes if known else 0,
         registers=min(registers(p, t), 255),
         shared=shared_bytes(p, t, packed),
     )

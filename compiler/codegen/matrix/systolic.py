@@ -47,6 +47,7 @@ from . import cost
 from .access import Packed
 from .blocks import packs, vector_a, vector_b
 from .code import add, divmod_, lane_id, mul, special, uadd, ucompare, umul
+from .cuts import heights, widths
 from .engine import TiledEngine, TiledKernel, Tiling
 from .epilogue import BYTES, Epilogue, Frame, Spot, varying_operands
 from .geometry import Geometry, grid, turns
@@ -71,9 +72,7 @@ DEPTHS = (256, 128, 64, 32, 16)
 MIXED = 32
 """The same where a step mixes taps of a convolution."""
 HEIGHTS = (128, 96, 64, 32, 16, 8)
-"""Rows of C of a block, about."""
-ROUNDS = (1, 2)
-"""Of blocks over the SMs: small products gain by filling the last one."""
+"""Rows of C of a block, about. In steps whose C fills registers."""
 
 
 @dataclass(frozen=True)
@@ -138,34 +137,14 @@ def tilings(p: Product, packed: bool, machine: Machine) -> Iterator[Strips]:
     """Block tiles that may pay for this product, without their modes; `packed`: B lies as the tiles need it."""
     column, element = columns(p), SIZES[p.dtype]
     for units in range(machine.systolic_units, 0, -1):
-        for bn in widths(p.n, column, units):
-            for bm in heights(p, bn, column, machine):
+        for bn in widths(p.n, column, (4 * units, 2 * units, units)):
+            for bm in heights(p, bn, LANES // gcd(column, LANES), HEIGHTS, machine):
                 if bm * column * units // LANES > MOST:
                     continue
                 for bk in depths(p, element):
                     sizes = (Strips(bm, bn, bk, units, warps) for warps in WARPS)
                     if t := next((t for t in sizes if fits(t, p, packed, machine)), None):
                         yield t
-
-
-def widths(n: int, column: int, units: int) -> list[int]:
-    """Widths that cut n into equal tiles: of up to four strips of `units` arrays."""
-    needed = -(-n // column)
-    return list(
-        dict.fromkeys(
-            column * -(-needed // -(-needed // most)) for most in (4 * units, 2 * units, units)
-        )
-    )
-
-
-def heights(p: Product, bn: int, column: int, machine: Machine) -> list[int]:
-    """Heights that cut m into equal tiles: of about `HEIGHTS`, and so that blocks fill the SMs in whole rounds. C's rows fill registers."""
-    step = LANES // gcd(column, LANES)
-    across = -(-p.n // bn) * p.batch
-    parts = [-(-p.m // h) for h in HEIGHTS]
-    parts += [rounds * machine.sms // across for rounds in ROUNDS]
-    cuts = (-(-p.m // (n * step)) * step for n in parts if n)
-    return list(dict.fromkeys(h for h in cuts if h <= HEIGHTS[0]))
 
 
 def depths(p: Product, element: int) -> list[int]:
