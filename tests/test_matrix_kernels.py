@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product as pairs
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from knapper.compiler import ops  # noqa: F401  declares them
 from knapper.compiler.codegen.generator import GENERATORS, Group, Options
 from knapper.compiler.codegen.matrix.blocks import product
+from knapper.compiler.codegen.matrix.geometry import dealt
 from knapper.compiler.codegen.matrix.product import Broadcast, broadcast_of
 from knapper.compiler.driver import Options as CompileOptions
 from knapper.compiler.driver import finish
@@ -314,6 +316,23 @@ def test_any_small_or_batched_product(cache: Path, data: Any) -> None:
     graph, inputs = case
     got, want = schedule(graph, MACHINE).evaluate(inputs), evaluate(graph, inputs)
     assert all(same(got[v], want[v]) for v in want)
+
+
+def test_every_number_of_warps_carries_any_tile_with_one_guard_a_move() -> None:
+    for rows, cols, warps in pairs(range(1, 13), range(1, 9), (1, 2, 3, 4, 6, 8)):
+        down, across = dealt(rows, cols, warps)
+        assert down * across == warps
+        assert rows % down == 0 or cols % across == 0
+        assert -(-rows // down) * -(-cols // across) <= -(-rows // warps) * cols
+
+
+@pytest.mark.parametrize("tile", [(48, 48, 32), (96, 48, 32), (112, 16, 64), (176, 32, 32)])
+def test_tiles_need_not_be_powers_of_two(tile: tuple[int, int, int], cache: Path) -> None:
+    graph, inputs = conv((1, 21, 31, 64), 48, 3, pad=1)
+    want = evaluate(graph, inputs)
+    for options in some([o for o in offers(graph, "hmma") if o["tile"] == tile], 3):
+        got = Session(program(graph, "hmma", options, cache)).run(inputs).outputs
+        assert all(same(got[v], want[v]) for v in want)
 
 
 def test_a_launch_in_numpy_has_the_same_bits() -> None:
