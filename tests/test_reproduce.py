@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from knapper.compiler.driver import Options, optimize
+from knapper.compiler.footprint import closed_form
+from knapper.compiler.ir import Graph
 from knapper.frontends import cli
 from knapper.frontends.commands import reproduce as command
-from knapper.frontends.reproduce import SETS, claims, sma
+from knapper.frontends.reproduce import SETS, claims, im2col, sma
 from knapper.frontends.reproduce.claims import (
     CLASSES,
     EVIDENCE,
@@ -40,7 +43,7 @@ from knapper.frontends.reproduce.microbench import (
 )
 from knapper.frontends.reproduce.recording import Replay, executed
 from knapper.frontends.reproduce.report import markdown
-from knapper.frontends.reproduce.workloads import Gemm, square
+from knapper.frontends.reproduce.workloads import Gemm, Network, square
 from knapper.isa.errors import CODES, KnapperError
 from knapper.isa.instructions import LSMA
 from knapper.isa.machine import Machine
@@ -113,6 +116,25 @@ def test_what_the_model_must_give_it_gives_exactly(lab: Lab) -> None:
     }  # fmt: skip
     for c in exact:
         assert c.row(lab, interval=False).passes, c.name
+
+
+def utilisation(g: Graph, side: int, single: bool) -> float:
+    """Useful multiply-accumulates of convolutions by those of the vectors that they push through an array."""
+    types, macs, steps = g.types(), 0, 0
+    for n in (n for n in g.nodes if n.op == "Conv"):
+        (r, s, c, k), pixels = types[n.inputs[1]].shape, math.prod(n.types[0].shape[:3])
+        taps = 1 if single else max(1, min(side // c, s))
+        passes = r * math.ceil(s / taps) * math.ceil(c / side) * math.ceil(k / side)
+        macs, steps = macs + pixels * r * s * c * k, steps + pixels * passes * side**2
+    return macs / steps
+
+
+@pytest.mark.parametrize("name", im2col.NETWORKS)
+def test_closed_forms_of_networks_follow_from_their_shapes(name: str) -> None:
+    g = optimize(Network(name).graph(), Options(precision="fp16"))
+    assert im2col.RATIOS[name] == pytest.approx(closed_form(g).ratio, rel=1e-4)
+    forms = [utilisation(g, side, single) for side in (128, 256) for single in (True, False)]
+    assert im2col.UTILISATION[name] == pytest.approx(forms, abs=6e-5)
 
 
 # --- how a row is judged
