@@ -38,8 +38,8 @@ HEAD = (
 def time_file(a: argparse.Namespace) -> None:
     """`knapper time`."""
     machines = [Machine.load(name) for name in a.target]
-    timing_core()
     record = read(a)
+    timing_core()
     rows = []
     for machine in machines or [Machine.from_dict(record.program.target)]:
         started = time.perf_counter()
