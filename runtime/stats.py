@@ -56,7 +56,9 @@ class KernelFacts:
             [decoded.array.macs(v.instr, LANES) if kernel.matrix else 0 for v in decoded.variants],
             np.int64,
         )
-        per_byte = np.array([_per_byte(v.instr, decoded.array) for v in decoded.variants])
+        per_byte = np.array(
+            [_per_byte(v.instr, decoded.array) if kernel.matrix else 0.0 for v in decoded.variants]
+        )
         opcodes = decoded.records["kind"][span].astype(np.int64)
         variants, roles = decoded.variant[span], np.array(kernel.roles, np.int64)
         return KernelFacts(opcodes, macs[variants], per_byte[variants], roles, switches(kernel))

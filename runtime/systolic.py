@@ -275,7 +275,9 @@ class Queue:
         """What it writes there."""
         if isinstance(sent.what, Fill):
             return sent.what.pieces
-        return Pieces(lines(sent.address, sent.size), LINE) if sent.size else NOTHING
+        if isinstance(sent.instr, DMA_LD):
+            return Pieces(lines(sent.address, sent.size), LINE)
+        return NOTHING
 
     def sums_inside(self, sent: Sent) -> None:
         i = sent.instr
@@ -377,8 +379,9 @@ class Queue:
             raise Trap(Kind.UNWRITTEN_MEMORY, value=int(pieces.starts[missing][0]), aux=aux)
         index = pieces.index
         if isinstance(sent.what, Push):
-            bytes_ = np.arange(sent.what.conv.bytes)
-            index = (sent.what.elements[:, :, None] + bytes_).reshape(sent.what.rows, -1)
+            places, bytes_ = sent.what.elements, sent.what.conv.bytes
+            rows, steps = places.shape
+            index = (places[:, :, None] + np.arange(bytes_)).reshape(rows, steps * bytes_)
         elements: NDArray[Any] = np.ascontiguousarray(self.block.shared[index]).view(dtype)
         return elements
 

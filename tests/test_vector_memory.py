@@ -337,9 +337,21 @@ def test_elements_of_fp32_take_two_accesses() -> None:
     assert table["SMA.LDB"]["vector_reads"] == 2
 
 
-def test_multiply_accumulates_of_a_push_are_counted() -> None:
-    code = [*FILLED, *WEIGHED, *push(F16, SET, 0, 0, 0, 32), *DONE, EXIT]
+@pytest.mark.parametrize("first", [0, 3, 32])
+def test_a_command_may_do_nothing(first: int) -> None:
+    """A fill and a push of no rows, wherever they begin, and a transfer of no bytes."""
+    copies = [*fill(first % 6, 0), *copy(WEIGHTS, 0, 0)]
+    assert counted([*describe(PLAIN), *copies, *DONE]) == {}
+    pushed = push(F16, SET, 0, 0, first, 0)
+    assert "IM2COL.PUSH" not in counted([*FILLED, *WEIGHED, *pushed, *DONE])
+
+
+@pytest.mark.parametrize("matrix", [True, False])
+def test_multiply_accumulates_of_a_push_are_counted(matrix: bool) -> None:
+    """Those of kernels that are matrix products, like all others."""
+    made = program([*FILLED, *WEIGHED, *push(F16, SET, 0, 0, 0, 32), *DONE, EXIT])
+    made = replace(made, kernels={"k": replace(made.kernels["k"], matrix=matrix)})
     for engine in ("reference", "fast"):
         name: Any = engine
-        stats = Session(program(code)).run({"x": np.zeros(INPUT, np.uint8)}, engine=name).stats
-        assert stats.macs_executed == 32 * 8 * 16
+        stats = Session(made).run({"x": np.zeros(INPUT, np.uint8)}, engine=name).stats
+        assert stats.macs_executed == (32 * 8 * 16 if matrix else 0)

@@ -37,7 +37,7 @@ def words_of_push(code: Code, d: Struct, command: Struct) -> Num:
     first, end = command.first.wide(), command.first.wide() + command.m.wide()
     line_rows = d.out_w * d.wn
     total, line = code.variable(0, I64), code.variable(first // line_rows, I64)
-    with code.loop(lambda: line.x * line_rows < end):
+    with code.loop(lambda: (line.x * line_rows < end) & (command.m != 0)):
         start = line.x * line_rows
         low = larger(code, first, start) - start >> d.wn_log2
         high = smaller(code, end, start + line_rows) - start - 1 >> d.wn_log2
