@@ -70,6 +70,8 @@ NEUTRAL: Mapping[str, float] = {
 HOST = "host"
 """Numbers `of` it are there if `nonmatrix` is "host"."""
 LARGEST = 1 << 62
+CYCLES = 1 << 30
+"""A wait, at most: a kernel's many waits must end before the timing model's end of time."""
 
 
 def number(doc: str, least: int = 1, most: int = LARGEST, of: str = "") -> Any:
@@ -137,14 +139,14 @@ class Machine:
     shared_bytes_per_sm: int = number("shared memory an SM", 0)
     shared_bytes_per_block: int = number("shared memory that one block can have", 0)
     shared_banks: int = number("banks of shared memory, 4 bytes wide")
-    launch_cycles: int = number("cycles from one kernel launch to its first instruction", 0)
+    launch_cycles: int = number("cycles from one kernel launch to its first instruction", 0, CYCLES)
     l1_bytes: int = number("memory an SM that L1 and shared memory have together", 0)
-    l1_latency: int = number("cycles of a load that hits L1")
-    l2_latency: int = number("cycles of a load that hits L2")
+    l1_latency: int = number("cycles of a load that hits L1", most=CYCLES)
+    l2_latency: int = number("cycles of a load that hits L2", most=CYCLES)
     l2_bytes: int = number("capacity of L2; 0: there is none", 0)
     l2_bytes_per_second: int = number("bandwidth of L2, the whole chip")
     sm_bytes_per_cycle: int = number("bytes a cycle that L2 can deliver to one SM")
-    dram_latency: int = number("cycles of a load from DRAM")
+    dram_latency: int = number("cycles of a load from DRAM", most=CYCLES)
     dram_bytes_per_second: int = number("bandwidth of DRAM, the whole chip")
     constant_milliwatts: int = number("power of the chip that nothing switches off", 0)
     sm_milliwatts: int = number("static power of an SM that has work", 0)
@@ -164,20 +166,22 @@ class Machine:
         "columns of a systolic unit, of 16-bit elements; in fp32 half as many", 2, of="systolic"
     )
     accumulator_bytes: int = number(
-        "accumulator memory an SM; without, C lies in registers", 0, of="systolic"
+        "accumulator memory an SM; without, C lies in registers", 0, 1 << 28, of="systolic"
     )
     weight_double_buffer: int = number(
         "1 if the next weights load while the last ones are used", 0, 1, of="systolic"
     )
     lsma_bubble: int = number(
-        "cycles a systolic operation needs beyond its rows, for addresses", 0, of="systolic"
+        "cycles a systolic operation needs beyond its rows, for addresses", 0, CYCLES, of="systolic"
     )
     lsma_fill: int = number(
-        "cycles from an idle unit's first row of A to its first row of C", 0, of="systolic"
+        "cycles from an idle unit's first row of A to its first row of C", 0, CYCLES, of="systolic"
     )
-    lsma_queue: int = number("groups that a unit's queue holds", of="systolic")
+    lsma_queue: int = number("groups that a unit's queue holds", most=1 << 16, of="systolic")
     systolic_banks: int = number("banks of shared memory that stream A", of="systolic")
-    mode_switch_cycles: int = number("cycles of a change of mode after the drain", 0, of="systolic")
+    mode_switch_cycles: int = number(
+        "cycles of a change of mode after the drain", 0, CYCLES, of="systolic"
+    )
     separate_array: int = number(
         "1 if the arrays are not made of the vector units' lanes, so that both run at once",
         0, 1, of="systolic",
@@ -482,7 +486,7 @@ def _number_reason(key: str, given: Any) -> str:
 def _value_reason(key: str, value: Any) -> str:
     if key in ENERGY_KEYS:
         return "" if _is_energy(value) else f"expected picojoules from 0 on, got {brief(value)}"
-    least, most = (NUMBERS.get(key, {"least": 1, "most": LARGEST})[k] for k in ("least", "most"))
+    least, most = (NUMBERS.get(key, {"least": 1, "most": CYCLES})[k] for k in ("least", "most"))
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return ""
     upper = "on" if most == LARGEST else f"to {most}"

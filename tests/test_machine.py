@@ -147,7 +147,7 @@ def test_every_number_can_be_swept(name, factor):
     for key, p in m.provenance.items():
         value = flat[key]["value"] * factor
         if not key.startswith("energy."):
-            bounds = machine.NUMBERS.get(key, {"least": 1, "most": machine.LARGEST})
+            bounds = machine.NUMBERS.get(key, {"least": 1, "most": machine.CYCLES})
             value = min(max(round(value), bounds["least"]), bounds["most"])
         swept = m.with_(**{key: value})
         assert swept.provenance.keys() == m.provenance.keys()
@@ -176,10 +176,21 @@ def test_with_refuses_what_a_file_could_not_say():
         "E511: volta-8tc with_: dataflow: expected none, got 'ws'",
         "E511: volta-8tc with_: sms: expected a whole number from 1 on, got 0",
         "E511: volta-8tc with_: smz: unknown key (hint: did you mean sms?)",
-        "E511: volta-8tc with_: units.fma.latency: expected a whole number from 1 on, got 2.5",
+        "E511: volta-8tc with_: units.fma.latency: expected a whole number from 1 to 1073741824, got 2.5",
     ]
     with pytest.raises(IsaError, match="unknown energy table 'nuclear'"):
         VOLTA.with_(energy="nuclear")
+
+
+@pytest.mark.parametrize(
+    "key", ["accumulator_bytes", "lsma_queue", "dram_latency", "units.systolic.latency"]
+)
+def test_what_no_host_could_model_is_refused(key):
+    """Memory and queues that are allocated as they are, waits behind the end of the model's time."""
+    with pytest.raises(
+        IsaError, match=rf"E511: .*: {key}: expected a whole number from \d to \d+,"
+    ):
+        TARGETS["tpu-v2"].with_(**{key: 1 << 40})
 
 
 def test_a_unit_of_ones_own_needs_both_numbers(mine):
@@ -219,8 +230,8 @@ def test_all_problems_are_told_at_once_with_file_and_key(mine, tmp_path):
         "E511: mine.toml: sms: expected { value = …, provenance = … }, got 3",
         "E511: mine.toml: clock_hz: expected a provenance (published, silicon, derived, recalled, assumed, fitted), got None",
         "E511: mine.toml: l2_bytes: expected a whole number from 0 on, got -2",
-        "E511: mine.toml: l2_latency: expected a whole number from 1 on, got True",
-        "E511: mine.toml: dram_latency: expected a whole number from 1 on, got 4.5",
+        "E511: mine.toml: l2_latency: expected a whole number from 1 to 1073741824, got True",
+        "E511: mine.toml: dram_latency: expected a whole number from 1 to 1073741824, got 4.5",
         "E511: mine.toml: subcores: expected a provenance (published, silicon, derived, recalled, assumed, fitted), got 'guessed'",
         "E511: mine.toml: shared_banks: expected value, provenance and note, got 'by'",
         "E511: mine.toml: extensions: expected some of base, async, tensor, systolic, sparse, conv, gather, types, dual, custom, got 'warp'",
