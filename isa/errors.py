@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "E430": "Code generation gave an instruction an operand that does not fit its field.",
     "E431": "A label in generated code was placed twice, or never.",
     "E432": "A kernel needs more registers than a thread of the machine has.",
+    "E433": "A block of a kernel needs more warps than an SM of the machine has, or more shared memory than a block may have.",
     "E440": "TVM does not lower a group of nodes to SIMD kernels. The message is TVM's own.",
     "E441": "A kernel from TVM holds a node, type or intrinsic that the SIMD code generator does not know.",
     "E442": "The TVM worker process did not start, ended early or gave no answer. The message is the last that it said.",

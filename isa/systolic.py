@@ -119,12 +119,22 @@ class Array:
             else i.macs(lanes)
         )
 
+    @property
+    def unfit(self) -> str:
+        """Why these units are not emulated, or ""."""
+        if self.rows % STEP or self.columns % (2 * STEP):
+            legal = f"rows are a multiple of {STEP}, columns of {2 * STEP}"
+            return f"units of {self.rows} × {self.columns}: {legal}"
+        if self.word not in (0, VECTOR):
+            return f"words of {self.word} elements: only {VECTOR} are emulated"
+        return ""
+
     def refusal(self, i: Instr) -> str:
         """Why these units cannot do an instruction, or ""; others than Needy ones are not theirs."""
         if not isinstance(i, Needy):
             return ""
-        if self.rows % STEP or self.columns % (2 * STEP):
-            return f"units of {self.rows} × {self.columns}: only multiples of {STEP} × {2 * STEP} are emulated"
+        if self.unfit:
+            return self.unfit
         if getattr(i, "units", 0) > self.units:
             return f"the machine has {self.units} systolic units"
         if isinstance(i, LSMA) and i.space is Space.REG:
@@ -133,8 +143,6 @@ class Array:
                 return "C in registers needs units of {} × {}, the machine's have {} × {}".format(
                     *own, *shape
                 )
-        if self.word not in (0, VECTOR):
-            return f"words of {self.word} elements: only {VECTOR} are emulated"
         has = {ACCUMULATORS: self.accumulators, VECTORS: self.word}
         missing = [n for n in i.needs() if not has[n]]
         return f"the machine has no {missing[0]}" if missing else ""

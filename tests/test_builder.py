@@ -303,6 +303,18 @@ def test_occupancy_bounds_registers_of_big_blocks() -> None:
         b.finish()
 
 
+def test_a_block_that_no_sm_can_hold_is_refused() -> None:
+    wide = KernelBuilder("wide", (8, 32, 1), MACHINE.with_(warps_per_sm=4))
+    with pytest.raises(
+        CompileError, match=r"E433: kernel wide: a block has 8 warps, on .* at most 4"
+    ):
+        wide.finish()
+    greedy = KernelBuilder("greedy", (32, 1, 1), MACHINE)
+    greedy.shared(MACHINE.shared_bytes_per_block + 16)
+    with pytest.raises(CompileError, match=r"E433: kernel greedy: .* bytes of shared memory"):
+        greedy.finish()
+
+
 @pytest.mark.parametrize(
     ("emit", "message"),
     [

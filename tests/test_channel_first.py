@@ -35,6 +35,7 @@ from knapper.compiler.codegen.generator import GENERATORS
 from knapper.compiler.codegen.matrix import channel_first_shape
 from knapper.compiler.codegen.matrix.blocks import product
 from knapper.compiler.codegen.matrix.channel_first_shape import Tiles, Walk
+from knapper.compiler.codegen.matrix.engine import Engine
 from knapper.compiler.driver import Options as CompileOptions
 from knapper.compiler.driver import compile_graph, finish, optimize
 from knapper.compiler.groups import groups
@@ -363,6 +364,46 @@ def test_why_a_product_is_refused() -> None:
     assert "stride_h is 300" in str(why(conv((1, 400, 400, 8), 8, 1, stride=300)))
     assert "no strip" in str(why(conv((1, 4, 4000, 64), 8, 3), SMALL))
     assert "units of 8 × 48" in str(why(conv((1, 4, 4, 8), 8, 3), SMALL.with_(array_columns=48)))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"warps_per_sm": 1}, "1 warps, of which array and DMA take 2"),
+        ({"warps_per_sm": 2}, "2 warps, of which array and DMA take 2"),
+        ({"vector_word": 4}, "words of 4 elements: only 8 are emulated"),
+        ({"vector_word": 16}, "words of 16 elements: only 8 are emulated"),
+        ({"separate_array": 0}, "an array made of its lanes"),
+    ],
+)
+def test_machines_that_no_kernel_of_it_runs_on_are_refused(
+    other: dict[str, int], message: str
+) -> None:
+    graph, _ = conv((1, 4, 4, 8), 8, 3)
+    assert message in str(ENGINE.serves(group_of(graph), SMALL.with_(**other)))
+
+
+@pytest.mark.parametrize("kind", ["accumulating", "systolic"])
+def test_what_no_array_emulates_has_no_kernels_of_any_engine(kind: str) -> None:
+    group = group_of(conv((1, 4, 4, 8), 8, 3)[0])
+    assert GENERATORS[kind].serves(group, SMALL.with_(warps_per_sm=8)) is None
+    odd = SMALL.with_(vector_word=4)
+    assert "words of 4 elements" in str(GENERATORS[kind].serves(group, odd))
+
+
+PRODUCTS = [kind for kind, g in GENERATORS.items() if isinstance(g, Engine)]
+
+
+@pytest.mark.parametrize("other", [{"warps_per_sm": 3}, {"shared_bytes_per_block": 10_000}])
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_blocks_fit_small_machines(kind: str, other: dict[str, int]) -> None:
+    """What a generator of products offers has no more warps than an SM, and no more shared memory than a block may have."""
+    group, machine, generator = group_of(conv((1, 4, 4, 8), 8, 3)[0]), SMALL.with_(**other), GENERATORS[kind]  # fmt: skip
+    if generator.serves(group, machine) is None:
+        for options in generator.candidates(group, machine):
+            for made in generator.lower(group, options, machine).launches:
+                assert made.kernel.warps <= machine.warps_per_sm
+                assert made.kernel.shared_bytes <= machine.shared_bytes_per_block
 
 
 def test_the_plan_and_the_program_read_like_this(

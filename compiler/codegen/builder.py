@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 from knapper.isa.core import SIMD, Guard, Instr, Label, Src
@@ -166,9 +167,11 @@ class KernelBuilder:
     # --- the way down
 
     def finish(self) -> Kernel:
-        """Allocate, schedule, encode. CompileError E432 if registers do not suffice, E431 for a label nobody placed."""
+        """Allocate, schedule, encode. CompileError E432 if registers do not suffice, E433 if warps or shared memory do not, E431 for a
+        label nobody placed."""
         if any(label.at < 0 for label in self.labels):
             raise CompileError("E431", "a label was never placed", where=self.name)
+        self._fits()
         blocks = liveness.blocks(self.records, self.labels)
         live = liveness.live(self.records, blocks)
         limits = (self.registers, 63, 7)
@@ -184,12 +187,27 @@ class KernelBuilder:
             )
         return self._encode(order, places)
 
+    def _fits(self) -> None:
+        """CompileError E433 if the machine cannot hold a block."""
+        m = self.machine
+        for what, needs, most in (
+            ("warps", self.warps, m.warps_per_sm),
+            ("bytes of shared memory", self.shared_bytes, m.shared_bytes_per_block),
+        ):
+            if needs > most:
+                problem = f"a block has {needs} {what}, on {m.name} at most {most}"
+                raise CompileError("E433", problem, where=f"kernel {self.name}")
+
+    @property
+    def warps(self) -> int:
+        """Of a block."""
+        return -(-prod(self.block) // 32)
+
     @property
     def registers(self) -> int:
         """Vector registers that a thread may use."""
-        x, y, z = self.block
-        warps = -(-x * y * z // 32)
-        return min(self.machine.registers_per_thread, self.machine.registers_per_sm // (32 * warps))
+        m = self.machine
+        return min(m.registers_per_thread, m.registers_per_sm // (32 * self.warps))
 
     def _encode(self, order: list[int], places: regalloc.Places) -> Kernel:
         kept = [i for i in order if not idle(self.records[i], places.at)]

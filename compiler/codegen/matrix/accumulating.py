@@ -39,7 +39,7 @@ from knapper.isa.instructions import (
 )
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Cmp, Mode, Space, Start
-from knapper.isa.systolic import LANES, STEP, UNITS, WORD
+from knapper.isa.systolic import LANES, UNITS, WORD
 from knapper.isa.systolic import QUEUE as COMMANDS
 from knapper.isa.systolic import Array as Units
 
@@ -90,6 +90,7 @@ def units_of(machine: Machine) -> Units:
         machine.array_columns,
         machine.systolic_units,
         machine.accumulator_bytes // WORD,
+        machine.vector_word,
     )
 
 
@@ -336,14 +337,10 @@ class Accumulating(TiledEngine[Strips]):
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
         if not machine.accumulator_bytes:
             return f"{machine.name} has no accumulator memory"
-        rows, columns = machine.array_rows, machine.array_columns
-        if rows % STEP or columns % (2 * STEP):
-            legal = f"rows are a multiple of {STEP}, columns of {2 * STEP}"
-            return f"{machine.name} has units of {rows} × {columns}: {legal}"
+        if why := units_of(machine).unfit:
+            return f"{machine.name} has {why}"
         if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
             return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the arrays take f16, bf16 and f32"
-        if next(tilings(p, machine), None) is None:
-            return f"no tile of its operands fits {machine.name}"
         return None
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterator[Strips]:

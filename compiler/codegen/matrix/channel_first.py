@@ -27,9 +27,10 @@ from knapper.isa.systolic import STEP
 from ...ir import Array
 from ..generator import Group, Options, register
 from . import blocks, evaluate
+from .accumulating import units_of
 from .channel_first_cost import Costs
 from .channel_first_kernel import Kernel
-from .channel_first_shape import Tiles, Walk, descriptor, unaddressable, walks
+from .channel_first_shape import ROLES, Tiles, Walk, descriptor, unaddressable, walks
 from .engine import Engine
 from .product import Product
 from .systolic import ELEMENTS
@@ -58,17 +59,27 @@ class ChannelFirst(Engine):
     extensions = frozenset({"async", "systolic", "conv"})
 
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
-        if not machine.vector_word or not machine.accumulator_bytes:
-            return f"{machine.name} has no vector memory"
-        rows, columns = machine.array_rows, machine.array_columns
-        if rows % STEP or columns % (2 * STEP) or columns & (columns - 1):
-            legal = f"rows are a multiple of {STEP}, columns a power of two from {2 * STEP} on"
-            return f"{machine.name} has units of {rows} × {columns}: {legal}"
+        if why := self._machine_refuses(machine):
+            return f"{machine.name} has {why}"
         if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
             return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the array takes f16, bf16 and f32"
         if not blocks.packs(group, p):
             return "B is not one matrix that is known now"
         return self._shape_refuses(p, machine)
+
+    def _machine_refuses(self, machine: Machine) -> str | None:
+        """What is in the way of its kernels."""
+        rows, columns = machine.array_rows, machine.array_columns
+        if not machine.vector_word or not machine.accumulator_bytes:
+            return "no vector memory"
+        if not machine.separate_array:
+            return "an array made of its lanes, which the other warps need meanwhile"
+        if rows % STEP or columns % (2 * STEP) or columns & (columns - 1):
+            legal = f"rows are a multiple of {STEP}, columns a power of two from {2 * STEP} on"
+            return f"units of {rows} × {columns}: {legal}"
+        if warps(machine) <= ROLES:
+            return f"{warps(machine)} warps, of which array and DMA take {ROLES}"
+        return units_of(machine).unfit or None
 
     def _shape_refuses(self, p: Product, machine: Machine) -> str | None:
         if p.trans_a or (p.window is None and p.axes):

@@ -43,6 +43,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import numpy as np
 
 from knapper.isa.instructions import EXIT, MOV
+from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
 
 from ...ir import DTYPES, Array, Attr
@@ -164,11 +165,16 @@ class TiledEngine(Engine, Generic[T]):
             return why
         p = blocks.product(group)
         way = "packed" if blocks.packs(group, p) else "dense"
-        return blocks.unaddressable(p, np.dtype(DTYPES[p.dtype]).itemsize, way)
+        if why := blocks.unaddressable(p, np.dtype(DTYPES[p.dtype]).itemsize, way):
+            return why
+        found = next(iter(self.candidates(group, machine)), None)
+        return f"no tile of its operands fits {machine.name}" if found is None else None
 
     def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
         p = blocks.product(group)
         for t in self.tilings(group, p, machine):
+            if t.threads > LANES * machine.warps_per_sm:
+                continue
             yield {**t.options, "access": blocks.access(p, t.bk)}
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:

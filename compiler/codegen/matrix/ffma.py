@@ -88,6 +88,11 @@ WIDE_SHAPES = ((64, 64, 4, 4), (32, 32, 4, 4), (16, 32, 2, 4))
 """(bm, bn, rows and columns a thread): of 32-bit and of 64-bit types."""
 
 
+def shared_bytes(p: Product, t: Threads) -> int:
+    """Of a block: two buffers for a tile of each operand."""
+    return 2 * (t.bm + t.bn) * t.bk * 4 * KINDS[p.dtype].words
+
+
 def step(p: Product, t: Threads, way: str) -> cost.Step:
     """What a block does in a k step."""
     words, warps = KINDS[p.dtype].words, -(-t.threads // 32)
@@ -97,7 +102,7 @@ def step(p: Product, t: Threads, way: str) -> cost.Step:
     return cost.Step(
         "fp64" if words == 2 else "fma", t.tm * t.tn * t.bk, t.bk,
         shared=tiles + reads + gathers, loads=tiles + gathers, others=8 * t.bk // 4, results=t.tm * t.tn,
-        registers=min((t.tm * t.tn + 4 * (t.tm + t.tn)) * words + 40, 255), shared_bytes=2 * (t.bm + t.bn) * t.bk * 4 * words,
+        registers=min((t.tm * t.tn + 4 * (t.tm + t.tn)) * words + 40, 255), shared_bytes=shared_bytes(p, t),
     )  # fmt: skip
 
 
@@ -305,12 +310,15 @@ class Ffma(TiledEngine[Threads]):
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Threads]:
         wide = KINDS[p.dtype].words == 2
-        shapes = WIDE_SHAPES if wide else SHAPES
-        fits = [
-            s for s in shapes if (s[0] < 2 * p.m or s[0] <= 16) and (s[1] < 2 * p.n or s[1] <= 32)
+        tiles = [
+            Threads(bm, bn, 8 if wide else 16, (tm, tn))
+            for bm, bn, tm, tn in (WIDE_SHAPES if wide else SHAPES)
         ]
-        for bm, bn, tm, tn in fits or shapes[-1:]:
-            yield Threads(bm, bn, 8 if wide else 16, (tm, tn))
+        held = [t for t in tiles if shared_bytes(p, t) <= machine.shared_bytes_per_block]
+        near = [
+            t for t in held if (t.bm < 2 * p.m or t.bm <= 16) and (t.bn < 2 * p.n or t.bn <= 32)
+        ]
+        return near or held[-1:]
 
     def cycles(self, group: Group, p: Product, t: Threads, way: str, machine: Machine) -> float:
         known = p.b in group.constants

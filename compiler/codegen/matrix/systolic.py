@@ -39,6 +39,7 @@ from knapper.isa.instructions import (
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Cmp, Element, Mode, Space, Start, Width
 from knapper.isa.systolic import ARRAY, LANES, MOST
+from knapper.isa.systolic import Array as Units
 
 from ...ir import Array, Attr
 from ..builder import RZ, KernelBuilder, VPred, VReg
@@ -405,6 +406,8 @@ class Systolic(TiledEngine[Strips]):
         if (machine.array_rows, machine.array_columns) != (ARRAY.rows, ARRAY.columns):
             units = f"{machine.array_rows} × {machine.array_columns}"
             return f"{machine.name} has units of {units}, not {ARRAY.rows} × {ARRAY.columns}"
+        if why := Units.of(machine.to_dict()).unfit:
+            return f"{machine.name} has {why}"
         if p.dtype not in ELEMENTS or p.a_type.dtype != p.b_type.dtype:
             return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, the arrays take f16, bf16 and f32"
         return None
