@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from knapper.compiler import ops  # noqa: F401  declares them
 from knapper.compiler.codegen.generator import GENERATORS, Group, Options
+from knapper.compiler.codegen.matrix import hmma
 from knapper.compiler.codegen.matrix.blocks import product
 from knapper.compiler.codegen.matrix.geometry import dealt
 from knapper.compiler.codegen.matrix.product import Broadcast, broadcast_of
@@ -333,6 +334,20 @@ def test_tiles_need_not_be_powers_of_two(tile: tuple[int, int, int], cache: Path
     for options in some([o for o in offers(graph, "hmma") if o["tile"] == tile], 3):
         got = Session(program(graph, "hmma", options, cache)).run(inputs).outputs
         assert all(same(got[v], want[v]) for v in want)
+
+
+@pytest.mark.parametrize("warps", [(1, 2, 4, 8), (1, 3)])
+def test_threads_read_entries_of_a_table_of_taps_that_are_there(
+    warps: tuple[int, ...], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tile that is 32 deep has two columns of fragments: of three warps the last carries none, and its entries lie behind the table."""
+    monkeypatch.setattr(hmma, "WARPS", warps)
+    graph, inputs = conv((2, 2, 2, 56), 48, 3, pad=1)
+    chosen = [o for o in offers(graph, "hmma") if o["access"] == "gather"]
+    assert chosen
+    for options in chosen:
+        got = Session(program(graph, "hmma", options, cache)).run(inputs, checked=True).outputs
+        assert all(same(got[v], want) for v, want in evaluate(graph, inputs).items())
 
 
 def test_a_launch_in_numpy_has_the_same_bits() -> None:

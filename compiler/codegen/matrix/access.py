@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from knapper.isa.core import Guard
 from knapper.isa.instructions import IADD, ISETP, LDG, LDG_IM2COL, LOP, SEL, UIADD, UMOV, USHF
 from knapper.isa.modifiers import Bits32, Cmp, Direction, Logic, Width
 
 from ...ir import Array
-from ..builder import PT, KernelBuilder, VReg, VUReg
+from ..builder import PT, KernelBuilder, VPred, VReg, VUReg
 from .code import S32, Number, add, divmod_, fixed, move_base, mul, uadd, umov
 from .geometry import Geometry, Move
 from .product import Window
@@ -307,14 +308,20 @@ class Gathered:
                 self.base,
                 self.lane,
                 ahead * self.stride + col // self.geometry.v * 8,
+                guard=self._guard(col),
             )
+
+    def _guard(self, col: int) -> VPred | Guard:
+        """Who needs a column's entry: columns that only some threads move may lie behind the table for the others."""
+        first, *others = {m.guard for m in self.geometry.moves if m.col == col}
+        return PT if others or first is None else first
 
     def load(self, b: KernelBuilder, into: Sequence[VReg] = ()) -> list[VReg]:
         found = targets(b, self.geometry, self.width, into)
         for m, d in zip(self.geometry.moves, found, strict=True):
             (offset, pix), e = self.rows[m.row], self.entries[m.col]
             a = b.reg()
-            b.emit(IADD, S32, a, offset, e[0])
+            b.emit(IADD, S32, a, offset, e[0], guard=m.guard or PT)
             b.emit(
                 LDG_IM2COL,
                 self.width,
