@@ -297,7 +297,7 @@ def test_unknown_names_in_options_are_refused() -> None:
     with pytest.raises(Problems) as e:
         read(symbolic(), {"c": (1,), "batch": (2,)}, {"d": 1})
     assert {p.message for p in e.value.problems} == {
-        "--shape names 'c'; the model's inputs are: a, b, batch",
+        "--shape names 'c'; the model's inputs and open dimensions are: a, b, batch",
         "--const names 'd'; the model's inputs are: a, b",
     }
 

@@ -36,7 +36,7 @@ def shape(output: str) -> str:
     The widths that these give to columns, and pictures, do not count either.
     """
     lines = [line for line in output.splitlines() if not re.fullmatch(r"[ .:\-=+*#%@]*", line)]
-    text = re.sub(r"[0-9a-f]{12,}|\bU?R(\d+|Z)\b", "N", "\n".join(lines))
+    text = re.sub(r"0x[0-9a-f]+|[0-9a-f]{12,}|\bU?R(\d+|Z)\b", "N", "\n".join(lines))
     text = re.sub(r"(?<![a-z_])-?\d[\d,.]*(e-?\d+)?", "N", text)
     text = re.sub(r"^[A-Z][A-Z.N]+( +N)", r"INSTRUCTION\1", text, flags=re.MULTILINE)
     return re.sub(r"[ \t]+", " ", text).strip()
