@@ -15,6 +15,7 @@ import pytest
 from knapper.compiler.driver import compile_graph
 from knapper.compiler.ir import Graph
 from knapper.frontends import cli
+from knapper.frontends.commands import timing
 from knapper.isa import image as elf
 from knapper.isa import program as isa
 from knapper.isa.errors import IsaError, UsageError
@@ -211,3 +212,13 @@ def test_the_command_line_times_a_run_and_its_record(
     assert json.loads(capsys.readouterr().out)["cycles"] is None
     assert cli.run([*run, "--no-timing", "--record", str(record)]) == 2
     assert cli.run(["time", str(record), "-t", "sma2"]) == 2
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x7fELF"])
+def test_nothing_is_compiled_for_a_file_that_cannot_be_timed(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "timing_core", lambda: pytest.fail("the core is compiled"))
+    if content is not None:
+        (tmp_path / "net.elf").write_bytes(content)
+    assert cli.run(["time", str(tmp_path / "net.elf")]) in (1, 2)

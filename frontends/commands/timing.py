@@ -39,7 +39,6 @@ def time_file(a: argparse.Namespace) -> None:
     """`knapper time`."""
     machines = [Machine.load(name) for name in a.target]
     record = read(a)
-    timing_core()
     rows = []
     for machine in machines or [Machine.from_dict(record.program.target)]:
         started = time.perf_counter()
@@ -54,13 +53,16 @@ def time_file(a: argparse.Namespace) -> None:
 
 
 def read(a: argparse.Namespace) -> Record:
-    """The record in a file; of an image, one is made by running it."""
+    """The record in a file; of an image, one is made by running it. Once the file is read, the timing core is there too."""
     from knapper.runtime.timing.record import Record
 
     if files.read(a.file)[: len(ELF)] != ELF:
-        return Record.load(a.file)
+        record = Record.load(a.file)
+        timing_core()
+        return record
     image = load(a.file)
     arrays = gather(image.program.inputs, a.input or ["random:0"])
+    timing_core()
     with Progress("running", quiet=a.quiet > 0) as progress:
         result = image.session.run(arrays, timing=True, jump=not a.no_jump, progress=progress)
     return Record.of(image.program, result.stats)
