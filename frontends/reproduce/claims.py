@@ -6,12 +6,14 @@ it replays. So a row's interval takes no second execution, and a test can see th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
+from knapper.isa.errors import KnapperError
 from knapper.isa.machine import NUMBERS, Machine
 from knapper.isa.program import Program
 from knapper.runtime.timing.record import Record
@@ -217,11 +219,17 @@ class Claim:
         return Row(self, ours, self.interval(fresh, ours) if interval and self.swept else None)
 
     def interval(self, lab: Lab, ours: float) -> Interval:
-        """The range of ours as each number that nobody but us stands for moves by `SPREAD`, one at a time."""
+        """The range of ours as each number that nobody but us stands for moves by `SPREAD`, one at a time.
+
+        It stays where the machine could no longer execute the recorded programs (E726).
+        """
         found = Interval(ours, ours)
-        for key in lab.unsure():
-            for factor in (1 - SPREAD, 1 + SPREAD):
+        for key, factor in itertools.product(lab.unsure(), (1 - SPREAD, 1 + SPREAD)):
+            try:
                 found = found.including(self.ours(lab.moving(key, factor)), key)
+            except KnapperError as e:
+                if e.code != "E726":
+                    raise
         return found
 
 

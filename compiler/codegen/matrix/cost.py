@@ -19,7 +19,7 @@ from .product import Product
 
 ADDRESSES = 90
 """Instructions of a warp before its first load and for its stores' addresses."""
-WEIGHT = 0.003
+WEIGHT = 0.01
 """Cycles that an executed instruction counts beside its time: of plans that are about as fast, the one with less work is taken. About half of
 what issuing it takes a machine of 80 SMs with four slots each."""
 
