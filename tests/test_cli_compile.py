@@ -226,3 +226,8 @@ def test_a_failed_compile_leaves_the_old_file(run: Knapper, tmp_path: Path) -> N
     assert run("compile", "SHOP/small.onnx")[0] == 1
     assert (tmp_path / "small.elf").read_text() == "precious"
     assert [p.name for p in tmp_path.iterdir()] == ["small.elf"]
+
+
+def test_a_folder_is_no_model(run: Knapper) -> None:
+    code, _, err = run("compile", ".")
+    assert (code, err) == (2, "error E704: . is a folder, expected a file\n")

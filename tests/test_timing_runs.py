@@ -222,3 +222,9 @@ def test_nothing_is_compiled_for_a_file_that_cannot_be_timed(
     if content is not None:
         (tmp_path / "net.elf").write_bytes(content)
     assert cli.run(["time", str(tmp_path / "net.elf")]) in (1, 2)
+
+
+def test_a_file_of_another_kind_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "net.txt").write_text("cycles: 7\n")
+    with pytest.raises(IsaError, match=r"E524.*not a record of a run: no archive of numpy's"):
+        Record.load(tmp_path / "net.txt")

@@ -43,7 +43,10 @@ def compile_model(a: argparse.Namespace) -> None:
     if (a.model is None) == (a.source is None):
         raise UsageError("E704", "give a MODEL, or --from FILE")
     _refuse_idle(a)
-    output = Path(a.output or Path(Path(a.model or a.source).name).with_suffix(ENDINGS[a.emit]))
+    named = Path(a.model or a.source).name
+    if not named:
+        raise UsageError("E704", f"{a.model or a.source} is a folder, expected a file")
+    output = Path(a.output or Path(named).with_suffix(ENDINGS[a.emit]))
     files.check_place(output)
     if a.model and output.exists() and output.samefile(a.model):
         raise UsageError("E704", f"-o {output}: that is the model")

@@ -100,7 +100,10 @@ class Record:
     def load(path: str | Path) -> Record:
         """Read a file; IsaError E524 if it is no record, or a damaged one."""
         try:
-            with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
+            raw = Path(path).read_bytes()
+            if not zipfile.is_zipfile(io.BytesIO(raw)):  # numpy would take it for a pickle
+                raise ValueError("no archive of numpy's (.npz)")
+            with np.load(io.BytesIO(raw), allow_pickle=False) as file:
                 columns = {name: file[name] for name in ARRAYS}
             meta = json.loads(columns["meta"].tobytes())
             if meta["schema"] != SCHEMA:
