@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from .jit import compiled, inlined
+from .shares import memory, vector_port
 from .state import (
     ALU,
     ARRAY,
@@ -263,15 +264,7 @@ def execute(
         sm.free[port] = start + op.occupy
         sm.busy[port] += op.occupy
     if op.kind == PLAIN:
-        if op.l2 > 0:
-            sm.l2 = max(start, sm.l2) + op.l2
-            taken = max(taken, sm.l2)
-        if op.dram > 0:
-            sm.dram = max(start, sm.dram) + op.dram
-            taken = max(taken, sm.dram)
-        if op.vector > 0:
-            sm.vector = max(start, sm.vector) + op.vector
-            taken = max(taken, sm.vector)
+        taken = max(memory(sm, op, start), vector_port(sm, start, op.vector))
     result: int = taken + op.latency
     for i in range(op.first, op.last):
         if spans[i].write:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from .jit import compiled
+from .shares import memory, vector_port
 from .state import (
     ARRAY,
     ARRIVAL,
@@ -147,13 +148,13 @@ def take(ops: Any, sm: Any, lines: Any, done: Any, e: int, start: int) -> None:
         queue_room(ops, sm, lines, e)
     sm.head[e] += 1
     if op.kind == LOAD_WEIGHTS:
-        port(sm, start, op.vector)
+        vector_port(sm, start, op.vector)
         sm.weights = start + max(op.work, op.vector)
     elif op.kind == SWAP_WEIGHTS:
         sm.array = max(sm.array, sm.weights)
         sm.swapped = sm.array
     elif op.kind == STREAM:
-        port(sm, start, op.vector)
+        vector_port(sm, start, op.vector)
         sm.array = start + max(op.work, op.vector)
         sm.stalled += max(op.vector - op.work, 0)
     elif op.kind == TRANSFER:
@@ -177,26 +178,10 @@ def begin_group(sm: Any, e: int, arrival: int) -> None:
 
 
 @compiled
-def port(sm: Any, start: int, ticks: int) -> int:
-    """The vector memory's port is asked for some ticks of work at `start`; when it is done with them."""
-    if ticks > 0:
-        sm.vector = max(sm.vector, start) + ticks
-        done: int = sm.vector
-        return done
-    return start
-
-
-@compiled
 def transfer(sm: Any, op: Any, e: int, start: int) -> None:
     """The DMA engine moves something."""
-    end = start + op.occupy
-    if op.l2 > 0:
-        sm.l2 = max(start, sm.l2) + op.l2
-        end = max(end, sm.l2)
-    if op.dram > 0:
-        sm.dram = max(start, sm.dram) + op.dram
-        end = max(end, sm.dram)
-    served = port(sm, start, op.vector)
+    end = max(start + op.occupy, memory(sm, op, start))
+    served = vector_port(sm, start, op.vector)
     sm.stalled += max(served - end, 0)
     end = max(end, served)
     sm.dma, sm.landed = end, end + op.work
