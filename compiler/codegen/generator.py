@@ -15,7 +15,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from knapper.isa.core import SIMD
@@ -45,6 +45,11 @@ class Group:
     outputs: dict[str, Type]
     constants: dict[str, Array] = field(default_factory=dict)
     """Values of those inputs that are known now: weights."""
+
+    @cached_property
+    def found(self) -> dict[str, Any]:
+        """What generators found out about it, each under its own name, so that they need not for every one of many options."""
+        return {}
 
     def graph(self) -> Graph:
         """The group as a graph of its own, for the ops' references."""

@@ -101,6 +101,13 @@ class Product:
 
 def product_of(group: Group) -> Product | str:
     """The group's product, or why it has none."""
+    if "product" not in group.found:
+        group.found["product"] = _product(group)
+    known: Product | str = group.found["product"]
+    return known
+
+
+def _product(group: Group) -> Product | str:
     found = [n for n in group.nodes if n.op in PRODUCTS]
     if len(found) != 1:
         return f"has {len(found)} convolutions and matrix products, expected 1"
