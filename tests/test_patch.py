@@ -21,7 +21,9 @@ from knapper.compiler import text as ir_text
 from knapper.compiler.codegen.generator import GENERATORS
 from knapper.compiler.codegen.matrix.patch_shape import Phases
 from knapper.compiler.schedule import schedule
-from knapper.frontends.reproduce.im2col_reuse import Reuse, closed_form, measured
+from knapper.frontends.reproduce import im2col
+from knapper.frontends.reproduce.claims import Lab
+from knapper.frontends.reproduce.workloads import Tile
 from knapper.isa.errors import KnapperError
 from knapper.isa.instructions import LDG_IM2COL
 from knapper.isa.machine import Machine
@@ -93,16 +95,21 @@ def test_any_convolution_has_the_bits_of_hmma(cache: Path, data: Any) -> None:
 
 RATIOS = {(1, 3): 6.4, (1, 5): 13.33, (1, 7): 20.36, (2, 3): 2.05, (2, 5): 4.81, (2, 7): 8.07, (4, 3): 1.0}  # fmt: skip
 """(stride, taps) → pixels that a tile of 8 × 16 loads tap by tap, by distinct ones."""
+KERNELS: dict[str, Tile] = {
+    "hmma": (("kind", "hmma"),),
+    "patch": (("kind", "patch"), ("pixels", (8, 16))),
+}
 
 
 @pytest.mark.parametrize(("stride", "taps"), RATIOS)
 def test_each_pixel_of_a_tile_is_loaded_once(stride: int, taps: int) -> None:
     """Two tiles, one below the other, in the middle of an image."""
-    side = 15 * stride + taps
-    graph, _ = conv((1, side, side, 16), 16, taps, stride)
-    tile = closed_form(stride, taps)
-    assert measured(graph, MACHINE) == Reuse(2 * tile.naive, 2 * tile.fetched)
-    assert tile.reduction == pytest.approx(RATIOS[stride, taps], abs=0.005)
+    lines, columns = (len({y * stride + t for y in range(n) for t in range(taps)}) for n in (8, 16))
+    got = {kind: im2col.loaded(Lab(), stride, taps, kernel) for kind, kernel in KERNELS.items()}
+    pixel = 16 * 2
+    assert got == {"hmma": 2 * taps**2 * 8 * 16 * pixel, "patch": 2 * lines * columns * pixel}
+    assert got["hmma"] / got["patch"] == pytest.approx(RATIOS[stride, taps], abs=0.005)
+    assert im2col.distinct(stride, taps) == got["hmma"] / got["patch"]
 
 
 def test_pixels_outside_of_the_image_are_not_loaded(cache: Path) -> None:
