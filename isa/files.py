@@ -29,7 +29,7 @@ def write(path: str | Path, content: bytes | Writer) -> None:
             made.close()
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-        except BaseException:
+        except BaseException:  # an interrupt leaves nothing behind either; it goes on
             temporary.unlink(missing_ok=True)
             raise
 
