@@ -20,8 +20,8 @@ from .product import Product
 ADDRESSES = 90
 """Instructions of a warp before its first load and for its stores' addresses."""
 WEIGHT = 0.01
-"""Cycles that an executed instruction counts beside its time: of plans that are about as fast, the one with less work is taken. About half of
-what issuing it takes a machine of 80 SMs with four slots each."""
+"""Cycles that an executed instruction counts beside its time: of plans that are about as fast, the one with less work is taken. Chosen, not
+measured: from 0.001 to 0.01 networks differ by 2 % in either direction, and with the largest least is executed."""
 
 
 class Tile(Protocol):
