@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from thread_programs import MACHINE, S32, U32, Threads
 
 from knapper.compiler.codegen import liveness, schedule
-from knapper.compiler.codegen.builder import PT, RZ, KernelBuilder, Not, VPred, VReg
-from knapper.compiler.codegen.scalar import SCALAR, f32
+from knapper.compiler.codegen.builder import RZ, KernelBuilder, Not, VPred, VReg
+from knapper.compiler.codegen.scalar import f32
 from knapper.compiler.ir import Array
-from knapper.isa.core import Label, Reg, Src
+from knapper.isa.core import Label, Reg
 from knapper.isa.errors import CompileError
 from knapper.isa.instructions import (
     BAR,
@@ -41,55 +42,7 @@ from knapper.isa.instructions import (
     ULDC,
     UMOV,
 )
-from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, FloatType, Half, IntType, Logic, Width
-from knapper.isa.program import BASE, Kernel, Launch, Operand, Port, Program
-from knapper.runtime.session import Session
-
-MACHINE = Machine.load("volta-8tc")
-S32, U32 = IntType.S32, IntType.U32
-
-
-class Threads:
-    """A kernel of 32 threads over x: u32[32, words] and y alike: registers with the thread's words in, its words out."""
-
-    def __init__(self, words: int, machine: Machine = MACHINE) -> None:
-        self.words = words
-        b = self.b = KernelBuilder("threads", (32, 1, 1), machine)
-        self.x, self.y, self.at, tid = b.ureg(2), b.ureg(2), b.reg(), b.reg()
-        b.emit(ULDC, Bits32._64, self.x, 0)
-        b.emit(ULDC, Bits32._64, self.y, 8)
-        b.emit(S2R, SR.TID_X, tid)
-        self.tid = tid
-        b.emit(IMUL, S32, self.at, tid, 4 * words)
-
-    def load(self, i: int) -> VReg:
-        d = self.b.reg()
-        self.b.emit(LDG, Width._32, d, self.x, self.at, 4 * i)
-        return d
-
-    def store(self, i: int, value: Any) -> None:
-        self.b.emit(STG, Width._32, self.y, self.at, 4 * i, value)
-
-    def run(self, x: Array) -> tuple[Array, Kernel]:
-        """Ends the kernel and runs it on x[32, words]; gives y and the kernel."""
-        self.b.emit(EXIT)
-        kernel = self.b.finish()
-        nbytes = 32 * self.words * 4
-        operands = (Operand("x", BASE, nbytes, "r"), Operand("y", BASE + 4096, nbytes, "w"))
-        launch = Launch("threads", (1, 1, 1), (BASE, BASE + 4096), ("n",), operands)
-        ports = [Port(n, "u32", (32, self.words), a) for n, a in (("x", BASE), ("y", BASE + 4096))]
-        program = Program(
-            MACHINE.to_dict(),
-            {"threads": kernel},
-            (launch,),
-            (ports[0],),
-            (ports[1],),
-            arena_bytes=8192,
-        )
-        return Session(program).run({"x": x.astype(np.uint32)}, engine="reference").outputs[
-            "y"
-        ], kernel
 
 
 def column(x: Array, i: int) -> Array:
@@ -472,59 +425,3 @@ def test_a_schedule_is_a_permutation_that_respects_dependences(seed: int) -> Non
                     *code[i].reads
                 } & {*code[j].writes}
                 assert not hazard or place[i] < place[j]
-
-
-# --- scalar lowerings
-
-X = np.linspace(-6, 6, 256).astype(np.float32).reshape(32, 8)
-EXACT: dict[str, tuple[dict[str, Any], Any]] = {
-    "Relu": ({}, lambda x: np.maximum(x, 0)),
-    "Clip": ({"min": -1.0, "max": 2.0}, lambda x: np.clip(x, -1, 2)),
-    "Neg": ({}, np.negative),
-    "Abs": ({}, np.abs),
-    "Floor": ({}, np.floor),
-    "Ceil": ({}, np.ceil),
-    "Round": ({}, np.rint),
-    "LeakyRelu": ({"alpha": 0.25}, lambda x: np.where(x < 0, x * np.float32(0.25), x)),
-    "ThresholdedRelu": ({"alpha": 1.5}, lambda x: np.where(x > 1.5, x, 0)),
-    "HardSigmoid": (
-        {"alpha": 0.25, "beta": 0.5},
-        lambda x: np.clip(x * np.float32(0.25) + np.float32(0.5), 0, 1),
-    ),
-}
-CLOSE: dict[str, Any] = {
-    "Exp": np.exp,
-    "Tanh": np.tanh,
-    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "Swish": lambda x: x / (1 + np.exp(-x)),
-    "Softplus": lambda x: np.log1p(np.exp(x)),
-    "Mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
-    "Softsign": lambda x: x / (1 + np.abs(x)),
-    "Elu": lambda x: np.where(x > 0, x, np.expm1(x)),
-    "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-}
-
-
-def lowered(op: str, **attrs: Any) -> Array:
-    t = Threads(8)
-    for i in range(8):
-        t.store(i, SCALAR[op](t.b, t.load(i), **attrs))
-    return t.run(X.view(np.uint32))[0].view(np.float32)
-
-
-@pytest.mark.parametrize("op", EXACT)
-def test_an_exact_lowering_has_numpys_bits(op: str) -> None:
-    attrs, f = EXACT[op]
-    assert (lowered(op, **attrs) == f(X)).all()
-
-
-@pytest.mark.parametrize("op", CLOSE)
-def test_a_function_is_near_the_true_value(op: str) -> None:
-    true = CLOSE[op](X.astype(np.float64))
-    np.testing.assert_allclose(lowered(op), true, rtol=3e-6, atol=3e-7)
-
-
-def test_immediates_are_fp32_bits() -> None:
-    assert [f32(x) for x in (1.0, -2.0, 1e99)] == [0x3F800000, 0xC0000000, 0x7F800000]
-    assert Src.of(f32(1.0)).value == 0x3F800000
-    assert PT == 7
