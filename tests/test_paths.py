@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_programs import Writer, numbers
 
 from knapper.compiler.driver import compile_graph
 from knapper.compiler.ir import Graph
@@ -27,7 +28,7 @@ from knapper.runtime.fast import recording
 from knapper.runtime.fast.engine import FastEngine
 from knapper.runtime.paths import END, Trail
 from knapper.runtime.session import LIMIT, Session
-from tests.test_engines import Writer, differences, numbers
+from tests.test_engines import differences
 from tests.test_faults import B0, EXIT, P0, RZ, URZ, base, fault, lanes_below, load, program
 from tests.test_footprint import gaps
 
