@@ -1,6 +1,6 @@
 """Matrix products on arrays with accumulator memory: the references' bits whatever the array's shape and dataflow, and its cycles.
 
-Cases and their checks are those of `test_matrix_kernels`; what is counted of the array is compared with other simulators' numbers.
+Cases and their checks are those of `matrix_cases`; what is counted of the array is compared with other simulators' numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_matrix_kernels import CONVS, MATMULS, Case, conv, group_of, matmul, same
+from matrix_cases import CONVS, MATMULS, Case, conv, group_of, matmul, same
 
 from knapper.compiler.codegen.generator import GENERATORS, Options, modes_of
 from knapper.compiler.codegen.matrix.blocks import product

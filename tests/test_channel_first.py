@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_im2col import onnx_cases
-from test_matrix_kernels import (
+from matrix_cases import (
     CONVS,
     MATMULS,
     Case,
@@ -29,6 +28,7 @@ from test_matrix_kernels import (
     same,
     some,
 )
+from test_im2col import onnx_cases
 
 from knapper.compiler import plan_text
 from knapper.compiler.codegen.generator import GENERATORS

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_matrix_kernels import same
+from matrix_cases import same
 
 from knapper.compiler import ops as _ops  # noqa: F401  declares the op set
 from knapper.compiler import plan_text, text

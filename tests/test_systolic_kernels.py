@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_matrix_kernels import (
+from matrix_cases import (
     CONVS,
     MATMULS,
     Case,
