@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from scoreboard import Command, Memory, Scoreboard, Step
-from test_timing import Case, Program, path, random_machine
+from timing_cases import Case, Program, agrees, jumps_alike, path, random_machine
 
 from knapper.compiler.driver import compile_graph
 from knapper.compiler.ir import Graph
@@ -191,19 +191,12 @@ def oracle(case: Case, run: Run) -> Scoreboard:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_cycles_are_those_of_the_scoreboard(seed: int) -> None:
-    case = random_case(seed)
-    run = case.run(jump=False)
-    timing, expected = run.timing(), oracle(case, run)
-    assert timing.cycles == expected.run()
-    assert timing.stalls["issued"] == len(expected.issued)
+    agrees(random_case(seed), oracle)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_jump_changes_nothing(seed: int) -> None:
-    case = random_case(seed)
-    fast, slow = (case.run(jump).timing() for jump in (True, False))
-    assert fast.to_dict() == slow.to_dict()
-    assert (fast.by_pc == slow.by_pc).all()
+    jumps_alike(random_case(seed))
 
 
 def test_compiled_code_is_made_once_for_all_known_machines() -> None:
