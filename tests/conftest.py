@@ -33,6 +33,9 @@ from knapper.isa.errors import KnapperError
 SEPARATOR = re.compile(r"^// ---- (becomes|fails)\n", re.MULTILINE)
 HERE = Path(__file__).parent
 
+# these check for tests, whose failures are to show values
+pytest.register_assert_rewrite("matrix_cases", "onnx_models", "systolic_programs", "timing_cases")
+
 settings.register_profile("dev", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
