@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +41,12 @@ settings.register_profile("dev", max_examples=25, deadline=None, derandomize=Tru
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("KNAPPER_PROFILE", "ci" if "CI" in os.environ else "dev"))
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is heard, here and in what tests start, also where a shell ran the tests in the background with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

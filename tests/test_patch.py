@@ -1,6 +1,6 @@
 """Convolutions whose blocks fetch each pixel once: the bits of `hmma`, what is loaded, and what is chosen and refused.
 
-Cases are made and run as in `test_matrix_kernels`. The golden file is `plan/patch.plan`.
+Cases are made and run as in `matrix_cases`. The golden file is `plan/patch.plan`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_matrix_kernels import MACHINE, cache, check, conv, group_of, offers, program, same
+from matrix_cases import MACHINE, cache, check, conv, group_of, offers, program, same
 
 from knapper.compiler import plan_text
 from knapper.compiler import text as ir_text

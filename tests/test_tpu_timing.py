@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scoreboard import Command, Memory, Scoreboard, Step
-from timing_cases import Case, Program, agrees, jumps_alike, path, random_machine
+from scoreboard import Command, Scoreboard, Step
+from timing_cases import Case, Program, accesses, agrees, jumps_alike, path, random_machine
 
 from knapper.compiler.driver import compile_graph
 from knapper.compiler.ir import Graph
@@ -179,13 +179,9 @@ def takes(case: Case, run: Run) -> dict[int, Command]:
 
 
 def oracle(case: Case, run: Run) -> Scoreboard:
-    c, foot = case.counts.instructions, run.foot
-    issued = np.maximum(c["executed"] - c["skipped"], 1)
-    each = [{pc: int(n) for pc, n in enumerate(c[name] // issued)} for name in ("sectors", "wavefronts")]  # fmt: skip
-    memory = Memory(foot.l1_misses, foot.l2_misses, foot.written_back, foot.l2_ticks, foot.dram_ticks)  # type: ignore[arg-type]  # fmt: skip
     resident = min(run.residents.blocks, len(case.blocks))
     return Scoreboard(
-        case.machine, case.code, case.blocks, resident, *each, memory, takes=takes(case, run)
+        case.machine, case.code, case.blocks, resident, *accesses(case, run), takes=takes(case, run)
     )
 
 

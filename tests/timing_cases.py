@@ -327,21 +327,23 @@ def path(steps: list[Step]) -> Any:
     return trail.events()
 
 
-def oracle(case: Case, run: Run) -> Scoreboard:
-    """The scoreboard of a case. Shares of hits are taken from the run: they have tests of their own."""
+def accesses(case: Case, run: Run) -> tuple[dict[int, int], dict[int, int], Memory]:
+    """Sectors and wavefronts of an instruction each time, and where they hit: shares are the run's, which have tests of their own."""
     c, foot = case.counts.instructions, run.foot
     issued = np.maximum(c["executed"] - c["skipped"], 1)
-    each = [
-        {pc: int(n) for pc, n in enumerate(c[name] // issued)} for name in ("sectors", "wavefronts")
-    ]
+    sectors, wavefronts = (dict(enumerate((c[name] // issued).tolist())) for name in ("sectors", "wavefronts"))  # fmt: skip
     shares = (Fraction(x) for x in (foot.l1_misses, foot.l2_misses, foot.written_back))
-    memory = Memory(*shares, foot.l2_ticks, foot.dram_ticks)
+    return sectors, wavefronts, Memory(*shares, foot.l2_ticks, foot.dram_ticks)
+
+
+def oracle(case: Case, run: Run) -> Scoreboard:
+    """The scoreboard of a case."""
     modes = [pc for pc, instr in enumerate(case.code) if isinstance(instr, i.MODE)]
     inside = frozenset(range(modes[0] + 1, modes[2])) if modes else frozenset()
     switches = frozenset((modes[0], modes[2])) if modes else frozenset()
     resident = min(run.residents.blocks, len(case.blocks))
     return Scoreboard(
-        case.machine, case.code, case.blocks, resident, *each, memory, inside, switches
+        case.machine, case.code, case.blocks, resident, *accesses(case, run), inside, switches
     )
 
 
