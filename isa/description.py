@@ -41,6 +41,7 @@ EVENTS = {
     "vector_read": "32 bits of a word read from vector memory",
     "vector_write": "32 bits of a word written to vector memory",
     "accumulator": "a 32-bit access to accumulator memory",
+    "bitmap_op": "a shift, mask, count or row of an outer product of a 32-bit bitmap",
     "l1": "a 32-byte sector looked up in L1",
     "l2": "a 32-byte sector moved to or from L2",
     "dram": "a 32-byte sector moved to or from DRAM",

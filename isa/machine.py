@@ -43,6 +43,7 @@ EXTENSIONS = (
     "tensor",
     "systolic",
     "sparse",
+    "sparse24",
     "conv",
     "gather",
     "types",
@@ -52,8 +53,12 @@ EXTENSIONS = (
 """The built-in ones; a plugin's instruction may bring another."""
 UNITS = dict.fromkeys(
     ("control", "sreg", "uniform", "alu", "imul", "fma", "fp64", "sfu", "cvt", "lsu_global", "lsu_shared", "lsu_local", "barrier"), ""
-) | {"tensor": "tensor", "tensor_f16": "tensor", "systolic": "systolic", "mode": "systolic", "dma": "async"}  # fmt: skip
-"""Rows of the unit table, each with the extension that it belongs to, if to any."""
+) | {
+    "tensor": "tensor", "tensor_f16": "tensor", "systolic": "systolic or sparse", "mode": "systolic", "dma": "async",
+    "outer": "sparse", "bitmap": "sparse",
+}  # fmt: skip
+"""Rows of the unit table, each with the extensions that it belongs to, if to any. In `systolic` accumulator memory is read and written, which the
+sparse extension has as well."""
 SCOPES = ("subcore", "sm")
 CHOICES = {
     "nonmatrix": ("simt", "vector", "host"),
@@ -65,6 +70,7 @@ NEUTRAL: Mapping[str, float] = {
     "vector_word": 0,
     "energy.vector_read": 0,
     "energy.vector_write": 0,
+    "energy.bitmap_op": 0,
 }
 """The numbers that format 1.0 did not have, with what one means that a stored description lacks: nothing of the kind was there."""
 HOST = "host"
@@ -77,7 +83,7 @@ CYCLES = 1 << 30
 def number(doc: str, least: int = 1, most: int = LARGEST, of: str = "") -> Any:
     """A field of Machine that the TOML file must give, with its meaning and its legal values.
 
-    One `of` an extension (or of the host) is given exactly by machines that have it, and is 0 in others.
+    One `of` an extension (or of the host; of "a or b") is given exactly by machines that have it, and is 0 in others.
     """
     return field(metadata={"doc": doc, "least": least, "most": most, "of": of})
 
@@ -166,8 +172,9 @@ class Machine:
         "columns of a systolic unit, of 16-bit elements; in fp32 half as many", 2, of="systolic"
     )
     accumulator_bytes: int = number(
-        "accumulator memory an SM; without, C lies in registers", 0, 1 << 28, of="systolic"
-    )
+        "accumulator memory an SM; without, C lies in registers",
+        0, 1 << 28, of="systolic or sparse",
+    )  # fmt: skip
     weight_double_buffer: int = number(
         "1 if the next weights load while the last ones are used", 0, 1, of="systolic"
     )
@@ -189,6 +196,17 @@ class Machine:
     vector_word: int = number(
         "16-bit elements in a word of a vector memory's bank, one bank a row of the array; 0: shared memory is no vector memory",
         0, 64, of="systolic",
+    )  # fmt: skip
+
+    collector_window: int = number(
+        "OHMMAs in a row whose accesses to the accumulation buffer are combined; 0: all of an SPWMMA",
+        0, 128, of="sparse",
+    )  # fmt: skip
+    pred_off_percent: int = number(
+        "time that an OHMMA which is left out takes, in percent of one that is not", 0, 10_000, of="sparse"
+    )  # fmt: skip
+    bohmma_percent: int = number(
+        "time that an SPWMMA needs for the bitmap of a step of k, in percent of an OHMMA's", 0, 10_000, of="sparse"
     )  # fmt: skip
 
     host_clock_hz: int = number("clock of the host that runs what is no matrix product", of=HOST)
@@ -246,10 +264,14 @@ class Machine:
         }
         features = _features(self.extensions, self.nonmatrix)
         out |= {
-            key: self._number(key, getattr(self, key)) for key in NUMBERS if _owner(key) in features
+            key: self._number(key, getattr(self, key))
+            for key in NUMBERS
+            if _belongs(_owner(key), features)
         }
         out["units"] = {
-            name: self._unit(name) for name in self.units if UNITS.get(name, "") in features
+            name: self._unit(name)
+            for name in self.units
+            if _belongs(UNITS.get(name, ""), features)
         }
         out["energy"] = {"table": self.energy_table} | {
             event: self._number(f"energy.{event}", value, "source")
@@ -383,10 +405,15 @@ def _features(extensions: Any, nonmatrix: Any) -> set[str]:
 
 
 def _owner(key: str) -> str:
-    """The extension that a key belongs to, or ""."""
+    """The extension that a key belongs to, "a or b" if to several, or ""."""
     if key in NUMBERS:
         return str(NUMBERS[key]["of"])
     return UNITS.get(key.split(".")[1], "") if key.startswith("units.") else ""
+
+
+def _belongs(owner: str, features: set[str]) -> bool:
+    """Whether a machine of these features has what is an owner's."""
+    return not features.isdisjoint(owner.split(" or "))
 
 
 def _features_of(flat: Flat) -> set[str]:
@@ -396,7 +423,7 @@ def _features_of(flat: Flat) -> set[str]:
 def _relevant(flat: Flat) -> Flat:
     """Without what a base gave for extensions that the machine lacks."""
     features = _features_of(flat)
-    return {k: leaf for k, leaf in flat.items() if not leaf.inherited or _owner(k) in features}
+    return {k: leaf for k, leaf in flat.items() if not leaf.inherited or _belongs(_owner(k), features)}
 
 
 # --- checking: every problem, with the file and the key ------------------------------------------------------------------
@@ -414,10 +441,10 @@ def _problems(flat: Flat, where: str) -> Iterator[IsaError]:
 def _required(flat: Flat) -> set[str]:
     """Keys that must be there: for every unit that is mentioned both its numbers."""
     features = _features_of(flat)
-    units = {*(u for u in UNITS if UNITS[u] in features), *_unit_names(flat)}
+    units = {*(u for u in UNITS if _belongs(UNITS[u], features)), *_unit_names(flat)}
     return {
         *TEXTS,
-        *(key for key in NUMBERS if _owner(key) in features),
+        *(key for key in NUMBERS if _belongs(_owner(key), features)),
         *(f"units.{u}.{k}" for u in units for k in ("latency", "interval")),
         *ENERGY_KEYS,
     }
@@ -431,7 +458,7 @@ def _meaning(key: str) -> str:
 
 def _reason(key: str, value: Any, flat: Flat) -> str:
     """What is wrong with one key, or ""."""
-    if (owner := _owner(key)) not in _features_of(flat):
+    if not _belongs(owner := _owner(key), _features_of(flat)):
         return f"belongs to {owner}, which the machine lacks"
     if _is_number(key):
         return _number_reason(key, value)

@@ -41,6 +41,7 @@ COMPONENTS = {
         "pe_hop",
         "a_broadcast",
         "accumulator",
+        "bitmap_op",
     ),
     "shared": ("smem_read", "smem_write", "vector_read", "vector_write"),
     "memory": ("l1", "l2", "dram"),
@@ -51,6 +52,7 @@ COMPONENTS = {
 LANE_EVENT = {
     "alu": "int_op", "imul": "imul_op", "fma": "fp32_op", "fp64": "fp64_op", "sfu": "sfu_op", "cvt": "cvt_op",
     "lsu_global": "int_op", "lsu_shared": "int_op", "lsu_local": "int_op",
+    "bitmap": "bitmap_op",
 }  # fmt: skip
 """What a lane does in a unit; loads and stores add an address. A unit of a plugin counts as an fp32 operation unless it is added."""
 WARP_EVENT = {"uniform": "int_op"}
@@ -59,7 +61,7 @@ COMMANDS = ("systolic", "dma")
 """Units that warps send commands to."""
 ISSUE_ONLY = ("control", "barrier", "sreg", "mode", *COMMANDS)
 """Units that cost a warp nothing but the issue; what arrays and the DMA engine then do is told below."""
-TENSOR = {"tensor": 1, "tensor_f16": 2}
+TENSOR = {"tensor": 1, "tensor_f16": 2, "outer": 1}
 """Tensor Core units, and how many accumulators of theirs share a word."""
 WORDWISE = ("alu", "imul")
 """Units 32 bits wide: an operation on 64 bits is two."""

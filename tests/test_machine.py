@@ -122,6 +122,17 @@ def test_a_number_of_an_extension_is_there_exactly_if_the_extension_is(mine):
         mine(OWN + f"link_bytes_per_second = {number}")
 
 
+def test_accumulator_memory_belongs_to_two_extensions(mine):
+    dstc = TARGETS["dstc"]
+    assert (dstc.accumulator_bytes, dstc.collector_window, dstc.array_rows) == (32 << 10, 0, 0)
+    assert {"outer", "bitmap", "systolic"} <= dstc.units.keys()
+    assert dstc.units["tensor"] == VOLTA.units["tensor"], "the baseline's issue pitch"
+    assert {dstc.provenance[k].kind for k in ("collector_window", "bohmma_percent")} == {"fitted"}
+    number = 'accumulator_bytes = { value = 1, provenance = "assumed" }'
+    with pytest.raises(IsaError, match="accumulator_bytes: belongs to systolic or sparse, which"):
+        mine(OWN + number)
+
+
 def test_a_dataflow_needs_something_that_flows(mine):
     with pytest.raises(IsaError, match="dataflow: expected none, got 'ws'"):
         mine(OWN + 'dataflow = "ws"')
@@ -139,7 +150,7 @@ def test_two_units_may_share_a_port(mine):
 # --- other numbers: what sweeps are made of ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["volta-4tc", "sma3", "systolic-host"])
+@pytest.mark.parametrize("name", ["volta-4tc", "sma3", "systolic-host", "dstc"])
 @pytest.mark.parametrize("factor", [0.7, 1.3])
 def test_every_number_can_be_swept(name, factor):
     m = TARGETS[name]
@@ -234,7 +245,7 @@ def test_all_problems_are_told_at_once_with_file_and_key(mine, tmp_path):
         "E511: mine.toml: dram_latency: expected a whole number from 1 to 1073741824, got 4.5",
         "E511: mine.toml: subcores: expected a provenance (published, silicon, derived, recalled, assumed, fitted), got 'guessed'",
         "E511: mine.toml: shared_banks: expected value, provenance and note, got 'by'",
-        "E511: mine.toml: extensions: expected some of base, async, tensor, systolic, sparse, conv, gather, types, dual, custom, got 'warp'",
+        "E511: mine.toml: extensions: expected some of base, async, tensor, systolic, sparse, sparse24, conv, gather, types, dual, custom, got 'warp'",
         "E511: mine.toml: nonmatrix: expected simt or vector or host, got 'magic'",
         "E511: mine.toml: units.alu: expected a table with latency and interval",
         "E511: mine.toml: units.fma.latensy: unknown key (hint: did you mean units.fma.latency?)",
