@@ -21,7 +21,7 @@ import platformdirs
 config: Any = numba.core.config
 log = logging.getLogger("knapper.runtime")
 F = TypeVar("F", bound=Callable[..., Any])
-SOURCES = ("state.py", "sm.py", "steady.py", "systolic.py")
+SOURCES = ("state.py", "shares.py", "sm.py", "steady.py", "systolic.py", "banks.py")
 """The files whose functions are compiled."""
 
 
