@@ -269,9 +269,7 @@ class Machine:
             if _belongs(_owner(key), features)
         }
         out["units"] = {
-            name: self._unit(name)
-            for name in self.units
-            if _belongs(UNITS.get(name, ""), features)
+            name: self._unit(name) for name in self.units if _belongs(UNITS.get(name, ""), features)
         }
         out["energy"] = {"table": self.energy_table} | {
             event: self._number(f"energy.{event}", value, "source")
@@ -423,7 +421,9 @@ def _features_of(flat: Flat) -> set[str]:
 def _relevant(flat: Flat) -> Flat:
     """Without what a base gave for extensions that the machine lacks."""
     features = _features_of(flat)
-    return {k: leaf for k, leaf in flat.items() if not leaf.inherited or _belongs(_owner(k), features)}
+    return {
+        k: leaf for k, leaf in flat.items() if not leaf.inherited or _belongs(_owner(k), features)
+    }
 
 
 # --- checking: every problem, with the file and the key ------------------------------------------------------------------
