@@ -40,6 +40,9 @@ from numpy.typing import NDArray
 from knapper.isa.errors import IRError, KnapperError, raise_all
 from knapper.isa.rows import trimmed
 
+from .encoding import Encoding as Encoding
+from .encoding import bitmap_sections
+
 Array = NDArray[Any]
 DTYPES: dict[str, Any] = {
     "f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64,
@@ -51,10 +54,11 @@ NAMES = {np.dtype(d): n for n, d in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Type:
-    """A tensor type: dtype and static shape."""
+    """A tensor type: dtype, static shape, and how it is encoded if it is (`Encoding`)."""
 
     dtype: str
     shape: tuple[int, ...]
+    encoding: Encoding | None = None
 
     @property
     def count(self) -> int:
@@ -63,8 +67,15 @@ class Type:
 
     @property
     def bytes(self) -> int:
-        """Size of the tensor, dense."""
+        """Size of the tensor in memory: dense, but for a bitmap's buffer. (Where a weight's zeros are does not change how it is stored.)"""
+        if self.encoding and self.encoding.name == "bitmap":
+            return sum(bitmap_sections(self.shape, self.encoding["pad"]))
         return self.count * int(np.dtype(DTYPES[self.dtype]).itemsize)
+
+    @property
+    def dense(self) -> Type:
+        """The type without its encoding."""
+        return Type(self.dtype, self.shape) if self.encoding else self
 
     @property
     def rank(self) -> int:
@@ -77,7 +88,9 @@ class Type:
         return Type(NAMES[a.dtype], tuple(map(int, a.shape)))
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]" + (
+            f" {self.encoding}" if self.encoding else ""
+        )
 
 
 Infer = Callable[..., Type | tuple[Type, ...]]
@@ -189,14 +202,20 @@ class Graph:
     nodes: tuple[Node, ...] = ()
     constants: Mapping[str, Array] = field(default_factory=dict)
     meta: Mapping[str, str] = field(default_factory=dict)
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    """Where the zeros of a constant are. Who writes other content under its name drops it; `Writer` does."""
 
     def types(self) -> dict[str, Type]:
         """Every value's type."""
         t = dict(self.inputs)
-        t |= {name: Type.of(a) for name, a in self.constants.items()}
+        t |= {name: self.constant_type(name) for name in self.constants}
         for n in self.nodes:
             t |= zip(n.outputs, n.types, strict=True)
         return t
+
+    def constant_type(self, name: str) -> Type:
+        """A constant's type, with its encoding."""
+        return replace(Type.of(self.constants[name]), encoding=self.encodings.get(name))
 
     def producers(self) -> dict[str, Node]:
         """Value name → the node that makes it."""
@@ -237,6 +256,7 @@ class Graph:
             and self.nodes == other.nodes
             and list(mine) == list(its)
             and all(same(mine[k], its[k]) for k in mine)
+            and dict(self.encodings) == dict(other.encodings)
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds dicts and arrays
@@ -269,6 +289,26 @@ def _problems(g: Graph, places: Mapping[str, str]) -> Iterator[KnapperError]:
     for name, v in g.outputs.items():
         if v not in known:
             yield IRError("E102", f"output {name!r} is %{v}, which nothing defines")
+    if g.encodings:
+        yield from _encoding_problems(g, places)
+
+
+def _encoding_problems(g: Graph, places: Mapping[str, str]) -> Iterator[IRError]:
+    """Encodings of what is no constant, that are none, or that promise zeros where the products that read it find others."""
+    from .sparsity.fits import misfit  # which knows products, and so is above this module
+
+    users = g.users()
+    for name, encoding in g.encodings.items():
+        where = places.get(name, "") + f"%{name}"
+        if name not in g.constants:
+            yield IRError("E103", "only constants are encoded by name", where=where)
+        elif problem := encoding.problem:
+            yield IRError("E103", problem, where=where)
+        elif encoding.name == "bitmap":
+            yield IRError("E103", "bitmap is an encoding of activations", where=where)
+        elif problem := misfit(g.constants[name], encoding, name, users.get(name, ())):
+            hint = "whoever changes a weight drops its encoding"
+            yield IRError("E103", problem, where=where, hint=hint)
 
 
 def _node_problems(n: Node, known: Mapping[str, Type]) -> Iterator[IRError]:
@@ -302,7 +342,9 @@ def infer(name: str, operands: list[Type | None], attrs: Mapping[str, Attr]) -> 
         o.signature.bind(*operands, **attrs)
     except TypeError as e:
         raise IRError("E102", f"{name}: {e}") from None
-    result = o.infer(*operands, **attrs)
+    result = o.infer(
+        *(t and t.dense for t in operands), **attrs
+    )  # results lie dense unless the op itself says otherwise
     return result if isinstance(result, tuple) else (result,)
 
 

@@ -304,7 +304,9 @@ class Writer:
         outputs = outputs or {name: self.now(v) for name, v in self.old.outputs.items()}
         stored = {name: self._stored(name, v) for name, v in outputs.items()}
         nodes = tuple(self.nodes.values())
-        return prune(replace(self.old, nodes=nodes, outputs=stored, constants=self.constants))
+        kept, old = self.constants, self.old.constants
+        same = {v: e for v, e in self.old.encodings.items() if kept.get(v) is old[v]}
+        return prune(replace(self.old, nodes=nodes, outputs=stored, constants=kept, encodings=same))
 
     def _stored(self, name: str, v: str) -> str:
         if v in self._makers or self.old.outputs[name] == v:
@@ -333,4 +335,5 @@ def prune(g: Graph) -> Graph:
             nodes.append(n)
             live.update(n.inputs)
     constants = {v: a for v, a in g.constants.items() if v in live}
-    return replace(g, nodes=tuple(reversed(nodes)), constants=constants)
+    encodings = {v: e for v, e in g.encodings.items() if v in constants}
+    return replace(g, nodes=tuple(reversed(nodes)), constants=constants, encodings=encodings)

@@ -28,7 +28,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -39,6 +39,7 @@ import numpy as np
 from knapper.isa import files
 from knapper.isa.errors import IRError, UsageError
 
+from .encoding import Encoding
 from .ir import DTYPES, NAMES, Array, Attr, Graph, Node, Type
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def show(g: Graph) -> str:
     outputs = ", ".join(map("".join, renamed))
     return "\n".join([
         f"graph {name(g.name, '@')}({inputs}) {{",
-        *(f"  const {name(v)}: {Type.of(a)} = {_content(a)}" for v, a in g.constants.items()),
+        *(f"  const {name(v)}: {g.constant_type(v)} = {_content(a)}" for v, a in g.constants.items()),
         *(f"  {show_node(n)}" for n in g.nodes),
         f"  return {outputs}".rstrip(),
         "}\n",
@@ -200,7 +201,8 @@ def parse(text: str, where: str = "<text>", blobs: Mapping[str, Array] = {}) -> 
     """
     source = _Source(text, where)
     symbol, inputs, body, outputs = source.read("graph")
-    constants = [(x[0], source.constant(x, blobs)) for x in body if isinstance(x[1], Type)]
+    typed = [x for x in body if isinstance(x[1], Type)]
+    constants = [(x[0], source.constant(x, blobs)) for x in typed]
     g = Graph(
         _plain(symbol),
         source.unique(inputs),
@@ -208,6 +210,7 @@ def parse(text: str, where: str = "<text>", blobs: Mapping[str, Array] = {}) -> 
         tuple(x[1] for x in body if isinstance(x[1], Node)),
         source.unique(constants),
         provenance(text, "graph"),
+        {_plain(v): t.encoding for v, t, _ in typed if t.encoding},
     )
     return g.verify({_plain(x[0]): source.place(x[0]) for x in body})
 
@@ -264,7 +267,7 @@ class _Source:
         a = blobs.get(content[1:])
         if a is None:
             raise self.at(v, f"no data for {v}: nothing beside the text has the hash {content}")
-        if Type.of(a) != t:
+        if Type.of(a) != t.dense:
             raise self.at(v, f"the data of {v} is {Type.of(a)}, but the text says {t}")
         return a
 
@@ -322,6 +325,10 @@ class _Actions:
 
     def KEY(self, token: Token) -> str:
         return str(token[:-1].rstrip())
+
+    def encoded(self, read: list[Any]) -> Type:
+        t: Type = read[0]
+        return replace(t, encoding=Encoding(str(read[1]), read[2] or {}))
 
     def TYPE(self, token: Token) -> Type:
         return _type(str(token))

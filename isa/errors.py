@@ -10,6 +10,7 @@ CODES: dict[str, str] = {
     # 1xx the graph and its text
     "E101": "A line of .ir text cannot be read. The message shows the place; the grammar is in compiler/ir.lark.",
     "E102": "A node is wrong: unknown op, missing operand, unknown attribute, or a type that its op does not produce.",
+    "E103": "The encoding of a weight is none, or promises zeros that its content does not have: a pass that changes a weight drops it.",
     "E110": "A line of .plan text cannot be read. The message shows the place; the grammar is in compiler/plan.lark.",
     "E111": "A .plan does not fit its graph: a launch or buffer is missing, given twice, or names a value that the graph has not.",
     # 2xx model files

@@ -54,7 +54,9 @@ class Group:
     def graph(self) -> Graph:
         """The group as a graph of its own, for the ops' references."""
         inputs = {v: t for v, t in self.inputs.items() if v not in self.constants}
-        return Graph(self.name, inputs, {v: v for v in self.outputs}, self.nodes, self.constants)
+        encodings = {v: e for v in self.constants if (e := self.inputs[v].encoding)}
+        outputs = {v: v for v in self.outputs}
+        return Graph(self.name, inputs, outputs, self.nodes, self.constants, encodings=encodings)
 
 
 @dataclass(frozen=True)

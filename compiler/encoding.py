@@ -1,0 +1,115 @@
+"""How a value lies in memory if not element by element, and where a weight's zeros are: the part of a type after its shape.
+
+    const %w: f16[64,128] tw{tile=16}                   the zeros of a constant: what pruning left, or somebody else's
+    %y: f16[1,28,28,64] bitmap{pad=1} = BitmapEncode …  a value that is stored as non-zero values under bitmaps
+
+Of a weight, seen as the matrix [K, N] of its product (K in the order tap row, tap column, channel):
+
+    ew                        single elements
+    vw{keep=4,vector=16}      at most 4 of 16 consecutive elements of a column
+    nm{m=4,n=2}               at most 2 of 4: the same, of the sparse tensor core
+    bw{block=[32,32]}         blocks of K × N
+    tw{tile=16}               whole columns; and of each 16 that are left, whole rows
+    tew{tile=16}              tw, and single elements beside it
+    tvw{tile=16}              tw, and at most 2 of 4 along the rows that a tile kept
+
+A weight is stored dense all the same, and its zeros are the mask; only `bitmap` says how bytes lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OPTIONS: dict[str, dict[str, type]] = {
+    "ew": {},
+    "vw": {"vector": int, "keep": int},
+    "nm": {"n": int, "m": int},
+    "bw": {"block": tuple},
+    "tw": {"tile": int},
+    "tew": {"tile": int},
+    "tvw": {"tile": int},
+    "bitmap": {"pad": int},
+}
+"""What each encoding must say."""
+SEGMENT = 32
+"""Positions under one bitmap word."""
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A name and its options.
+
+    >>> Encoding("tw", {"tile": 16}) == Encoding("tw", {"tile": 16})
+    True
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.name, *sorted(self.options.items())))
+
+    def __getitem__(self, option: str) -> Any:
+        """An option's value."""
+        return self.options[option]
+
+    def __str__(self) -> str:
+        shown = ((k, str(v).replace(" ", "")) for k, v in sorted(self.options.items()))
+        options = ",".join(f"{k}={v}".translate({40: "[", 41: "]"}) for k, v in shown)
+        return f"{self.name}{{{options}}}" if options else self.name
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it; "" for nothing.
+
+        >>> Encoding("tw", {"size": 16}).problem
+        'tw needs tile'
+        """
+        if self.name not in OPTIONS:
+            return f"there is no encoding {self.name!r}: there are {', '.join(OPTIONS)}"
+        want = OPTIONS[self.name]
+        if missing := [o for o in want if type(self.options.get(o)) is not want[o]]:
+            return f"{self.name} needs {', '.join(missing)}"
+        if unknown := self.options.keys() - want.keys():
+            return f"{self.name} has no option {min(unknown)!r}"
+        return self._range()
+
+    def _range(self) -> str:
+        small = 0 if self.name == "bitmap" else 1
+        sizes = [s for v in self.options.values() for s in (v if isinstance(v, tuple) else (v,))]
+        if any(type(s) is not int or s < small for s in sizes):
+            return f"{self.name}: its numbers must be integers of at least {small}"
+        if self.name == "bw" and len(self["block"]) != 2:
+            return "bw: a block has two sizes, along K and N"
+        kept, of = {"vw": ("keep", "vector"), "nm": ("n", "m")}.get(self.name, ("", ""))
+        return f"{self.name}: {kept} is larger than {of}" if of and self[kept] > self[of] else ""
+
+
+def bitmap_sections(shape: tuple[int, ...], pad: int) -> tuple[int, int, int]:
+    """Bytes of the three sections of a bitmap-encoded value, each a multiple of 256: values, bitmaps, flags.
+
+    A matrix [M, C] or an image [N, H, W, C], channels last, of 16-bit elements. Channels go in 16s and positions in segments
+    of 32; an image's rows lie W + pad apart and its planes H + pad rows, behind a lead of zeros. One segment of zeros ends it.
+
+    >>> bitmap_sections((64, 20), 0)
+    (6144, 512, 256)
+    """
+    channels = -(-shape[-1] // 16) * 16
+    if len(shape) == 4 and shape[1] * shape[2] > 0:
+        images, height, width, _ = shape
+        pitch = width + pad
+        positions = pad * pitch + pad + images * (height + pad) * pitch
+    else:
+        positions = math.prod(shape[:-1])
+    segments = -(-positions // SEGMENT) + 1
+    sizes = (
+        segments * channels * 2 * SEGMENT,
+        segments * channels * 4,
+        segments * -(-channels // 32),
+    )
+    values, bitmaps, flags = (-(-n // ALIGNMENT) * ALIGNMENT for n in sizes)
+    return values, bitmaps, flags
