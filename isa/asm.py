@@ -64,6 +64,7 @@ class _Kernel:
     registers: int | None = None
     shared: int = 0
     local: int = 0
+    accumulators: int = 0
     modes: tuple[str, str] = ("simd", "simd")
     matrix: bool = False
     role: int = 0
@@ -228,6 +229,9 @@ class _Reader:
     def on_local(self, size: int) -> None:
         self.kernel().local = size
 
+    def on_accumulators(self, words: int) -> None:
+        self.kernel().accumulators = words
+
     def on_modes(self, entry: str, leave: str) -> None:
         self.kernel().modes = (entry, leave)
 
@@ -358,6 +362,7 @@ class _Reader:
             registers=k.registers if k.registers is not None else _registers(i for _, _, i in code),
             shared_bytes=k.shared,
             local_bytes=k.local,
+            accumulators=k.accumulators,
             mode_entry=k.modes[0],
             mode_exit=k.modes[1],
             matrix=k.matrix,

@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, dataclass_transform, get_type_hints
 
@@ -42,7 +42,7 @@ READ, WRITE, UPDATE = "r", "w", "rw"
 
 MODES = SIMD, SYSTOLIC = "simd", "systolic"
 """The modes of an SM. Machines without the systolic extension know only the first."""
-TAKEN = frozenset({"fma", "sfu", "fp64", "tensor", "tensor_f16"})
+TAKEN = frozenset({"fma", "sfu", "fp64", "tensor", "tensor_f16", "outer"})
 """Units whose lanes, or whose place, the systolic array takes in systolic mode."""
 ZEROS = 8
 """Registers that RZ can stand for at once: the widest fragment."""
@@ -333,6 +333,8 @@ class Instr(Declared):
     opcode: ClassVar[int]
     mnemonic: ClassVar[str]
     extension: ClassVar[str]
+    also: ClassVar[tuple[str, ...]] = ()
+    """Other extensions that have it as well."""
     unit: ClassVar[str]
     syntax: ClassVar[str] = ""
     modes: ClassVar[frozenset[str]] = frozenset(MODES)
@@ -383,6 +385,11 @@ class Instr(Declared):
         if opcode >> OPCODE_BITS or opcode in TABLE or cls.mnemonic in BY_NAME:
             raise IsaError("E504", f"{cls.mnemonic}: opcode {opcode:#05x} or name already taken")
         TABLE[opcode], BY_NAME[cls.mnemonic] = cls, cls
+
+    @classmethod
+    def within(cls, extensions: Iterable[str]) -> bool:
+        """Whether a machine with these extensions has the instruction."""
+        return cls.extension == "base" or not {cls.extension, *cls.also}.isdisjoint(extensions)
 
     @classmethod
     def modifiers(cls) -> dict[str, type[Modifier]]:

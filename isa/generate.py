@@ -97,7 +97,7 @@ def kernel(
     """A kernel of random instructions that verifies on a target; running it would end in a fault soon."""
     machine = Machine.load(target)
     array = Array.of(machine.to_dict())
-    legal = [c for c in TABLE.values() if c.extension in machine.extensions]
+    legal = [c for c in TABLE.values() if c.within(machine.extensions)]
     if "systolic" in machine.extensions and rng.random() < 0.5:
         code = stretch(rng, legal, length - 1, array)
     else:

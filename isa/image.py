@@ -35,8 +35,8 @@ from .errors import IsaError, KnapperError, Problems
 from .machine import Machine, digest
 from .program import ALIGN, BASE, Kernel, Launch, Object, Offload, Operand, Port, Program
 
-FORMAT = (1, 1)
-"""Major and minor of the file format. 1.1: vector memory and arrays of their own in the description."""
+FORMAT = (1, 2)
+"""Major and minor of the file format. 1.1: vector memory and arrays of their own in the description. 1.2: a kernel's accumulators."""
 ISA = (1, 0)
 """Major and minor of the instruction set: ENCODINGS.txt."""
 OWNER = b"knapper"
@@ -123,6 +123,7 @@ def _kernel_record(k: Kernel) -> dict[str, Any]:
         "local_bytes": k.local_bytes,
         "modes": (k.mode_entry, k.mode_exit),
         "matrix": k.matrix,
+        **({"accumulators": k.accumulators} if k.accumulators else {}),
     }
 
 
@@ -321,6 +322,7 @@ def _kernel(r: Mapping[str, Any], words: bytes, roles: tuple[int, ...]) -> Kerne
         mode_entry=entry,
         mode_exit=leave,
         matrix=_get(r, "matrix", bool, where),
+        accumulators=_get(r, "accumulators", int, where) if "accumulators" in r else 0,
     )
 
 

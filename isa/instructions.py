@@ -41,6 +41,8 @@ from .base.uniform import R2UR, UIADD, UIDIV, UIMAD, UIMNMX, UIREM, UISETP, UISU
 from .base.warp import BALLOT, SHFL, VOTE
 from .conv import LDG_IM2COL
 from .dma import DMA_LD, FILL_DUP
+from .gather import GATHK_PUSH, TWDESC
+from .sparse import BMENC, BMSLICE, BOHMMA, BTST, OHMMA, OWMMA, SPWMMA
 from .systolic import ACC_LD, ACC_ST, LSMA, MODE, SMA_COMMIT, SMA_LDB, SMA_SWAP, SMA_WAIT
 from .tensor import HMMA, HMMA_F16, LDSM
 from .vector_memory import CONVDESC, IM2COL_PUSH
@@ -50,10 +52,14 @@ __all__ = [
     "ACC_ST",
     "BALLOT",
     "BAR",
+    "BMENC",
+    "BMSLICE",
+    "BOHMMA",
     "BRA",
     "BREV",
     "BSSY",
     "BSYNC",
+    "BTST",
     "CONVDESC",
     "CVT",
     "DMA_LD",
@@ -67,6 +73,7 @@ __all__ = [
     "FMUL",
     "FRND",
     "FSETP",
+    "GATHK_PUSH",
     "HADD2",
     "HMMA",
     "HMMA_F16",
@@ -94,6 +101,8 @@ __all__ = [
     "MOV",
     "MUFU",
     "NOP",
+    "OHMMA",
+    "OWMMA",
     "PACK2",
     "PLOP",
     "POPC",
@@ -107,9 +116,11 @@ __all__ = [
     "SMA_LDB",
     "SMA_SWAP",
     "SMA_WAIT",
+    "SPWMMA",
     "STG",
     "STL",
     "STS",
+    "TWDESC",
     "UIADD",
     "UIDIV",
     "UIMAD",

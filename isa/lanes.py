@@ -94,7 +94,11 @@ class Warp(Protocol):
         lane outside it gives 0. Parameters are read in every lane, active or not. The address must be a multiple of the access's size (words × type).
         """
 
-    def store(self, space: str, address: Value, values: list[Value]) -> None: ...
+    def store(
+        self, space: str, address: Value, values: list[Value], where: Value | None = None
+    ) -> None:
+        """The inverse of `load`."""
+
     def lane(self) -> Value:
         """0 … 31, as U32."""
 
@@ -112,6 +116,12 @@ class Warp(Protocol):
 
     def first(self, value: Value) -> Value:
         """The lowest active lane's value, in every lane."""
+
+    def whole(self) -> None:
+        """A fault unless all 32 lanes are active."""
+
+    def tile(self, word: int) -> None:
+        """A fault unless the block has a warp tile of accumulator memory at this word."""
 
     # control: `runtime` implements these natively in both engines
     def branch(self, target: int) -> None: ...
@@ -132,6 +142,9 @@ class Warp(Protocol):
 
     def push(self, command: Any, c: int, tap: int, first: int, rows: int) -> None:
         """An IM2COL.PUSH joins the queue: rows of the patch matrix from `first` on, into words of accumulator memory from `c` on."""
+
+    def describe_tile(self, number: int, words: list[int]) -> None:
+        """Likewise a tile's descriptor."""
 
     def copy(self, command: Any, target: int, source: int, size: int) -> None:
         """A DMA.LD joins the queue."""

@@ -116,6 +116,8 @@ def _kernel_lines(k: Kernel, nodes: Sequence[str]) -> Iterator[str]:
         yield f".shared {k.shared_bytes}"
     if k.local_bytes:
         yield f".local {k.local_bytes}"
+    if k.accumulators:
+        yield f".accumulators {k.accumulators}"
     if (k.mode_entry, k.mode_exit) != ("simd", "simd"):
         yield f".modes {k.mode_entry} {k.mode_exit}"
     if k.matrix:

@@ -13,7 +13,20 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from . import asm, base, conv, dma, functions, image, lanes, systolic, tensor, vector_memory
+from . import (
+    asm,
+    base,
+    conv,
+    dma,
+    functions,
+    gather,
+    image,
+    lanes,
+    sparse,
+    systolic,
+    tensor,
+    vector_memory,
+)
 from .base import algebra, control, floating, integer, memory, uniform, warp
 from .core import CUSTOM, OPCODE_BITS, TABLE, WORD, Bits, Instr, Modifier
 
@@ -23,6 +36,8 @@ EXTENSIONS: dict[str, str] = {
     "systolic": "asynchronous matrix commands to weight-stationary arrays, two modes of the SM; vector memory",
     "conv": "loads that know the image: implicit im2col",
     "async": "a DMA engine that copies to shared memory",
+    "sparse": "outer products of condensed vectors: zeros on either side take no time; bitmaps",
+    "gather": "products of tile-wise pruned weights on an array that is fed from vector memory",
     "custom": f"opcodes {CUSTOM[0]:#x} to {CUSTOM[-1]:#x}: no built-in instruction; plugins declare theirs here",
 }
 """What an extension adds, in the order of the manual."""
@@ -39,6 +54,8 @@ FAMILIES: tuple[ModuleType, ...] = (
     conv,
     vector_memory,
     dma,
+    sparse,
+    gather,
 )
 """The modules that declare instructions; each one's docstring opens its section."""
 
@@ -191,6 +208,7 @@ def page(cls: type[Instr]) -> str:
         else "No fields."
     )
     facts = f"Opcode `{cls.opcode:#05x}` · unit {cls.unit} · modes {', '.join(sorted(cls.modes))}"
+    facts += "".join(f" · also of extension {name}" for name in cls.also)
     return f"#### {cls.mnemonic}\n\n`{usage}`\n\n{inspect.cleandoc(cls.__doc__ or '')}\n\n{facts}\n\n{table}"
 
 
@@ -219,6 +237,7 @@ def _words(b: Bits) -> str:
         algebra.by_width: "1, 2 for `.64`",
         systolic.tile: "m · n / 32 rounded up",
         systolic.by_count: "count",
+        sparse.base_words: "2 for `.G`, 1 for `.S`",
     }
     count = (
         str(b.words) if isinstance(b.words, int) else spans.get(b.words, "1, 2 for a 64-bit type")

@@ -208,6 +208,13 @@ class Space(Modifier):
     ACC = 1
 
 
+class Memory(Modifier):
+    """BMENC: global memory, or shared."""
+
+    G = 0
+    S = 1
+
+
 class SR(Modifier):
     """A special register: where a thread is."""
 

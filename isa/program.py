@@ -49,6 +49,8 @@ class Kernel:
     mode_exit: str = "simd"
     matrix: bool = False
     """Its multiply-accumulates count as `macs_executed`."""
+    accumulators: int = 0
+    """Words of accumulator memory a block; 0: whatever the SM has."""
 
     @cached_property
     def code(self) -> tuple[Instr, ...]:

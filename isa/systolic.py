@@ -110,6 +110,10 @@ class Array:
             bool(number("separate_array", 0)),
         )
 
+    def of_block(self, words: int) -> Array:
+        """With the accumulator memory of a block whose kernel says how many words it has; 0: all."""
+        return replace(self, accumulators=words) if words else self
+
     def macs(self, i: Instr, lanes: int) -> int:
         """Multiply-accumulates of an instruction on these units, when `lanes` lanes are active."""
         own = ARRAY.rows * ARRAY.columns
@@ -291,6 +295,7 @@ class SMA_WAIT(Command, opcode=0x125, name="SMA.WAIT", extension="systolic"):
 class Transfer(Needy, unit="systolic"):
     """Between registers and accumulator memory, word by word, in either mode."""
 
+    also = ("sparse",)
     count: Extent
 
     def needs(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from .instructions import BRA, EXIT, MODE
 from .machine import HOST, Machine
 from .program import BASE, Kernel, Launch, Object, Offload, Port, Program
 from .rows import ROWS
-from .systolic import Array
+from .systolic import WORD, Array
 
 THREADS = 1024
 """A block's threads, at most."""
@@ -96,6 +96,7 @@ def _kernel(name: str, k: Kernel, machine: Machine) -> Iterator[str]:
         ("registers", k.registers, machine.registers_per_thread),
         ("bytes of shared memory", k.shared_bytes, machine.shared_bytes_per_block),
         ("bytes of local memory", k.local_bytes, 1 << 24),
+        ("words of accumulator memory", k.accumulators, machine.accumulator_bytes // WORD),
     ):
         if not 0 <= n <= most:
             yield f"{n} {what}, expected 0 to {most}"
@@ -210,7 +211,7 @@ def code_problems(kernel: Kernel, machine: Machine, where: str = "") -> Iterator
 
 def instruction_problems(i: Instr, kernel: Kernel, machine: Machine, length: int) -> Iterator[str]:
     """What is wrong with one instruction of a kernel of `length` instructions."""
-    if i.extension not in machine.extensions:
+    if not i.within(machine.extensions):
         yield f"{machine.name} has no extension {i.extension!r}"
     elif reason := _array(machine).refusal(i):
         yield reason

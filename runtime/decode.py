@@ -268,7 +268,7 @@ class _Decoder:
 
     def opcode(self, cls: type[Instr], group: NDArray[np.intp]) -> None:
         """All instructions of one class."""
-        if cls.extension != "base" and cls.extension not in self.extensions:
+        if not cls.within(self.extensions):
             self.refuse(
                 group,
                 f"{cls.mnemonic} belongs to extension {cls.extension!r}, which the target lacks",

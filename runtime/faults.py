@@ -58,6 +58,7 @@ class Kind(enum.IntEnum):
     NO_DESCRIPTOR = 31
     ASYNC_DESCRIPTOR = 32
     DESCRIPTOR_RACE = 33
+    WARP_SPLIT = 34
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,9 @@ FAULTS: Mapping[Kind, Text] = {
     ),
     Kind.COMMAND_SPLIT: Text(
         "E616", lambda t: f"lane {t.lane} is not active, but a systolic command is the whole warp's"
+    ),
+    Kind.WARP_SPLIT: Text(
+        "E616", lambda t: f"lane {t.lane} is not active, but the product is the whole warp's"
     ),
     Kind.QUEUE_FULL: Text(
         "E616", lambda t: f"{t.value} systolic commands of the warp are pending: its queue is full"

@@ -30,12 +30,13 @@ from knapper.isa.instructions import DMA_LD, FILL_DUP, IM2COL_PUSH, LDSM
 from knapper.isa.lanes import LANES, LaneType, Value
 from knapper.isa.modifiers import Mode
 from knapper.isa.program import Launch, Program
-from knapper.isa.systolic import Array
+from knapper.isa.sparse import WORDS
+from knapper.isa.systolic import WORD, Array
 
 from . import budget
 from .counters import Counts, counters, row_wavefronts
 from .engine import UNBOUNDED, Tick, silent
-from .faults import READS, SWITCH, WRITES, Kind, Place, Trap, describe
+from .faults import READS, SWITCH, WRITES, Kind, Place, Trap, access, describe
 from .memory import SECTOR, Memory
 from .paths import END, Paths, Trail, Warps, share
 from .spaces import LANE, NONE, Context, Mask, Shared, Spaces, lowest
@@ -242,6 +243,19 @@ class RefWarp(Spaces):
 
         self.after = wait
 
+    # --- products of condensed vectors
+
+    def whole(self) -> None:
+        if not self.mask.all():
+            raise Trap(Kind.WARP_SPLIT, lane=lowest(~self.mask))
+
+    def tile(self, word: int) -> None:
+        aux, size = access("accumulator", WORD * WORDS, WRITES), len(self.block.arrays.accumulators)
+        if word % WORDS:
+            raise Trap(Kind.MISALIGNED, value=WORD * word, aux=aux)
+        if WORD * (word + WORDS) > size:
+            raise Trap(Kind.OUTSIDE, value=WORD * word, aux=aux)
+
     # --- systolic commands
 
     def send(self, command: Instr, address: int = 0, c: int = 0) -> None:
@@ -385,7 +399,7 @@ class ReferenceEngine:
         """As `Engine.launch`."""
         kernel, limit = self.program.kernels[launch.kernel], min(self.limit, left)
         counts = counters(len(kernel.words) // 16)
-        array = Array.of(self.program.target)
+        array = Array.of(self.program.target).of_block(kernel.accumulators)
         context = Context(kernel, launch, self.memory, counts, limit, timing, array)
         with np.errstate(all="ignore"):
             paths = Paths.of(self._blocks(context, left, tick))

@@ -21,6 +21,7 @@ from knapper.isa.core import Instr
 from knapper.isa.instructions import LDSM
 from knapper.isa.lanes import LANES, LaneType, Value, canonical
 from knapper.isa.program import BASE, Kernel, Launch
+from knapper.isa.sparse import Outer
 from knapper.isa.systolic import ARRAY, Array
 
 from .counters import NO_GAPS, local_sectors, requests, wavefronts
@@ -119,10 +120,13 @@ class Spaces:
         raw[lanes] = self.touch(space, address, size, lanes, READS)
         return list(np.ascontiguousarray(raw.view(type.dtype).T))
 
-    def store(self, space: str, address: Value, values: list[Value]) -> None:
+    def store(
+        self, space: str, address: Value, values: list[Value], where: Value | None = None
+    ) -> None:
+        lanes = self.mask if where is None else self.mask & where
         columns = [canonical(v).view(np.uint8).reshape(LANES, -1) for v in values]
         raw = np.concatenate(columns, axis=1)
-        self.touch(space, address, raw.shape[1], self.mask, WRITES, raw[self.mask])
+        self.touch(space, address, raw.shape[1], lanes, WRITES, raw[lanes])
 
     def touch(
         self,
@@ -181,9 +185,9 @@ class Spaces:
         )
 
     def passes(self, where: NDArray[np.int64], lanes: NDArray[np.intp], size: int) -> int:
-        """Wavefronts of a load or store. Those of LDSM are counted for the whole instruction."""
+        """Wavefronts of a load or store. Those of LDSM are counted for the whole instruction; products of condensed vectors have none."""
         instr = self.context.code[self.pc]
-        return 0 if isinstance(instr, LDSM) else wavefronts(where, lanes, size)
+        return 0 if isinstance(instr, (LDSM, Outer)) else wavefronts(where, lanes, size)
 
     def accumulator(
         self, where: Any, lanes: Any, size: int, use: int, values: Any

@@ -101,7 +101,7 @@ class Bare:
             for to in [self.write_set, *reads]:
                 self.note(to, "R", c, words, None if c != 255 else c)
 
-    commit = wait = switch = describe = fill = push = copy = lambda self, *operand: None
+    commit = wait = switch = describe = describe_tile = fill = push = copy = lambda self, *operand: None
 
     def load(self, space, address, type, words=1, where=None):
         lanes = self.mask if where is None else self.mask & where
@@ -114,12 +114,15 @@ class Bare:
             out.append(raw.view(type.dtype)[:, 0])
         return out
 
-    def store(self, space, address, values):
+    def store(self, space, address, values, where=True):
         for k, v in enumerate(values):
             size = v.dtype.itemsize
-            for lane in np.flatnonzero(self.mask):
+            for lane in np.flatnonzero(self.mask & where):
                 start = int(address[lane]) % (len(self.memory) - 64) + k * size
                 self.memory[start : start + size] = v[lane : lane + 1].view(np.uint8)
+
+    def whole(self): ...
+    def tile(self, word): ...
 
     def lane(self):
         return LANE.copy()

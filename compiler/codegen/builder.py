@@ -22,6 +22,7 @@ from knapper.isa.core import SIMD, Guard, Instr, Label, Src
 from knapper.isa.errors import CompileError
 from knapper.isa.machine import Machine
 from knapper.isa.program import Kernel
+from knapper.isa.systolic import WORD
 
 from . import liveness, regalloc, schedule
 from .virtual import (
@@ -54,7 +55,7 @@ def Not(p: VPred) -> VPred:
 
 class KernelBuilder:
     """Collects the instructions of one kernel. `matrix` marks a kernel whose multiply-accumulates are counted; `modes` are those of the
-    SM in which it starts and ends."""
+    SM in which it starts and ends; `accumulators` words of accumulator memory are a block's (0: all)."""
 
     def __init__(
         self,
@@ -63,9 +64,10 @@ class KernelBuilder:
         machine: Machine,
         matrix: bool = False,
         modes: tuple[str, str] = (SIMD, SIMD),
+        accumulators: int = 0,
     ) -> None:
         self.name, self.block, self.machine, self.matrix = name, block, machine, matrix
-        self.modes = modes
+        self.modes, self.accumulators = modes, accumulators
         self.records: list[Record] = []
         self.groups = regalloc.Groups()
         self.labels: list[VLabel] = []
@@ -193,6 +195,7 @@ class KernelBuilder:
         for what, needs, most in (
             ("warps", self.warps, m.warps_per_sm),
             ("bytes of shared memory", self.shared_bytes, m.shared_bytes_per_block),
+            ("words of accumulator memory", self.accumulators, m.accumulator_bytes // WORD),
         ):
             if needs > most:
                 problem = f"a block has {needs} {what}, on {m.name} at most {most}"
@@ -215,7 +218,7 @@ class KernelBuilder:
         words = [encode(self.records[i], places.at, moved).to_bytes(16, "little") for i in kept]
         return Kernel(
             self.name, b"".join(words), tuple(self.records[i].role for i in kept), self.block, max(places.used[VECTOR], 1),
-            self.shared_bytes, self.local_bytes, *self.modes, matrix=self.matrix,
+            self.shared_bytes, self.local_bytes, *self.modes, matrix=self.matrix, accumulators=self.accumulators,
         )  # fmt: skip
 
     def _new_indices(self, order: list[int], kept: list[int]) -> list[int]:

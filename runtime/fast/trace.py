@@ -349,16 +349,17 @@ class TraceWarp:
             values.append(self.wide(low, high, type) if type.bits == 64 else self.narrow(low, type))
         return values
 
-    def store(self, space: str, address: Value, values: list[Value]) -> None:
+    def store(
+        self, space: str, address: Value, values: list[Value], where: Value | None = None
+    ) -> None:
         self.flush()
+        mask = self.mask if where is None else self.mask & self.code.bits(where.v)
         words = [w for v in values for w in self.words_of(v)]
         rows = self.code.stack(len(words) * ROW)
         for i, word in enumerate(words):
             self.code.store(word, self.code.at(rows, i * ROW), 64)
         size = sum(v.type.bits for v in values) // 8
-        self.move(
-            mover("store", space, size, self.checked), self.mask, self.addresses(address), rows
-        )
+        self.move(mover("store", space, size, self.checked), mask, self.addresses(address), rows)
 
     def move(self, name: str, mask: Num, addresses: Any, rows: Any) -> None:
         """Call a mover; stop if it faults."""
