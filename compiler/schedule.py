@@ -106,7 +106,9 @@ class Scheduler:
     def choices(self, group: Group) -> Choices:
         """The ways to launch a group; CompileError E410 if no generator serves it, E412 if none does as forced."""
         wanted = self._wanted(group)
-        key = f"{Canonical.of(group).text}\n{sorted(wanted.items())}"
+        canonical, encoded = Canonical.of(group), any(t.encoding for t in group.inputs.values())
+        structure = canonical.content() if encoded else canonical.text  # zeros decide what pays
+        key = f"{structure}\n{sorted(wanted.items())}"
         if key not in self._made:
             self._made[key] = Choices.of(self._fitting(group, wanted))
         return self._made[key]
