@@ -37,9 +37,14 @@ EVERYWHERE = 0x7FFF
 class Dim:
     """One level of the walk over k: `count` steps, each moving the base by `bytes` and the tap by `tap` (y << 16 | x)."""
 
-    count: int
+    count: Number
     bytes: int
     tap: int = 0
+
+
+def several(steps: Number) -> bool:
+    """Whether there may be more than one."""
+    return not isinstance(steps, int) or steps > 1
 
 
 class Access(Protocol):
@@ -70,7 +75,7 @@ class Packed:
     base: VUReg
     geometry: Geometry
     tile_bytes: int
-    steps: int
+    steps: Number
     width: Width
     tap: VUReg | None = None
 
@@ -137,7 +142,7 @@ def dense(
     pitch: int,
     element: int,
     edges: Edges,
-    steps: int,
+    steps: Number,
     bk: int,
     signed: bool = False,
 ) -> Bounded:
@@ -162,7 +167,7 @@ def dense(
         width_of(g.v * element, signed),
         (move,),
         umov(b, 0) if watched else None,
-        _size(b, rows, cols),
+        size_of(b, rows, cols),
     )
     addresses, pixels = Sums(b, row), Sums(b, pix)
     for m in g.moves:
@@ -197,7 +202,7 @@ def _pixel(b: KernelBuilder, y: VReg, x: VReg) -> VReg:
     return mul(b, y, 1 << 16, low)
 
 
-def _size(b: KernelBuilder, rows: Number, cols: Number) -> VUReg:
+def size_of(b: KernelBuilder, rows: Number, cols: Number) -> VUReg:
     """(H << 16) | W."""
     if isinstance(rows, int):
         return umov(b, uadd(b, rows << 16, cols))
@@ -286,7 +291,7 @@ class Gathered:
     """The table's."""
     geometry: Geometry
     width: Width
-    steps: int
+    steps: Number
     stride: int
     lane: VReg
     size: VUReg
@@ -339,7 +344,7 @@ class Gathered:
 
 
 def gather(
-    b: KernelBuilder, base: VUReg, table: VUReg, g: Geometry, image: Image, rows: Pixels, bk: int, steps: int,
+    b: KernelBuilder, base: VUReg, table: VUReg, g: Geometry, image: Image, rows: Pixels, bk: int, steps: Number,
     signed: bool = False,
 ) -> Gathered:  # fmt: skip
     """Tiles whose k step may mix taps: v divides the channels of a group."""
@@ -365,8 +370,14 @@ def gather(
 
 def gather_table(image: Image, v: int, bk: int, steps: int) -> Array:
     """i32[steps + 1, bk / v, 2]: byte offset and tap of each vector of k; past the end a tap that is outside."""
+    return gather_entries(image, np.arange((steps + 1) * bk // v) * v).reshape(
+        steps + 1, bk // v, 2
+    )
+
+
+def gather_entries(image: Image, k: Array) -> Array:
+    """i32[k, 2]: byte offset and tap of some k; from the last tap on one that is outside."""
     w = image.window
-    k = np.arange((steps + 1) * bk // v) * v
     tap, c = k // image.channels, k % image.channels
     y, x = tap // w.kw * w.dy, tap % w.kw * w.dx
     inside = tap < w.taps
@@ -374,14 +385,17 @@ def gather_table(image: Image, v: int, bk: int, steps: int) -> Array:
     entries = np.stack(
         [np.where(inside, offset, 0), np.where(inside, y << 16 | x, FAR - (1 << 32))], -1
     )
-    return entries.astype(np.int32).reshape(steps + 1, bk // v, 2)
+    return entries.astype(np.int32)
 
 
 # --- the walk over k
 
 
 class Walk:
-    """Moves all operands to the next k step: additions only, a branch a level of the deepest operand."""
+    """Moves all operands to the next k step: additions only, a branch a level of the deepest operand.
+
+    A level may have a number of steps that only the kernel knows (`tilewise`); then there is no other.
+    """
 
     def __init__(self, b: KernelBuilder, operands: list[Any]) -> None:
         self.b = b
@@ -393,13 +407,16 @@ class Walk:
     @staticmethod
     def levels(operand: Any) -> list[Dim]:
         """The levels that take more than one step."""
-        return [d for d in operand.dims if d.count > 1]
+        return [d for d in operand.dims if several(d.count)]
 
     def first(self, step: int = 1) -> None:
         """Straight to `step` from the one before, before the loop, which goes on from there."""
         here, before = self._digits(step), self._digits(step - 1)
         for c, d, digit in zip(self.counters, self.dims, here, strict=True):
-            self.b.emit(UMOV, c, d.count - digit)
+            if isinstance(d.count, int):
+                self.b.emit(UMOV, c, d.count - digit)
+            else:
+                self.b.emit(UIADD, Bits32._32, c, d.count, -digit)
         self._straight()
         moved = [(d, x - y) for d, x, y in zip(self.dims, here, before, strict=True)]
         self._move(self.deep, sum(d.bytes * n for d, n in moved), sum(d.tap * n for d, n in moved))
@@ -408,23 +425,21 @@ class Walk:
         """How far each level is at a step."""
         found = []
         for d in self.dims:
-            step, digit = divmod(step, d.count)
+            step, digit = divmod(step, d.count) if isinstance(d.count, int) else (0, step)
             found.append(digit)
         return found
 
     def again(self, repeat: Callable[[VUReg], None]) -> None:
         """From step to step; `repeat(counter)` emits the branch back that is taken while the counter is not zero."""
         self._straight()
-        spent = Dim(0, 0)
+        spent, steps = Dim(0, 0), 0
         for i, (c, d) in enumerate(zip(self.counters, self.dims, strict=True)):
             if i:
-                self.b.emit(UMOV, self.counters[i - 1], spent.count)
-            self._move(
-                self.deep, d.bytes - spent.count * spent.bytes, d.tap - spent.count * spent.tap
-            )
+                self.b.emit(UMOV, self.counters[i - 1], steps)
+            self._move(self.deep, d.bytes - steps * spent.bytes, d.tap - steps * spent.tap)
             self.b.emit(UIADD, Bits32._32, c, c, -1)
             repeat(c)
-            spent = d
+            spent, steps = d, d.count if isinstance(d.count, int) else 0
 
     def _straight(self) -> None:
         for o in self.rest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..generator import Emitted, Group
 from . import access as ways
 from .access import Bounded, Edges, Gathered, Image
 from .code import Number, block_index, move_base, mul, param, udivmod, umin, umul, usub
-from .epilogue import operands
+from .epilogue import Frame, operands
 from .geometry import Geometry
 from .product import Product, product_of
 
@@ -37,6 +37,8 @@ def product(group: Group) -> Product:
 def access(p: Product, bk: int) -> str:
     """How A is read."""
     w = p.window
+    if p.listed:
+        return "tilewise"
     if w is None or (w.pointwise and w.sy == w.sx == 1):
         return "dense"
     return "im2col" if p.channels % bk == 0 else "gather"
@@ -52,7 +54,7 @@ def divisor(most: int, numbers: Iterable[int]) -> int:
 
 def vector_a(p: Product, most: int) -> int:
     """Elements of A that a load may take at once."""
-    along = p.m if p.trans_a else p.channels
+    along = p.m if p.trans_a else 1 if p.listed else p.channels
     return divisor(most, [p.a_pitch, along, *(x.a for x in p.axes)])
 
 
@@ -98,7 +100,7 @@ class Block:
         self.group, self.p, self.element, self.way = group, p, element, way
         self.bm, self.bn, self.bk = bm, bn, bk = tile
         self.stored = np.dtype(DTYPES[stored or p.dtype])
-        self.steps = -(-p.k // bk)
+        self.steps = self.whole = -(-p.k // bk)
         self.packed = packs(group, p)
         self.packed_name = f"{p.b}.{bn}x{bk}"
         self.table_name = f"{p.b}.taps{bk}"
@@ -108,8 +110,16 @@ class Block:
         self.tail = operands(group, p)
         self.parameters = {v: len(names) + i for i, v in enumerate((*self.tail, *group.outputs))}
         self.names = (*names, *self.tail, *group.outputs)
+        self.packed_columns = self.grid[1] * bn
+        """Of packed weights that lie side by side."""
 
     # --- in the kernel
+
+    steps: Number
+    mt: Number
+    nt: Number
+    z: Number
+    n0: Number
 
     def begin(self, b: KernelBuilder) -> None:
         """Read the block's coordinates."""
@@ -193,18 +203,32 @@ class Block:
 
     def packed_base(self, b: KernelBuilder) -> VUReg:
         """Where this block's packed weights begin, if they are cut into whole tiles."""
-        tile = self.steps * self.bk * self.bn * self.stored.itemsize
-        return self.weights(b, umul(b, self.nt, tile), tile * self.grid[1])
+        tile = self.whole * self.bk * self.bn * self.stored.itemsize
+        return self.weights(
+            b, umul(b, self.nt, tile), self.bk * self.packed_columns * self.stored.itemsize
+        )
 
-    def weights(self, b: KernelBuilder, at: Number, each: int) -> VUReg:
-        """A pointer `at` bytes into the packed weights of the block's group; `each` is their size."""
+    def weights(self, b: KernelBuilder, at: Number, step: int) -> VUReg:
+        """A pointer `at` bytes into the packed weights of the block's group; `step` is the bytes of a k step of them."""
         base = param(b, 1)
         move_base(b, base, at)
         if self.p.window is not None and self.p.axes:
-            move_base(b, base, umul(b, self.z, each))
+            move_base(b, base, umul(b, self.z, step * self.whole))
         return base
 
+    def scattered(self, b: KernelBuilder, frame: Frame) -> Frame:
+        """Where spots of the product lie in C: as they are."""
+        return frame
+
     # --- beside the kernel
+
+    def constants(self, most: int, packed: Callable[[Array], Array]) -> dict[str, Array]:
+        """What the kernel reads beside the group's values; `most` is the bytes of the longest vector, `packed` puts weights in its order."""
+        found = self.tables(most)
+        if self.packed:
+            padded = self.padded_weights(self.group.constants[self.p.b])
+            found[self.packed_name] = packed(padded)
+        return found
 
     def padded_weights(self, weights: Array) -> Array:
         """B as [z, k, n], k and n filled up to whole tiles with -0: A's fill is +0, and +0 · -0 leaves every sum as it is, even -0."""
@@ -214,7 +238,7 @@ class Block:
         else:
             parts = weights.reshape((1, p.n, p.k) if p.trans_b else (1, p.k, p.n))
             parts = parts.swapaxes(1, 2) if p.trans_b else parts
-        k, n = self.steps * self.bk, self.grid[1] * self.bn
+        k, n = self.whole * self.bk, self.packed_columns
         padded = np.full((parts.shape[0], k, n), -0.0, self.stored)
         padded[:, : p.k, : p.n] = parts
         return padded
@@ -225,7 +249,7 @@ class Block:
             return {}
         image = Image(self.p.window, self.p.a_pitch * self.element, self.element, self.p.channels)
         v = self.vector_a(most // self.element)
-        return {self.table_name: ways.gather_table(image, v, self.bk, self.steps)}
+        return {self.table_name: ways.gather_table(image, v, self.bk, self.whole)}
 
     def launch(self, kernel: Kernel) -> Emitted:
         """The launch of the finished kernel."""

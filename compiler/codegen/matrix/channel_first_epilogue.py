@@ -116,7 +116,7 @@ class Pieces(Epilogue):
         assert isinstance(s, Place)
         tests = [(self.pixels, -s.pixel), (self.images, -s.image)]
         if self.frame.cols:
-            tests.append((self._column(), self.frame.cols - s.col))
+            tests.append((self._column(s), self.frame.cols - self._across(s)))
         found: VPred | None = None
         for x, limit in tests:
             if x is not None:

@@ -49,12 +49,13 @@ from knapper.isa.machine import Machine
 from ...ir import DTYPES, Array, Attr
 from ..builder import RZ, KernelBuilder, VReg
 from ..generator import Emitted, Group, Lowered, Options
-from . import blocks, evaluate
+from . import blocks, evaluate, tilewise_plan
 from .blocks import Block
 from .code import Number, add
 from .epilogue import Epilogue, Frame, Spot, refusal
 from .pipeline import Buffers, Tile, run
 from .product import Product, product_of
+from .tilewise_block import TilewiseBlock
 
 
 class Emitter(ABC):
@@ -144,6 +145,8 @@ class Tiling(ABC):
 
 
 T = TypeVar("T", bound=Tiling)
+TILEWISE = "tilewise"
+"""The access of A that follows the tiles of pruned weights."""
 
 
 class TiledEngine(Engine, Generic[T]):
@@ -151,6 +154,8 @@ class TiledEngine(Engine, Generic[T]):
 
     tiling: type[T]
     kernel: type[TiledKernel[T]]
+    tilewise: ClassVar[bool] = False
+    """Whether its kernels can also walk the tiles of pruned weights (`tilewise`)."""
 
     @abstractmethod
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[T]:
@@ -176,16 +181,26 @@ class TiledEngine(Engine, Generic[T]):
             if t.threads > LANES * machine.warps_per_sm:
                 continue
             yield {**t.options, "access": blocks.access(p, t.bk)}
+        if self.tilewise and (pruned := tilewise_plan.of(group, p)):
+            for t in self.tilings(group, pruned.product, machine):
+                if t.threads <= LANES * machine.warps_per_sm:
+                    yield {**t.options, "access": TILEWISE, "tiles": pruned.tiles(t.bn)}
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
         p, t = blocks.product(group), self.tiling.of(options)
-        return self.cycles(group, p, t, str(options["access"]), machine)
+        way = str(options["access"])
+        if way == TILEWISE and (pruned := tilewise_plan.of(group, p)):
+            return pruned.cycles(t, machine, lambda part: self.cycles(group, part, t, way, machine))
+        return self.cycles(group, p, t, way, machine)
 
     def emitter(self, group: Group, options: Options, machine: Machine) -> TiledKernel[T]:
         return self.kernel(group, self.tiling.of(options), str(options["access"]), machine)
 
     def evaluate(self, group: Group, options: Options, env: dict[str, Array]) -> dict[str, Array]:
-        return evaluate.tiled(group, blocks.product(group), self.tiling.of(options), env)
+        p, t = blocks.product(group), self.tiling.of(options)
+        if options["access"] == TILEWISE:
+            return evaluate.tilewise(group, p, t, tilewise_plan.chunks(group, p, t.bn), env)
+        return evaluate.tiled(group, p, t, env)
 
 
 class TiledKernel(Emitter, Generic[T]):
@@ -199,7 +214,13 @@ class TiledKernel(Emitter, Generic[T]):
         self.group, self.t, self.machine = group, t, machine
         self.p = blocks.product(group)
         self.element = np.dtype(DTYPES[self.p.dtype]).itemsize
-        self.block = Block(group, self.p, (t.bm, t.bn, t.bk), self.element, way, self.stored)
+        tile = (t.bm, t.bn, t.bk)
+        if way == "tilewise":
+            self.block: Block = TilewiseBlock(
+                group, self.p, tile, self.element, machine, self.stored
+            )
+        else:
+            self.block = Block(group, self.p, tile, self.element, way, self.stored)
 
     @property
     def stored(self) -> str:
@@ -216,11 +237,7 @@ class TiledKernel(Emitter, Generic[T]):
         """Weights [z, k, n], filled up to whole tiles, in the order in which the kernel reads them."""
 
     def constants(self) -> dict[str, Array]:
-        found = self.block.tables(self.vector * self.element)
-        if self.block.packed:
-            padded = self.block.padded_weights(self.group.constants[self.p.b])
-            found[self.block.packed_name] = self.packed_weights(padded)
-        return found
+        return self.block.constants(self.vector * self.element, self.packed_weights)
 
     # --- the kernel
 
@@ -295,4 +312,5 @@ class TiledKernel(Emitter, Generic[T]):
         p, t = self.p, self.t
         bound = add(self.b, row, row0) if p.m % t.bm else None
         cols = p.n if p.n % t.bn else 0
-        return Frame(row0, col0, row, col, bound, p.m, cols, self.block.axes)
+        frame = Frame(row0, col0, row, col, bound, p.m, cols, self.block.axes)
+        return self.block.scattered(self.b, frame)

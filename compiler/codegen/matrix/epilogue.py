@@ -54,7 +54,8 @@ class Frame:
     spots lie beyond it, else 0. `axes` are the block's coordinates on the batch axes.
 
     Where rows are not evenly spaced, `lines` tells for a spot's row the thread's row in the result and its bound, instead of `row`
-    and `bound`; then the spot's row adds nothing.
+    and `bound`; then the spot's row adds nothing. Likewise `columns` for a spot's column, instead of `col0` and `col`; where it gives `cols`
+    or more, there is no column.
     """
 
     row0: Number
@@ -66,6 +67,7 @@ class Frame:
     cols: int
     axes: tuple[Number, ...]
     lines: Callable[[int], Line] | None = None
+    columns: Callable[[int], VReg] | None = None
 
 
 def refusal(group: Group, p: Product) -> str | None:
@@ -206,7 +208,7 @@ class Epilogue:
         if bound is None and not f.cols:
             return PT
         if bound is None:
-            return self._below(self._column(), f.cols - s.col)
+            return self._below(self._column(s), f.cols - self._across(s))
         inside = bound if not f.cols else self._bound(s, bound)
         return self._below(inside, f.limit - step)
 
@@ -229,15 +231,23 @@ class Epilogue:
         self.b.emit(ISETP, Cmp.LT, S32, p, x, limit)
         return p
 
-    def _column(self) -> VReg:
-        return self._once(("column",), lambda: add(self.b, self.frame.col, self.frame.col0))
+    def _column(self, s: Spot) -> VReg:
+        """The lane part of a spot's column in the result, …"""
+        f, columns = self.frame, self.frame.columns
+        if columns is not None:
+            return self._once(("column", s.col), lambda: columns(s.col))
+        return self._once(("column",), lambda: add(self.b, f.col, f.col0))
+
+    def _across(self, s: Spot) -> int:
+        """… and what the spot's own adds to it."""
+        return s.col if self.frame.columns is None else 0
 
     def _bound(self, s: Spot, bound: VReg) -> VReg:
         """The row bound, raised out of reach in lanes whose column does not exist."""
 
         def make() -> VReg:
             d = self.b.reg()
-            inside = self._below(self._column(), self.frame.cols - s.col)
+            inside = self._below(self._column(s), self.frame.cols - self._across(s))
             self.b.emit(SEL, Bits32._32, d, bound, 0x7FFFFFFF, inside)
             return d
 
@@ -262,7 +272,8 @@ class Epilogue:
         b, f, way = self.b, self.frame, self.ways[value]
         base, size = param(b, self.parameters[value]), BYTES[self.types[value].dtype]
         at = umul(b, f.row0, way.row * size)
-        at = at if self._clamped(way) else uadd(b, at, umul(b, f.col0, way.col * size))
+        apart = self._clamped(way) or f.columns is not None
+        at = at if apart else uadd(b, at, umul(b, f.col0, way.col * size))
         for axis, stride in zip(f.axes, way.axes, strict=True):
             at = uadd(b, at, umul(b, axis, stride * size))
         move_base(b, base, at)
@@ -275,26 +286,31 @@ class Epilogue:
     def _address(self, value: str, s: Spot) -> tuple[VReg, int]:
         b, way, size = self.b, self.ways[value], BYTES[self.types[value].dtype]
         if self._clamped(way):
-            return self._once(("clamped", s.col, size), lambda: self._last(s.col, size)), 0
-        (row, _), step = self._line(s), self._step(s)
+            return self._once(("clamped", s.col, size), lambda: self._last(s, size)), 0
+        (row, _), step, across = self._line(s), self._step(s), self._across(s)
         lane = self._once(
-            ("lane", way.row, way.col, size, (s.row - step) if way.row else 0),
-            lambda: self._lane(row, way.row * size, way.col * size),
+            (
+                "lane",
+                way.row,
+                way.col,
+                size,
+                (s.row - step) if way.row else 0,
+                (s.col - across) * way.col,
+            ),
+            lambda: self._lane(row, s, way.row * size, way.col * size),
         )
-        offset = (step * way.row + s.col * way.col) * size
+        offset = (step * way.row + across * way.col) * size
         return (lane, offset) if offset < 1 << 23 else (add(b, lane, offset), 0)
 
-    def _lane(self, line: VReg, row: int, col: int) -> VReg:
-        across = self.frame.col
+    def _lane(self, line: VReg, s: Spot, row: int, col: int) -> VReg:
+        across = self.frame.col if self.frame.columns is None or not col else self._column(s)
         if not row:
             return mul(self.b, across, col) if col else fixed(self.b, 0)
         return mul(self.b, line, row, mul(self.b, across, col) if col else None)
 
-    def _last(self, col: int, size: int) -> VReg:
-        d = self.b.reg()
-        self.b.emit(
-            IMNMX, MinMax.MIN, S32, d, add(self.b, self._column(), col), self.frame.cols - 1
-        )
+    def _last(self, s: Spot, size: int) -> VReg:
+        d, column = self.b.reg(), add(self.b, self._column(s), self._across(s))
+        self.b.emit(IMNMX, MinMax.MIN, S32, d, column, self.frame.cols - 1)
         return mul(self.b, d, size)
 
     # --- values

@@ -5,6 +5,7 @@ Edges are filled with zeros as the kernel fills them, so that an operand's Inf n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from ...ir import OPS, Array
 from ...ops.numeric import accumulate, accumulator, finish
 from ..generator import Group
 from .product import Product
+from .tilewise import Chunk
 
 
 class Tiles(Protocol):
@@ -33,6 +35,25 @@ def tiled(group: Group, p: Product, t: Tiles, env: dict[str, Array]) -> dict[str
         for m in range(0, p.m, t.bm):
             for n in range(0, p.n, t.bn):
                 out[z, m : m + t.bm, n : n + t.bn] = chain(a[m : m + t.bm], b[:, n : n + t.bn])
+    return finished(group, p, out, values)
+
+
+def tilewise(
+    group: Group, p: Product, t: Tiles, chunks: Sequence[Chunk], env: dict[str, Array]
+) -> dict[str, Array]:
+    """The group's outputs, its weights being given as tiles: of A only the columns are read that meet rows of a tile."""
+    values: dict[str, Any] = {"": None, **group.constants, **env}
+    out = np.zeros((p.batch, p.m, p.n), accumulator(values[p.a].dtype))
+    for c in chunks:
+        for z in c.batch:
+            a = left(p, values[p.a], z)[:, c.rows]
+            for m in range(0, p.m, t.bm):
+                out[z, m : m + t.bm, c.columns] = chain(a[m : m + t.bm], c.weights).T
+    return finished(group, p, out, values)
+
+
+def finished(group: Group, p: Product, out: Array, values: dict[str, Any]) -> dict[str, Array]:
+    """The group's outputs after its sums [z, m, n]."""
     shaped = out.transpose(1, 0, 2) if p.window else out
     bias = values[p.bias] if p.bias else None
     values[p.node.outputs[0]] = finish(

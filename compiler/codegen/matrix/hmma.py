@@ -101,7 +101,7 @@ def tilings(p: Product, packed: bool, machine: Machine) -> Iterator[Fragments]:
 
 def _depths(p: Product) -> list[int]:
     """k a step: as deep as the channels of a tap allow, or for mixed taps 32."""
-    dense = blocks.access(p, 16) != "gather"
+    dense = blocks.access(p, 16) not in ("gather", "tilewise")
     deep = [bk for bk in DEPTHS if p.channels % bk == 0 and 2 * bk <= max(p.k, 32)]
     return deep if dense and deep else [32]
 
@@ -157,7 +157,7 @@ class Weights:
     """
 
     def __init__(
-        self, b: KernelBuilder, base: VUReg, lane: VReg, kk: int, fn: int, row: int, steps: int
+        self, b: KernelBuilder, base: VUReg, lane: VReg, kk: int, fn: int, row: int, steps: Number
     ) -> None:
         self.b, self.base, self.lane, self.row = b, base, lane, row
         self.tap: VUReg | None = None
@@ -259,12 +259,12 @@ class Fragmented(TiledKernel[F]):
 
     def _weights(self) -> Weights:
         """B from packed weights, which each warp loads for itself."""
-        b, t, columns = self.b, self.t, self.block.grid[1] * self.t.bn // 16
+        b, t, columns = self.b, self.t, self.block.packed_columns // 16
         row = columns * FRAGMENT
         at = uadd(
             b, umul(b, self.block.nt, t.bn // 16 * FRAGMENT), umul(b, self.wn, t.fn * FRAGMENT)
         )
-        base = self.block.weights(b, at, self.block.steps * t.kk * row)
+        base = self.block.weights(b, at, t.kk * row)
         return Weights(b, base, mul(b, lane_id(b), 16), t.kk, t.fn, row, self.block.steps)
 
     # --- the product
@@ -355,6 +355,7 @@ class Hmma(TiledEngine[Fragments]):
     extensions = frozenset({"tensor", "conv"})
     tiling = Fragments
     kernel = Fragmented[Fragments]
+    tilewise = True
 
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
         return wrong_type(p)

@@ -20,7 +20,7 @@ from knapper.isa.instructions import BAR, BRA, STS, ULOP
 from knapper.isa.modifiers import Cmp, Logic
 
 from ..builder import PT, KernelBuilder, VReg, VUReg
-from .access import WIDTHS, Walk
+from .access import WIDTHS, Walk, several
 from .code import Number, uadd, ucompare, umov, uxor
 from .geometry import Geometry
 
@@ -45,10 +45,10 @@ class Buffers:
 
     b: KernelBuilder
     nbytes: int
-    steps: int
+    steps: Number
 
     def __post_init__(self) -> None:
-        self.base = self.b.shared(self.nbytes * (2 if self.steps > 1 else 1), 128)
+        self.base = self.b.shared(self.nbytes * (2 if several(self.steps) else 1), 128)
         self.toggles: list[tuple[VUReg, Number]] = []
         self.private: list[VUReg] = []
         self.write = self.pointer(0)
@@ -60,7 +60,7 @@ class Buffers:
         """
         here = uadd(self.b, offset, self.base)
         u = umov(self.b, here)
-        if self.steps > 1:
+        if several(self.steps):
             self.toggles.append((u, self._toggle(here)))
             self.private += [u] if private else []
         return u
@@ -94,14 +94,17 @@ class Multiplier(Protocol):
 
 
 def run(
-    b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: int, unit: Multiplier
+    b: KernelBuilder, tiles: list[Tile], buffers: Buffers, steps: Number, unit: Multiplier
 ) -> None:
     """Emit the whole walk over k.
 
     From three steps on the loop's body is the only copy beside the last step's, so accumulators are set beforehand, while the first
-    loads are on their way.
+    loads are on their way. Steps that only the kernel counts may be any number, none included.
     """
     walk = Walk(b, [*(t.access for t in tiles), *unit.beside])
+    if not isinstance(steps, int):
+        _counted(b, tiles, buffers, steps, unit, walk)
+        return
     (_ahead if unit.ahead else _alternating)(b, tiles, buffers, steps, unit, walk)
     unit.compute(unit.peel and steps == 1, last=True)
 
@@ -155,6 +158,44 @@ def _ahead(
         _loop(b, walk, lambda: step(False, True))
     if steps > 1:
         step(unit.peel and steps == 2, False)
+
+
+def _counted(
+    b: KernelBuilder,
+    tiles: list[Tile],
+    buffers: Buffers,
+    steps: VUReg,
+    unit: Multiplier,
+    walk: Walk,
+) -> None:
+    """The same for a number of steps in a register: branches around what there is no step for."""
+    tail, last, done = b.label(), b.label(), b.label()
+    left = walk.counters[0]
+    unit.clear()
+    b.emit(BRA, done, guard=ucompare(b, Cmp.EQ, steps, 0))
+    fetched = _load(b, tiles)
+    _store(b, tiles, fetched, buffers)
+    walk.first()
+    buffers.swap([buffers.write])
+    b.emit(BAR, 0)
+    b.emit(BRA, last, guard=ucompare(b, Cmp.EQ, left, 0))
+    if unit.ahead:
+        _load(b, tiles, fetched)
+        walk.first(2)
+        b.emit(BRA, tail, guard=ucompare(b, Cmp.EQ, left, 0))
+
+    def step(again: bool) -> None:
+        mine = fetched if unit.ahead else _load(b, tiles)
+        unit.compute(False, last=False)
+        _pass(b, tiles, mine, buffers, again)
+
+    _loop(b, walk, lambda: step(unit.ahead))
+    b.place(tail)
+    if unit.ahead:
+        step(False)
+    b.place(last)
+    unit.compute(False, last=True)
+    b.place(done)
 
 
 def _loop(b: KernelBuilder, walk: Walk, body: Callable[[], None]) -> None:

@@ -84,6 +84,8 @@ class Product:
     """How many of the result's axes are batch axes, …"""
     rows: int = 0
     """… and how many after them m runs over; the rest is n."""
+    listed: bool = False
+    """Whether a list says which k there are, so that elements of a run of k lie apart in memory (`tilewise`)."""
 
     @property
     def batch(self) -> int:

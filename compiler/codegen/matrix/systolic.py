@@ -401,6 +401,7 @@ class Systolic(TiledEngine[Strips]):
     kind = "systolic"
     extensions = frozenset({"systolic", "conv"})
     tiling, kernel = Strips, Kernel
+    tilewise = True
 
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
         if (machine.array_rows, machine.array_columns) != (ARRAY.rows, ARRAY.columns):
