@@ -289,6 +289,9 @@ def _problems(g: Graph, places: Mapping[str, str]) -> Iterator[KnapperError]:
     for name, v in g.outputs.items():
         if v not in known:
             yield IRError("E102", f"output {name!r} is %{v}, which nothing defines")
+        elif (e := known[v].encoding) is not None and e.name == "bitmap":
+            hint = "read the first result of BitmapEncode, which is dense"
+            yield IRError("E102", f"output {name!r} is {known[v]}", hint=hint)
     if g.encodings:
         yield from _encoding_problems(g, places)
 
@@ -327,9 +330,21 @@ def _node_problems(n: Node, known: Mapping[str, Type]) -> Iterator[IRError]:
         except IRError as e:
             yield e
             return
+        for v in encoded_wrongly(n, known):
+            problem = f"{n.op} reads elements, but %{v} is {known[v]}"
+            hint = "read the first result of BitmapEncode, which is dense"
+            yield IRError("E102", problem, hint=hint)
         if want[: len(n.types)] != n.types:
             made, says = (", ".join(map(str, ts)) for ts in (want, n.types))
             yield IRError("E102", f"{n.op} makes {made}, but the graph says {says}")
+
+
+def encoded_wrongly(n: Node, known: Mapping[str, Type]) -> Iterator[str]:
+    """Operands that lie under bitmaps, where only the first one of a product may: not even a view can look through them."""
+    for i, v in enumerate(n.inputs):
+        under = v and (e := known[v].encoding) is not None and e.name == "bitmap"
+        if under and not (i == 0 and n.op in ("Conv", "MatMul")):
+            yield v
 
 
 def infer(name: str, operands: list[Type | None], attrs: Mapping[str, Attr]) -> tuple[Type, ...]:

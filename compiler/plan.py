@@ -195,7 +195,10 @@ class Plan:
             )
 
     def evaluate(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The network's outputs: every launch in order, tile by tile, over one byte array."""
+        """The network's outputs: every launch in order, tile by tile, over one byte array.
+
+        What kernels store under bitmaps lies here element by element, at the start of its buffer, which is larger.
+        """
         arena = np.full(self.arena_bytes, POISON, np.uint8)
         types = self.graph.types()
         for name, t in self.graph.inputs.items():
@@ -212,14 +215,15 @@ class Plan:
         if value in self.known:
             return self.known[value]
         b = self.buffers[self.roots[value]]
-        raw: Array = arena[b.offset : b.offset + t.bytes].copy()
+        raw: Array = arena[b.offset : b.offset + t.dense.bytes].copy()
         return np.reshape(raw.view(DTYPES[t.dtype]), t.shape)
 
     def _store(self, arena: Array, value: str, t: Type, data: Array) -> None:
-        if Type.of(data) != t:
+        if Type.of(data) != t.dense:
             raise IRError("E111", f"%{value} is {t}, got {Type.of(data)}", where=self.graph.name)
         b = self.buffers[self.roots[value]]
-        arena[b.offset : b.offset + t.bytes] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        arena[b.offset : b.offset + flat.size] = flat
 
 
 def illegal(step: Step, machine: Machine) -> CompileError | None:

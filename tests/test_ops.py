@@ -89,7 +89,8 @@ def test_op_is_documented_and_has_its_facets(name: str) -> None:
 def test_reference_gives_what_inference_says(name: str, i: int) -> None:
     operands, attrs = case(name, i)
     want = infer(name, [None if a is None else Type.of(a) for a in operands], attrs)
-    assert tuple(map(Type.of, reference(name, operands, attrs))) == want
+    dense = tuple(t.dense for t in want)
+    assert tuple(map(Type.of, reference(name, operands, attrs))) == dense
 
 
 def test_importing_the_ops_is_light() -> None:
@@ -285,7 +286,7 @@ def test_reference_agrees_with_onnxruntime(name: str, i: int) -> None:
 
 FOLDED = {"NonZero", "Shape", "Size"}  # see compiler/ops/constant.py
 PRODUCTS = {"ConvTranspose", "Einsum"}  # see compiler/passes/products.py
-WITHOUT_LOWERING = FOLDED | PRODUCTS | DETECTION
+WITHOUT_LOWERING = FOLDED | PRODUCTS | DETECTION | {"BitmapEncode"}
 
 
 def test_only_folded_ops_products_and_detectors_ops_have_no_lowering() -> None:

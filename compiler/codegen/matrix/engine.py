@@ -58,6 +58,12 @@ from .product import Product, product_of
 from .tilewise_block import TilewiseBlock
 
 
+def under_bitmaps(group: Group) -> str:
+    """The operand in memory that only non-zero values of are stored, if there is one."""
+    encodings = {v: t.encoding for v, t in group.inputs.items()}
+    return next((v for v, e in encodings.items() if e and e.name == "bitmap"), "")
+
+
 class Emitter(ABC):
     """One launch being emitted."""
 
@@ -76,10 +82,14 @@ class Engine(ABC):
     kind: str
     extensions: ClassVar[frozenset[str]] = frozenset({"conv"})
     """Of the machine, all needed."""
+    sparse: ClassVar[bool] = False
+    """Whether it reads an A that lies under bitmaps, and only such a one."""
 
     def serves(self, group: Group, machine: Machine) -> str | None:
         if missing := self.extensions - set(machine.extensions):
             return f"{machine.name} has no extension {', '.join(sorted(missing))}"
+        if not self.sparse and (a := under_bitmaps(group)):
+            return f"%{a} lies under bitmaps"
         p = product_of(group)
         return p if isinstance(p, str) else self.refuses(group, p, machine) or refusal(group, p)
 
