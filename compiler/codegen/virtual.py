@@ -9,6 +9,7 @@ its fields is compiled once into a `Shape` for each (class, modifiers) that occu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Self, cast
@@ -103,7 +104,7 @@ class Shape:
     slots: tuple[Slot, ...]
     latency: int
     space: str
-    """The memory it orders against: global, shared, local; empty for none."""
+    """The memory it orders against: global, shared, local, accumulator; empty for none."""
     stores: bool
     fence: bool
     """Ends a basic block: control flow, convergence, barriers, and systolic commands, which act when another instruction says so."""
@@ -157,6 +158,23 @@ def _signature(cls: type[Instr]) -> Signature:
     return fields, modifiers, defaults
 
 
+WRITERS = frozenset({"outer", "bitmap"})
+"""Units whose instructions write memory, though they may give a register besides."""
+
+
+def space_of(cls: type[Instr], chosen: Mapping[str, Any]) -> str:
+    """The memory an instruction orders against. Products in accumulator memory follow each other as they are written: k increases."""
+    if cls.unit == "outer":
+        return "accumulator" if "start" in cls.layout else ""
+    if "offset" not in cls.layout:
+        return ""
+    if cls.unit == "bitmap":
+        return "global" if chosen["memory"].name == "G" else "shared"
+    if cls.mnemonic in ("ACC.LD", "ACC.ST"):
+        return "accumulator"
+    return cls.unit.removeprefix("lsu_") if cls.unit.startswith("lsu_") else ""
+
+
 def shape(
     cls: type[Instr], modifiers: tuple[int, ...], latencies: dict[str, int], where: str
 ) -> Shape:
@@ -180,13 +198,10 @@ def shape(
         slots.append(Slot(name, kind, b.lo, b.width, b.use, words, low, high))
     registers = [s for s in slots if "w" in s.use and s.kind in (Reg, UReg, Pred)]
     resource = cls.resource(cast(Instr, stand_in))
-    memory = (
-        cls.unit.removeprefix("lsu_")
-        if cls.unit.startswith("lsu_") and "offset" in cls.layout
-        else ""
-    )
+    memory = space_of(cls, chosen)
+    writes = not registers or cls.unit in WRITERS
     return Shape(
-        cls, word, tuple(slots), latencies.get(resource, 1), memory, bool(memory) and not registers,
+        cls, word, tuple(slots), latencies.get(resource, 1), memory, bool(memory) and writes,
         fence=cls.unit in FENCES and not registers and cls.mnemonic != "NOP",
         wide=any(s.words > 2 for s in registers), uniform=cls.unit == "uniform" or any(s.kind is UReg for s in registers),
     )  # fmt: skip
