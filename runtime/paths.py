@@ -28,8 +28,11 @@ EVENT = np.dtype([("pc", "u4"), ("next", "u4"), ("count", "u4")])
 
 An event is a jump that lands anywhere but behind itself; a BSYNC, EXIT or BRA after which another path of the warp runs; an
 instruction that was guarded off for all lanes (`next` = `pc` + 1, and nothing else has that); the end of the warp (`next` = END).
-A barrier is no event.
+A barrier is no event. What an SPWMMA did is one as well: WORK.
 """
+WORK = 1 << 31
+"""Set in `next` of an SPWMMA that was executed, each of which is an event: WORK | bank cycles << 8 | OHMMAs (`collector`). The warp goes on behind
+it. No code is so long that an instruction has this number."""
 END = 0xFFFFFFFF
 """`next` of a warp's last event."""
 MOST = 0xFFFFFFFF
@@ -88,6 +91,11 @@ class Paths:
         # joining records takes ten times as long as joining words
         words = [w.view(np.uint32) for c in self.warps for w in c]
         return np.concatenate(words).view(EVENT), ends - lengths
+
+
+def work(cycles: int, ohmmas: int) -> int:
+    """`next` of an SPWMMA that issued so many OHMMAs, whose sums took the accumulation buffer so many cycles."""
+    return WORK | cycles << 8 | ohmmas
 
 
 class Trail:

@@ -81,7 +81,8 @@ def _all(bitmaps: Any) -> int:
         for j in range(8):
             shift = np.uint64(8 * j)
             most = max(most, np.int64(left[i] >> shift & byte), np.int64(right[i] >> shift & byte))
-    return max(ohmmas, most)
+    cycles: int = max(ohmmas, most)
+    return cycles
 
 
 @inlined

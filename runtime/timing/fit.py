@@ -15,6 +15,7 @@ from knapper.isa.core import Instr
 from knapper.isa.errors import UsageError
 from knapper.isa.machine import HOST, Machine
 from knapper.isa.program import Program
+from knapper.isa.sparse import SPWMMA
 from knapper.isa.systolic import LSMA, SMA_LDB, Array, Transfer
 
 from ..decode import Decoded
@@ -26,7 +27,9 @@ def misfits(program: Program, decoded: Decoded, machine: Machine) -> Iterator[Us
         yield UsageError("E726", f"{machine.name} {text}")
         return  # what else differs only follows from that
     instrs = [v.instr for v in decoded.variants]
-    texts = [*_array(instrs, decoded.array, machine), *_blocks(program, machine)]
+    texts = [
+        *_array(instrs, decoded.array, machine), *_banks(program, instrs, machine), *_blocks(program, machine),
+    ]  # fmt: skip
     for text in dict.fromkeys(texts):
         yield UsageError(
             "E726",
@@ -52,8 +55,19 @@ def _array(instrs: list[Instr], own: Array, machine: Machine) -> Iterator[str]:
     if (own.rows, own.columns) != (theirs.rows, theirs.columns):
         yield f"its commands are for units of {own.rows} × {own.columns}, the machine's have {theirs.rows} × {theirs.columns}"
     yield from filter(None, map(theirs.refusal, commands))
-    if theirs.accumulators < own.accumulators:
+    if theirs.accumulators < own.accumulators and any(
+        not isinstance(i, Transfer) for i in commands
+    ):
         yield f"it has {own.accumulators} words of accumulators to use, the machine has {theirs.accumulators}"
+
+
+def _banks(program: Program, instrs: list[Instr], machine: Machine) -> Iterator[str]:
+    """The cycles that SPWMMAs' sums take in the accumulation buffer are recorded as they were, for one window of its collector."""
+    if not any(isinstance(i, SPWMMA) for i in instrs):
+        return
+    own = int(program.target["collector_window"]["value"])
+    if machine.collector_window != own:
+        yield f"bank cycles were recorded with a collector_window of {own}, the machine's is {machine.collector_window}"
 
 
 def _blocks(program: Program, machine: Machine) -> Iterator[str]:

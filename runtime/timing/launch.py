@@ -25,9 +25,10 @@ from knapper.isa.errors import MachineFault
 from knapper.isa.machine import Machine
 from knapper.isa.program import Kernel, Launch
 
-from ..counters import Counts
+from ..counters import WORD, Counts
 from ..decode import Decoded
 from .footprint import Footprint, Traffic, footprint
+from .outer import priced
 from .report import Roofline, Timing
 from .residency import Residency
 from .sm import run
@@ -49,13 +50,15 @@ class Residents:
 
     @staticmethod
     def of(machine: Machine, kernel: Kernel, systolic: bool) -> Residents:
-        """The least of what registers, warps, shared memory and block slots allow; a kernel with modes has the SM to itself."""
+        """The least of what registers, warps, shared memory, accumulators and block slots allow; a kernel with modes has the SM to itself."""
         allowed = {
             "blocks": machine.blocks_per_sm,
             "warps": machine.warps_per_sm // kernel.warps,
             "registers": machine.registers_per_sm // max(1, 32 * kernel.registers * kernel.warps),
             "shared": machine.shared_bytes_per_sm // max(1, kernel.shared_bytes),
         }
+        if kernel.accumulators:
+            allowed["accumulators"] = machine.accumulator_bytes // (WORD * kernel.accumulators)
         if systolic:
             allowed["mode"] = 1
         limit = min(allowed, key=lambda name: allowed[name])
@@ -164,6 +167,7 @@ class Run:
 
     def timing(self) -> Timing:
         events, path = self.paths.flat
+        events = priced(events, self.machine)
         return self.report(
             [self.simulate(events, path, s, sms) for s, sms in self.sequences().items()]
         )

@@ -32,13 +32,13 @@ from knapper.isa.systolic import Array
 
 from ..counters import COUNTER, Counts
 from ..decode import Decoded, decode
-from ..paths import END, EVENT, Paths
+from ..paths import END, EVENT, WORK, Paths
 from ..stats import KernelFacts, LaunchStats, Stats
 from .fit import misfits
 from .meter import Meter
 from .tables import Structure
 
-SCHEMA = "knapper.record/2"
+SCHEMA = "knapper.record/3"
 ARRAYS: dict[str, Any] = {
     "meta": "u1", "image": "u1", "counts": COUNTER, "totals": "i8", "gaps": "u8", "reach": "i8", "of_block": "u4", "classes": "i8",
     "lengths": "i8", "events": EVENT,
@@ -192,6 +192,7 @@ def sound(events: NDArray[Any], instructions: int) -> bool:
     if not len(events) or events["next"][-1] != END or not events["count"].all():
         return False
     pc, to = events["pc"].astype(np.int64), events["next"].astype(np.int64)
+    to = np.where((to >= WORK) & (to != END), pc + 1, to)
     ahead = pc >= np.concatenate([[0], to[:-1]])
     again = (events["count"] == 1) | (to <= pc)
     return bool(

@@ -48,7 +48,7 @@ class Timing:
     blocks_per_sm: int
     """Resident blocks an SM."""
     limited_by: str
-    """What allows no more of them: registers, warps, shared memory, blocks, or the mode: the array is one block's, too."""
+    """What allows no more of them: registers, warps, shared memory, accumulators, blocks, or the mode: the array is one block's, too."""
     active_sms: int
     """SMs that had a block."""
     l2_sectors: int

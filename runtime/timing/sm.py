@@ -55,6 +55,7 @@ from .state import (
     TICK,
     UNIT,
     WAIT,
+    WORK,
 )
 from .steady import steady
 from .systolic import advance, commit, engine, gather, next_command, settled
@@ -146,7 +147,7 @@ def fetch(
     pc, event, s = sm.pc[w], events[sm.event[w]], w % sm.subcores
     op, ready = ops[pc], after * TICK
     if event.pc == pc and event.next == pc + 1:
-        sm.port[w] = FREE
+        sm.port[w] = FREE if op.skip == 0 else op.port + s * op.spread
         latest = board[w, op.guard] if op.guard >= 0 else 0
     else:
         sm.port[w] = op.port + (engine(sm, w) if op.kind == COMMIT else s * op.spread)
@@ -204,10 +205,13 @@ def issue(
     """Issue the warp's instruction. LOOP if the oldest warp went back, BLOCK if a block ended, else ORDINARY."""
     pc = sm.pc[w]
     op, event = ops[pc], events[sm.event[w]]
-    skipped, leaves, to = False, False, pc + 1
+    skipped, leaves, to, longer = False, False, pc + 1, 0
     if event.pc == pc:
         to = np.int64(event.next)
-        skipped, leaves = to == pc + 1, to != pc + 1
+        if WORK <= to < END:
+            to, longer = pc + 1, to - WORK
+        else:
+            skipped, leaves = to == pc + 1, to != pc + 1
         sm.left[w] -= 1
         if sm.left[w] == 0 and to != END:
             sm.event[w] += 1
@@ -216,8 +220,10 @@ def issue(
     account(sm, blame, w, s, t, extra)
     sm.greedy[s], sm.pc[w] = w, to
     after, reason = t + 1 + extra, ISSUED
-    if not skipped:
-        result = execute(ops, spans, sm, board, gathered, line, done, w, t, pc)
+    if skipped:
+        occupy(sm, sm.port[w], t * TICK, op.skip)
+    else:
+        result = execute(ops, spans, sm, board, gathered, line, done, w, t, pc, longer)
         if to == END:
             return leave(sm, w, s)
         if op.kind == BARRIER or op.kind == DRAIN:
@@ -253,19 +259,26 @@ def account(sm: Any, blame: Any, w: int, s: int, t: int, extra: int) -> None:
 
 
 @inlined
+def occupy(sm: Any, port: int, at: int, ticks: int) -> int:
+    """Take a port for some ticks, not before a tick; when it begins."""
+    start: int = max(at, sm.free[port])
+    if ticks > 0:
+        sm.free[port] = start + ticks
+        sm.busy[port] += ticks
+    return start
+
+
+@inlined
 def execute(
-    ops: Any, spans: Any, sm: Any, board: Any, gathered: Any, line: Any, done: Any, w: int, t: int, pc: int
+    ops: Any, spans: Any, sm: Any, board: Any, gathered: Any, line: Any, done: Any, w: int, t: int, pc: int, longer: int
 ) -> int:  # fmt: skip
     """Take the port and the queues, and say when registers will be ready; the tick of the result."""
-    op, port = ops[pc], sm.port[w]
-    start = max((t + op.extra) * TICK, sm.free[port])
+    op = ops[pc]
+    start = occupy(sm, sm.port[w], (t + op.extra) * TICK, op.occupy + longer)
     taken = start
-    if op.occupy > 0:
-        sm.free[port] = start + op.occupy
-        sm.busy[port] += op.occupy
     if op.kind == PLAIN:
         taken = max(memory(sm, op, start), vector_port(sm, start, op.vector))
-    result: int = taken + op.latency
+    result: int = (taken if op.memory > 0 else start) + op.latency
     for i in range(op.first, op.last):
         if spans[i].write:
             for r in range(spans[i].slot, spans[i].slot + spans[i].words):

@@ -18,12 +18,14 @@ NEVER = 1 << 60
 """A cycle that does not come: the warp waits for another one."""
 END = 0xFFFFFFFF
 """`next` of a warp's last event."""
+WORK = 1 << 31
+"""From this number on, END excepted, `next` says how many ticks more the instruction occupies its port, and the warp goes on behind it."""
 
 OP = np.dtype(
     [
         (name, "i8")
         for name in (
-            "kind", "port", "spread", "extra", "occupy", "latency", "l2", "dram", "vector", "guard", "memory", "work", "first", "last",
+            "kind", "port", "spread", "extra", "occupy", "latency", "l2", "dram", "vector", "guard", "memory", "work", "skip", "first", "last",
         )
     ]
 )  # fmt: skip
@@ -31,7 +33,8 @@ OP = np.dtype(
 reading registers takes beyond the issue; `occupy`: ticks that the port is taken; `latency`: ticks from the start to the result; `l2`,
 `dram`: ticks that it takes of the SM's share of their bandwidths; `vector`: ticks of the vector memory's port; `guard`: the slot of its
 predicate, or -1; `memory`: 1 if its result comes from memory; `work`: ticks that a systolic command takes of the array, from the last byte of a
-transfer to its arrival, that the pipeline takes to empty after a group; the n of a WAIT; `first`, `last`: its entries in `spans`, last excluded."""
+transfer to its arrival, that the pipeline takes to empty after a group; the n of a WAIT; `skip`: ticks that the
+port is taken when its guard leaves it out; `first`, `last`: its entries in `spans`, last excluded."""
 SPAN = np.dtype([("slot", "i4"), ("words", "i4"), ("write", "i4")])
 """Scoreboard slots that an instruction names: the first, how many, and whether it writes them."""
 

@@ -30,6 +30,7 @@ from knapper.isa.program import Kernel
 from knapper.isa.verify import modes
 
 from ..decode import ROW, Decoded, Variant
+from . import outer
 from .commands import ASYNCHRONOUS, streams, work
 from .footprint import Footprint
 from .state import (
@@ -309,6 +310,10 @@ class Costs:
         kinds = np.array([work(i, machine) for i in s.instrs], np.int64).reshape(-1, 2)
         ops["kind"], ops["work"] = kinds[s.variant].T
         ops["guard"] = s.guard
+        for v, instr in enumerate(s.instrs):
+            if turn := outer.turn(instr, machine):
+                mine = s.variant == v
+                ops["occupy"][mine], ops["latency"][mine], ops["skip"][mine] = turn
         ops["port"][ops["kind"] == COMMIT], ops["occupy"][ops["kind"] == COMMIT] = QUEUE, 0
         ops["spread"][ops["kind"] == COMMIT] = 0
         for name in s.spans:
@@ -369,7 +374,8 @@ class Costs:
             return 0.0
         pc = int(macs.argmax())
         op = self.ops[s.spans[name]][pc]
-        a_cycle = macs[pc] / (op["occupy"] / TICK) * (machine.subcores if op["spread"] else 1)
+        ticks = outer.dense(s.instrs[s.variant[s.spans[name]][pc]], machine)[1] or op["occupy"]
+        a_cycle = macs[pc] / (ticks / TICK) * (machine.subcores if op["spread"] else 1)
         if op["kind"] == STREAM:
             a_cycle = machine.systolic_units * machine.array_rows * machine.array_columns
         return float(2 * a_cycle * machine.sms * machine.clock_hz)
@@ -379,7 +385,8 @@ class Costs:
         """Multiply-accumulates of each variant; a push, which has as many rows as it is told, counts as if it had most. [variants]"""
         most = max((i.macs(LANES) for i in self.structure.instrs), default=0) + 1
         macs = [
-            most if isinstance(i, IM2COL_PUSH) else i.macs(LANES) for i in self.structure.instrs
+            most if isinstance(i, IM2COL_PUSH) else outer.dense(i, self.machine)[0] or i.macs(LANES)
+            for i in self.structure.instrs
         ]
         return np.array(macs, np.int64)
 
@@ -405,7 +412,13 @@ class Costs:
     @cached_property
     def global_stores(self) -> NDArray[np.bool_]:
         """Which instructions write it."""
-        return self.on("lsu_global") & self.structure.stores
+        return (self.on("lsu_global") & self.structure.stores) | self._encodes
+
+    @cached_property
+    def _encodes(self) -> NDArray[np.bool_]:
+        """Which of them have a result as well, from no memory."""
+        s = self.structure
+        return np.array([outer.encodes(i) for i in s.instrs], np.bool_)[s.variant]
 
     def operations(self, kernel: str, counts: NDArray[Any], foot: Footprint) -> NDArray[Any]:
         """`OP` of a kernel's instructions in a launch that counted `counts`."""
@@ -418,7 +431,8 @@ class Costs:
             counts[name].astype(np.float64) / times for name in ("sectors", "wavefronts")
         )
         one = ops["occupy"].copy()  # ticks of an access that the port takes at once
-        passes = np.where(ops["memory"] > 0, np.maximum(sectors / SECTORS, wavefronts), 1)
+        accesses = (ops["memory"] > 0) | self.on("bitmap")[self.structure.spans[kernel]]
+        passes = np.where(accesses, np.maximum(sectors / SECTORS, wavefronts), 1)
         ops["occupy"] = np.maximum(one, np.rint(one * passes).astype(np.int64))
         warps = loads & (ops["kind"] != TRANSFER)
         ops["latency"] = np.where(warps, np.int64(round(TICK * foot.latency)), ops["latency"])
