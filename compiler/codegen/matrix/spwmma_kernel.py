@@ -1,0 +1,516 @@
+"""A sparse product being emitted: encoded activations and weights through shared memory into SPWMMA.
+
+    bitmaps s+2 ─┐                                            where values lie, and what the conv unit finds outside is zero
+    values  s+1 ─┼─► compute s ─► store s+1 ─ BAR ─┐          loads guarded by bit counts: only bytes that are used are touched
+                 └─────────────────────────────────┘
+
+In shared memory a unit, which is 16 channels of a segment of A or a tile of B, takes 1 KB for its values and 16 descriptors of 16 bytes:
+
+    address of the first run │ address of the second run │ bitmap │ room for the next segment's bitmap
+
+so a lane of SPWMMA reads all it needs at once: lanes 0 to 15 a column of A each, the others a row of B. Under a tap the 32 rows of a tile are
+a window over two neighbouring segments. A lane then reads the second bitmap, too, and BMSLICE makes the window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from knapper.isa.instructions import (
+    ACC_ST,
+    BAR,
+    BMSLICE,
+    BRA,
+    EXIT,
+    IADD,
+    ISETP,
+    LDG,
+    LDG_IM2COL,
+    LDS,
+    LOP,
+    MOV,
+    POPC,
+    SEL,
+    SHFL,
+    SPWMMA,
+    STS,
+    UIADD,
+    ULOP,
+    UMOV,
+    USHF,
+)
+from knapper.isa.machine import Machine
+from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, Half, Logic, Shuffle, Width
+from knapper.isa.sparse import WORDS
+
+from ...ir import Array
+from ...sparsity.bitmap import GROUP, HEADER, SEGMENT, SLOT, Weights
+from ..builder import PT, RZ, KernelBuilder, Not, VPred, VReg, VUReg
+from ..generator import Emitted, Group
+from . import blocks
+from .access import FAR, Dim, Walk
+from .code import (
+    S32,
+    Number,
+    add,
+    block_index,
+    divmod_,
+    fixed,
+    lane_id,
+    move_base,
+    mul,
+    param,
+    special,
+    uadd,
+    ucompare,
+    udivmod,
+    umin,
+    umov,
+    umul,
+)
+from .engine import Emitter
+from .epilogue import operands
+from .pipeline import Buffers
+from .spwmma_epilogue import finish
+from .spwmma_shape import DESCRIPTORS, VALUES, Shape, weights
+
+ONE_RUN = 63 << 24
+"""n0 of a start whose values all lie in one run."""
+
+
+@dataclass
+class Moved:
+    """What the walk over k moves: a place, and a shift in positions."""
+
+    base: VUReg
+    tap: VUReg | None
+    dims: tuple[Dim, ...]
+
+
+@dataclass
+class UnitA:
+    """A round of A's units: this warp's one. Offsets of a lane from the step's base, and its segment and channels as a pixel."""
+
+    values: VReg
+    bitmaps: VReg
+    pix: VReg
+    word: VReg
+    """The address of its slot, without the buffer's."""
+    fetched: VReg
+    """The bitmap of channel lane % 16, of the step after the one that is loaded."""
+    descriptor: VReg
+    data: list[VReg]
+    counts: list[VReg]
+
+
+@dataclass
+class UnitB:
+    """A round of B's units. `ends`: where its record begins, and that plus the bytes of its values, of the step after."""
+
+    tile: VReg
+    ends: VReg
+    descriptor: VReg
+    start: VReg
+    data: list[VReg]
+    at: VReg
+    end: VReg
+
+
+class SparseKernel(Emitter):
+    """One launch being emitted."""
+
+    def __init__(self, group: Group, shape: Shape, machine: Machine) -> None:
+        self.group, self.s, self.machine = group, shape, machine
+        self.op, self.t, self.p = shape.op, shape.t, shape.op.p
+        name = f"{self.p.b}.{shape.rows}x{self.t.depth}"
+        self.packed = {part: f"{name}.{part}" for part in ("records", "tiles")}
+        self.tail = operands(self.op.plain, self.p)
+        self.names = (self.p.a, *self.packed.values(), *self.tail, *group.outputs)
+        self.parameters = {v: 3 + i for i, v in enumerate((*self.tail, *group.outputs))}
+
+    def constants(self) -> dict[str, Array]:
+        values = weights(self.op, self.group.constants[self.p.b])
+        made = Weights.of(values, self.op.taps, self.s.rows, self.t.depth)
+        return {self.packed["records"]: made.records, self.packed["tiles"]: made.tiles}
+
+    def emit(self) -> Emitted:
+        words = WORDS * self.t.warps
+        b = self.b = KernelBuilder(
+            self.group.name,
+            (32 * self.t.warps, 1, 1),
+            self.machine,
+            matrix=True,
+            accumulators=words,
+        )
+        b.role(self.group.nodes.index(self.p.node))
+        self._begin()
+        self.buffers = Buffers(b, self.s.buffer, self.s.steps)
+        self.read, self.written = self.buffers.pointer(0), self.buffers.write
+        b.shared_bytes = max(b.shared_bytes, self.s.shared_bytes)
+        self._units()
+        self._walked()
+        self._product()
+        over = b.label()
+        for here, last, count in (
+            (self.row, self.op.count, self.t.wm),
+            (self.col, self.op.columns, self.t.wn),
+        ):
+            if last % count and not isinstance(here, int):
+                b.emit(BRA, over, guard=ucompare(b, Cmp.GE, here, last))
+        finish(self)
+        b.place(over)
+        b.emit(EXIT)
+        return blocks.launched(b.finish(), self.group, self.p, self.s.grid, self.names)
+
+    # --- where things are
+
+    def _begin(self) -> None:
+        """The warp's tile: `row` and `col` count tiles of C, from the first that has rows."""
+        b, t = self.b, self.t
+        x, y, _ = self.s.grid
+        self.lane = lane_id(b)
+        self.warp: Number = special(b, SR.WARPID) if t.warps > 1 else 0
+        j, i = udivmod(b, self.warp, t.wm) if not isinstance(self.warp, int) else (0, 0)
+        self.i, self.j = i, j
+        self.row0 = umul(b, block_index(b, SR.CTAID_X, x), t.wm)
+        self.col0 = umul(b, block_index(b, SR.CTAID_Y, y), t.wn)
+        self.row, self.col = uadd(b, self.row0, i), uadd(b, self.col0, j)
+        self.low = b.pred()
+        b.emit(ISETP, Cmp.LT, S32, self.low, self.lane, GROUP)
+
+    def _units(self) -> None:
+        b, s, t, op = self.b, self.s, self.t, self.op
+        l16 = b.reg()
+        b.emit(LOP, Logic.AND, Bits32._32, l16, self.lane, GROUP - 1)
+        self.slot, quarter = divmod_(b, self.lane, 4)
+        self.first = mul(b, quarter, 8)
+        wide = mul(b, self.lane, 16)
+        self.l4, self.l2 = mul(b, l16, 4), mul(b, l16, 2)
+        self.wide = wide
+        own = umul(b, self.warp, VALUES)
+        self.place = add(b, wide, own)
+        self.descriptors = add(
+            b, mul(b, l16, 16), umul(b, self.warp, DESCRIPTORS, s.places * VALUES)
+        )
+        self.a = [self._unit_a(r, l16, own) for r in range(s.rounds_a)]
+        self.b_units = [self._unit_b(r) for r in range(s.rounds_b)]
+        consumer_a = umul(b, self.i, t.depth * DESCRIPTORS, s.places * VALUES)
+        consumer_b = umul(
+            b, self.j, t.depth * DESCRIPTORS, s.places * VALUES + s.rounds_a * t.warps * DESCRIPTORS
+        )
+        at = b.reg()
+        b.emit(SEL, Bits32._32, at, fixed(b, consumer_a), consumer_b, self.low)
+        self.consumer = mul(b, l16, 16, at)
+        self.second = self.consumer
+        if s.halo:
+            more = b.reg()
+            b.emit(SEL, Bits32._32, more, fixed(b, t.depth * DESCRIPTORS), 0, self.low)
+            self.second = b.reg()
+            b.emit(IADD, S32, self.second, self.consumer, more)
+        self.tiles_of_b = op.columns
+
+    def _unit_number(self, r: int) -> tuple[Number, Number]:
+        """Of round r: (which segment or column of tiles, which 16 channels)."""
+        u = uadd(self.b, self.warp, r * self.t.warps)
+        return divmod(u, self.t.depth) if isinstance(u, int) else udivmod(self.b, u, self.t.depth)
+
+    def _unit_a(self, r: int, l16: VReg, own: Number) -> UnitA:
+        b, s, t = self.b, self.s, self.t
+        segment, k = self._unit_number(r)
+        slots = umul(b, segment, self.op.layout.channels, umul(b, k, GROUP))
+        pix = fixed(b, uadd(b, umul(b, uadd(b, segment, self._origin()), 1 << 16), k))
+        if (r + 1) * t.warps > s.units_a:
+            u = uadd(b, self.warp, r * t.warps)
+            if isinstance(u, int):
+                there: Any = PT if u < s.units_a else Not(PT)  # type: ignore[arg-type]
+            else:
+                there = ucompare(b, Cmp.LT, u, s.units_a)
+            inside = b.reg()
+            b.emit(SEL, Bits32._32, inside, pix, FAR, there)
+            pix = inside
+        word = mul(
+            b, l16, SLOT, fixed(b, uadd(b, own, r * t.warps * VALUES + (0 if s.halo else ONE_RUN)))
+        )
+        descriptor = b.reg(4)
+        b.emit(MOV, descriptor[3], RZ)
+        return UnitA(
+            mul(b, self.lane, 16, fixed(b, umul(b, slots, SLOT))),
+            mul(b, l16, 4, fixed(b, umul(b, slots, 4))),
+            pix, word, b.reg(), descriptor, [b.reg(4), b.reg(4)], [b.reg(), b.reg()],
+        )  # fmt: skip
+
+    def _origin(self) -> Number:
+        """The first segment of the block under a shift of 0, less what makes every tap's shift positive."""
+        return uadd(self.b, self.row0, self.op.first - self._bias)
+
+    @property
+    def _bias(self) -> int:
+        """Segments by which shifts are raised."""
+        return max(0, -(min(self.op.shifts) // SEGMENT))
+
+    def _unit_b(self, r: int) -> UnitB:
+        b, t = self.b, self.t
+        column, k = self._unit_number(r)
+        column = uadd(b, self.col0, column)
+        if (r + 1) * t.warps > self.s.units_b or self.op.columns % t.wn:
+            column = umin(b, column, self.op.columns - 1)  # there is no other one
+        row = self.s.rows + t.depth
+        tile = fixed(b, umul(b, umul(b, column, row, k), 8))
+        descriptor = b.reg(4)
+        b.emit(MOV, descriptor[3], RZ)
+        b.emit(MOV, descriptor[1], RZ)
+        return UnitB(tile, b.reg(2), descriptor, b.reg(), [b.reg(4), b.reg(4)], b.reg(), b.reg())
+
+    # --- the walk over k
+
+    def _walked(self) -> None:
+        b, s, t, op = self.b, self.s, self.t, self.op
+        layout, w = op.layout, op.p.window
+        self.base_a, self.records, tiles = (param(b, i) for i in range(3))
+        rows = umul(b, self.row0, layout.channels * SLOT)
+        self.base_bm = b.ureg(2)
+        b.emit(UIADD, Bits32._64, self.base_bm, self.base_a, layout.sections[0])
+        move_base(b, self.base_a, rows)
+        move_base(b, self.base_bm, umul(b, self.row0, layout.channels * 4))
+        back = (op.first - self._bias) * layout.channels
+        move_base(b, self.base_a, back * SLOT)
+        move_base(b, self.base_bm, back * 4)
+        channels = b.ureg(2)
+        b.emit(UMOV, channels[0], 0)
+        b.emit(UMOV, channels[1], 0)
+        inner = Dim(s.steps_of_tap, t.depth * GROUP)
+        if w is None or w.taps == 1:
+            self.walk_a = Moved(channels, None, (inner,))
+        else:
+            dims = (inner, Dim(w.kw, 0, w.dx), Dim(w.kh, 0, w.dy * layout.pitch))
+            self.walk_a = Moved(channels, umov(b, op.shifts[0] + self._bias * SEGMENT), dims)
+        # a level of one step is no level: channels then stand still
+        self.walk_b = Moved(tiles, None, (Dim(s.steps, 8 * t.depth),))
+        self.size = umov(b, size_of(layout.segments, layout.groups))
+        self.values_at, self.bitmaps_at = b.ureg(2), b.ureg(2)
+        self.pixel = b.ureg()
+        self.shift, self.next_shift, self.last_shift = b.ureg(), b.ureg(), b.ureg()
+        self.wide0 = b.ureg(2)
+        b.emit(UMOV, self.wide0[1], 0)
+
+    def _derive(self) -> None:
+        """From where the walk is: addresses, the pixel of the conv unit, the shift inside a segment."""
+        b, a = self.b, self.walk_a
+        at: Number = a.base[0]
+        tap = b.ureg()
+        b.emit(USHF, Direction.R, tap, a.base[0], 4)
+        if a.tap is not None:
+            segments = b.ureg()
+            b.emit(USHF, Direction.R, segments, a.tap, 5)
+            b.emit(ULOP, Logic.AND, self.next_shift, a.tap, SEGMENT - 1)
+            at = umul(b, segments, self.op.layout.channels, a.base[0])
+            # channels of a tap never leave it: the unit is asked for segments only
+            tap = umul(b, segments, 1 << 16, tap)  # type: ignore[assignment]
+        b.emit(UMOV, self.pixel, tap)
+        for base, target, size in (
+            (self.base_a, self.values_at, SLOT),
+            (self.base_bm, self.bitmaps_at, 4),
+        ):
+            b.emit(UMOV, self.wide0[0], umul(b, at, size))
+            b.emit(UIADD, Bits32._64, target, base, self.wide0)
+
+    # --- loads
+
+    def _bitmaps(self) -> None:
+        """Ask where the values of a step lie."""
+        b = self.b
+        self._derive()
+        for u in self.a:
+            b.emit(
+                LDG_IM2COL,
+                Width._32,
+                u.fetched,
+                self.bitmaps_at,
+                u.bitmaps,
+                0,
+                u.pix,
+                self.pixel,
+                self.size,
+            )
+        for v in self.b_units:
+            b.emit(LDG, Width._64, v.ends, self.walk_b.base, v.tile, 0)
+
+    def _values(self) -> None:
+        """Load the values of that step, each slot's and record's used bytes."""
+        b = self.b
+        for u in self.a:
+            b.emit(MOV, u.descriptor[2], u.fetched)
+            count = b.reg()
+            b.emit(POPC, count, u.fetched)
+            for half, d in enumerate(u.data):
+                b.emit(SHFL, Shuffle.IDX, u.counts[half], count, add(b, self.slot, 8 * half))
+                b.emit(
+                    LDG,
+                    Width._128,
+                    d,
+                    self.values_at,
+                    u.values,
+                    512 * half,
+                    guard=self._used(u, half),
+                )
+        for v in self.b_units:
+            header, starts = b.reg(), b.reg()
+            b.emit(IADD, S32, header, self.l4, v.ends[0])
+            b.emit(IADD, S32, starts, self.l2, v.ends[0])
+            b.emit(LDG, Width._32, v.descriptor[2], self.records, header, 0)
+            b.emit(LDG, Width.U16, v.start, self.records, starts, 64)
+            b.emit(IADD, S32, v.at, self.wide, v.ends[0])
+            b.emit(MOV, v.end, v.ends[1])
+            for half, d in enumerate(v.data):
+                b.emit(
+                    LDG,
+                    Width._128,
+                    d,
+                    self.records,
+                    v.at,
+                    HEADER + 512 * half,
+                    guard=self._inside(v, half),
+                )
+
+    def _used(self, u: UnitA, half: int) -> VPred:
+        """The lanes whose quarter of a slot has values."""
+        p = self.b.pred()
+        self.b.emit(ISETP, Cmp.GT, S32, p, u.counts[half], self.first)
+        return p
+
+    def _inside(self, v: UnitB, half: int) -> VPred:
+        """The lanes whose 16 bytes of a record have values."""
+        end, p = add(self.b, v.end, -512 * half), self.b.pred()
+        self.b.emit(ISETP, Cmp.LT, S32, p, v.at, end)
+        return p
+
+    def _store(self) -> None:
+        b, s, t = self.b, self.s, self.t
+        for r, u in enumerate(self.a):
+            at = r * t.warps
+            b.emit(IADD, S32, u.descriptor[0], u.word, self.written)
+            b.emit(IADD, S32, u.descriptor[1], u.descriptor[0], t.depth * VALUES if s.halo else 0)
+            b.emit(
+                STS,
+                Width._128,
+                self.written,
+                self.descriptors,
+                at * DESCRIPTORS,
+                u.descriptor,
+                guard=self.low,
+            )
+            for half, d in enumerate(u.data):
+                b.emit(
+                    STS,
+                    Width._128,
+                    self.written,
+                    self.place,
+                    at * VALUES + 512 * half,
+                    d,
+                    guard=self._used(u, half),
+                )
+        own = uadd(b, self.written, umul(b, self.warp, VALUES))
+        for r, v in enumerate(self.b_units):
+            at = (s.rounds_a + r) * t.warps
+            b.emit(IADD, S32, v.descriptor[0], v.start, uadd(b, own, at * VALUES + ONE_RUN))
+            b.emit(
+                STS,
+                Width._128,
+                self.written,
+                self.descriptors,
+                at * DESCRIPTORS,
+                v.descriptor,
+                guard=self.low,
+            )
+            for half, d in enumerate(v.data):
+                b.emit(
+                    STS,
+                    Width._128,
+                    self.written,
+                    self.place,
+                    at * VALUES + 512 * half,
+                    d,
+                    guard=self._inside(v, half),
+                )
+
+    # --- the product
+
+    def _clear(self) -> None:
+        """The warp's tile of C = +0."""
+        b = self.b
+        zero = b.reg(32)
+        for r in range(32):
+            b.emit(MOV, zero[r], RZ)
+        self.tile = umov(b, umul(b, self.warp, WORDS))
+        b.emit(ACC_ST, 32, self.tile, 0, zero)
+
+    def _compute(self) -> None:
+        b, s, t = self.b, self.s, self.t
+        by: VReg | None = None
+        if s.halo:
+            by = b.reg()
+            b.emit(SEL, Bits32._32, by, RZ, self.shift, Not(self.low))
+        for k in range(t.depth):
+            d = b.reg(4)
+            b.emit(LDS, Width._128, d, self.read, self.consumer, k * DESCRIPTORS)
+            start, bitmap = d[0:2], d[2]
+            if by is not None:
+                b.emit(LDS, Width._32, d[3], self.read, self.second, k * DESCRIPTORS + 8)
+                window = b.reg(2)
+                b.emit(BMSLICE, window, d[2:4], by)
+                b.emit(IADD, S32, d[0], d[0], window[1])
+                bitmap = window[0]
+            b.emit(SPWMMA, Half[self.p.dtype.upper()], self.tile, start, bitmap)
+
+    def _product(self) -> None:
+        """The whole walk."""
+        b, steps = self.b, self.s.steps
+        walk = Walk(b, [self.walk_a, self.walk_b])
+        self._bitmaps()
+        self._shift()
+        self._values()
+        if steps > 1:
+            walk.first(1)
+            self._bitmaps()
+        self._clear()
+        self._store()
+        if steps > 1:
+            self.buffers.swap([self.written])
+        if steps > 2:
+            walk.first(2)
+        b.emit(BAR, 0)
+        if steps > 2:
+            loop = b.label()
+            b.place(loop)
+            self._step(last=False)
+            walk.again(lambda counter: b.emit(BRA, loop, guard=ucompare(b, Cmp.NE, counter, 0)))
+        if steps > 1:
+            self._step(last=True)
+        self._compute()
+        b.emit(BAR, 0)
+
+    def _shift(self) -> None:
+        """The shift of the step whose values are loaded next is that of the step computed after this one."""
+        if self.walk_a.tap is not None:
+            self.b.emit(UMOV, self.shift, self.next_shift)
+
+    def _step(self, last: bool) -> None:
+        """Compute a step, while the values of the next one and the bitmaps of the one after are on their way."""
+        b = self.b
+        self._values()
+        if self.walk_a.tap is not None:
+            b.emit(UMOV, self.last_shift, self.next_shift)
+        if not last:
+            self._bitmaps()
+        self._compute()
+        self._store()
+        if self.walk_a.tap is not None:
+            b.emit(UMOV, self.shift, self.last_shift)
+        self.buffers.swap()
+        b.emit(BAR, 0)
+
+
+def size_of(segments: int, groups: int) -> int:
+    """The size that the conv unit is told: segments down, groups of channels across."""
+    return segments << 16 | groups
