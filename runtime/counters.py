@@ -30,6 +30,8 @@ COUNTER = np.dtype(
             "vector_reads",
             "vector_writes",
             "rows",
+            "ohmma",
+            "products",
         )
     ]
 )
@@ -40,7 +42,9 @@ share a request.
 The others are counted for timing only, and are 0 without. `sectors`: those requests, and likewise those of local memory, which
 keeps the lanes' words side by side (`local_sectors`). `wavefronts`: passes over shared memory (`wavefronts`, `row_wavefronts`).
 Of commands that work on vector memory: `vector_reads`, `vector_writes`, words of it, all banks wide, that one access of its port moves;
-`rows`: rows of A that a pass streamed whose length the code does not say."""
+`rows`: rows of A that a pass streamed whose length the code does not say.
+
+`ohmma`, `products`: OHMMAs that were issued for products of condensed vectors, and multiplications in them. With timing or without."""
 BANKS = 32
 """Words that shared memory serves in one pass, each from a bank of its own."""
 WORD = 4

@@ -26,19 +26,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import Guard, Instr, Src
-from knapper.isa.instructions import DMA_LD, FILL_DUP, IM2COL_PUSH, LDSM
+from knapper.isa.instructions import DMA_LD, FILL_DUP, IM2COL_PUSH, LDSM, SPWMMA
 from knapper.isa.lanes import LANES, LaneType, Value
 from knapper.isa.modifiers import Mode
 from knapper.isa.program import Launch, Program
-from knapper.isa.sparse import WORDS
+from knapper.isa.sparse import WORDS, Outer
 from knapper.isa.systolic import WORD, Array
 
 from . import budget
+from .collector import bank_cycles
 from .counters import Counts, counters, row_wavefronts
 from .engine import UNBOUNDED, Tick, silent
 from .faults import READS, SWITCH, WRITES, Kind, Place, Trap, access, describe
 from .memory import SECTOR, Memory
-from .paths import END, Paths, Trail, Warps, share
+from .paths import END, Paths, Trail, Warps, share, work
 from .spaces import LANE, NONE, Context, Mask, Shared, Spaces, lowest
 from .systolic import Queue
 from .words import coordinate, immediate, words_of
@@ -155,6 +156,8 @@ class RefWarp(Spaces):
             instr.execute(self)
             if self.context.timing and isinstance(instr, LDSM):
                 counts["wavefronts"] += self.fetch(instr)
+            if isinstance(instr, Outer):
+                self.tally(instr, counts)
         self.after()
         if self.context.timing:
             self.record(pc)
@@ -162,6 +165,10 @@ class RefWarp(Spaces):
     def record(self, pc: int) -> None:
         """Add to the path what came of the instruction at `pc`, if it was an event."""
         to, skipped, stands = END if self.done else self.pc, not self.mask.any(), self.waits >= 0
+        if not skipped and isinstance(instr := self.context.code[pc], SPWMMA):
+            bitmaps = self.bitmaps(instr)
+            cycles = bank_cycles(bitmaps, self.context.window)
+            to = work(cycles, instr.work(bitmaps).issued)
         if (skipped or to != pc + 1) and not stands and not self.trail.add(pc, to):
             self.pc = pc
             raise Trap(Kind.PATH, value=self.trail.most)
@@ -244,6 +251,15 @@ class RefWarp(Spaces):
         self.after = wait
 
     # --- products of condensed vectors
+
+    def bitmaps(self, instr: Outer) -> NDArray[np.uint32]:
+        return self.word(instr.bm)
+
+    def tally(self, instr: Outer, counts: Any) -> None:
+        """Count what a product does."""
+        done = instr.work(self.bitmaps(instr))
+        counts["ohmma"] += done.issued
+        counts["products"] += done.macs
 
     def whole(self) -> None:
         if not self.mask.all():
@@ -400,7 +416,8 @@ class ReferenceEngine:
         kernel, limit = self.program.kernels[launch.kernel], min(self.limit, left)
         counts = counters(len(kernel.words) // 16)
         array = Array.of(self.program.target).of_block(kernel.accumulators)
-        context = Context(kernel, launch, self.memory, counts, limit, timing, array)
+        window = int(self.program.target.get("collector_window", {"value": 0})["value"])
+        context = Context(kernel, launch, self.memory, counts, limit, timing, array, window)
         with np.errstate(all="ignore"):
             paths = Paths.of(self._blocks(context, left, tick))
         read, written = (int(np.count_nonzero(t)) * SECTOR for t in context.touched)

@@ -48,6 +48,8 @@ class Context:
     """Whether to record what timing needs."""
     array: Array = ARRAY
     """The machine's systolic units."""
+    window: int = 0
+    """Of the collector before the accumulation buffer."""
     gaps: NDArray[np.uint64] = field(default_factory=NO_GAPS.copy)
     """As in `Counts`, for all blocks."""
     readers: dict[int, int] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from knapper.isa.instructions import SPWMMA
 from knapper.isa.lanes import LANES
 from knapper.isa.program import BASE, Kernel, Launch, Program
 from knapper.isa.systolic import Array
@@ -33,7 +34,7 @@ from ..faults import Kind, Place, Trap, describe
 from ..memory import SECTOR, Memory, aligned
 from . import queues
 from .handlers import END, Builders
-from .layout import CONTEXT, COUNTS, CROWDED, FAULT, PAGE, PREDS, TIMED, UNKNOWN, UREGS
+from .layout import CONTEXT, COUNTS, CROWDED, FAULT, PAGE, PASSES, PREDS, TIMED, UNKNOWN, UREGS
 from .recording import TALLY, Log, Readers, Recorder
 from .scratch import Scratch
 from .units import Host, Notice, Units
@@ -155,6 +156,14 @@ class FastEngine:
             wait(running)
             raise
 
+    def collector(self, kernel: Kernel) -> tuple[int, int]:
+        """The function that counts the cycles of the accumulation buffer's banks, and its window; 0 if the kernel has no use for them."""
+        if not np.isin(self.code[kernel.name]["kind"], SPWMMA.opcode).any():
+            return 0, 0
+        from ..timing.banks import address  # loads numba
+
+        return address(), int(self.program.target["collector_window"]["value"])
+
     def _next_epoch(self) -> None:
         """Sectors touched in earlier launches count as untouched."""
         self.epoch += 1
@@ -209,6 +218,7 @@ class Setup:
         self.limit = limit
         self.records = engine.code[kernel.name]
         self.counts = aligned(len(self.records), COUNTS)
+        self.passes = aligned(len(self.records), PASSES)
         self.params = np.array([*launch.params, 0], np.uint64)
         self.tids = thread_numbers(kernel)
         self.state = scratch.state[0]
@@ -217,7 +227,7 @@ class Setup:
         self.recorder: Recorder | None = None
         if log is not None:
             size = len(engine.memory.data)
-            self.recorder = Recorder(log, scratch, kernel, self.records, size)
+            self.recorder = Recorder(log, scratch, kernel, size)
 
     @property
     def executed(self) -> int:
@@ -232,7 +242,8 @@ class Setup:
         s["zeros"] = 0
         s["dram_read"] = s["dram_write"] = s["timing"] = 0
         s["code"] = self.records.ctypes.data
-        s["counters"] = (self.counts.ctypes.data - self.records.ctypes.data) % (1 << 64)
+        for name, counts in (("counters", self.counts), ("passes", self.passes)):
+            s[name] = (counts.ctypes.data - self.records.ctypes.data) % (1 << 64)
         s["params"], s["param_bytes"] = self.params.ctypes.data, 8 * len(launch.params)
         s["reg_bytes"], s["local_bytes_warp"] = rows * ROW, -(-kernel.local_bytes // 4) * ROW
         s["shared_bytes"], s["local_bytes"] = kernel.shared_bytes, kernel.local_bytes
@@ -252,12 +263,13 @@ class Setup:
         for axis, n, size in zip("xyz", launch.grid, kernel.block, strict=True):
             s[f"nctaid_{axis}"], s[f"ntid_{axis}"] = n, size
         s["shared_stores"] = kernel.shared_bytes * queues.stores(self.records)
+        s["bank_cycles"], s["collector_window"] = engine.collector(kernel)
         if engine.checked:
             self.shadows(warps, rows)
         for name in queues.POINTERS:
             s[name] = 0
         if engine.systolic[kernel.name]:
-            array = Array.of(engine.program.target)
+            array = Array.of(engine.program.target).of_block(kernel.accumulators)
             queues.prepare(s, kernel, array, buffer, engine.checked)
 
     def shadows(self, warps: int, rows: int) -> None:
@@ -321,11 +333,10 @@ def collect(threads: list[Setup]) -> NDArray[Any]:
     total = counters(len(threads[0].counts) - 1)
     for name in COUNTS.names or ():
         total[name] = sum(t.counts[name][:-1] for t in threads)
-    recorders = [t.recorder for t in threads if t.recorder is not None]
-    if recorders:
-        for name in TIMED[1:]:
-            total[name] = sum(r.passes[name][:-1] for r in recorders)
-        local = sum(r.passes["sectors"][:-1] for r in recorders)
+    for name in TIMED[1:]:
+        total[name] = sum(t.passes[name][:-1] for t in threads)
+    if threads[0].recorder is not None:
+        local = sum(t.passes["sectors"][:-1] for t in threads)
         total["sectors"] = (total["l2_read"] + total["l2_write"]) // SECTOR + local
     return total
 

@@ -24,6 +24,7 @@ from .layout import FAULT
 from .matrix import WIDEN, emit_widen
 from .moves import MOVER, Move
 from .natives import NATIVE
+from .sparse import EVENT_UNIT, RECORD_EVENT, Event
 from .trace import TraceWarp, stand_in
 from .units import Build, symbol
 
@@ -77,6 +78,10 @@ class Builders:
             ).write()
         if head == "tally":
             return lambda module, features, require: Tally(Code(module, name, TALLY)).write()
+        if head == EVENT_UNIT:
+            return lambda module, features, require: Event(
+                Code(module, name, RECORD_EVENT, inline="noinline")
+            ).write()
         if head == "systolic":
             unit = name.removeprefix(CHECKED).removeprefix("systolic.")
             return lambda module, features, require: groups.build(

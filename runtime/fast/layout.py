@@ -39,6 +39,8 @@ POINTERS = (
     "shared_used", "shared_stores", "pages",
     # where a command's pieces of shared memory begin
     "pieces",
+    # the function that counts the cycles of a buffer's banks
+    "bank_cycles",
 )  # fmt: skip
 WORDS = (
     "warp", "warp_count", "threads", "param_bytes", "shared_bytes", "local_bytes", "operand_count",
@@ -48,7 +50,7 @@ WORDS = (
     "timing", "stamp", "known_mask",
     "array_rows", "array_columns", "accumulator_bytes",
     # of a word of vector memory, in 16-bit elements (0: there is none); of one of `pieces`
-    "vector_bytes", "piece_bytes",
+    "vector_bytes", "piece_bytes", "collector_window",
 )  # fmt: skip
 STATE = np.dtype(
     [("zeros", "u1", 512), ("waste", "u1", 512)]
@@ -61,9 +63,9 @@ STATE = np.dtype(
 
 COUNTS = np.dtype([(n, "u8") for n in (COUNTER.names or ())[:8]])
 TIMED = (COUNTER.names or ())[8:]
-"""Counters that only a run with timing keeps: `sectors` first, of which it keeps those of local memory."""
+"""Counters that only a run with timing keeps (`sectors` first, of which it keeps those of local memory), and then those of sparse products."""
 PASSES = np.dtype({"names": TIMED, "formats": ["u8"] * len(TIMED), "itemsize": 64})
-"""The two halves of a `COUNTER`, each as large as a record, so that one distance serves all; the second is for timing only."""
+"""The two halves of a `COUNTER`, each as large as a record, so that one distance serves all; the second is for timing and sparse products."""
 assert COUNTS.itemsize == PASSES.itemsize == RECORD.itemsize
 
 UREGS, PREDS = 68, 12

@@ -27,10 +27,13 @@ from knapper.isa.instructions import (
     LDSM,
     LSMA,
     MODE,
+    OHMMA,
+    OWMMA,
     SMA_COMMIT,
     SMA_LDB,
     SMA_SWAP,
     SMA_WAIT,
+    SPWMMA,
     STG,
     STL,
     STS,
@@ -43,7 +46,7 @@ from ..counters import WORD
 from ..decode import ROW
 from ..faults import READS, WRITES
 from ..memory import SECTOR
-from . import accesses, systolic, vectors
+from . import accesses, sparse, systolic, vectors
 from .algebra import Traced
 from .emit import FULL, I1, I8, I32, I64, Num, constant_vector, vector
 from .matrix import hmma, hmma_f16, ldsm
@@ -438,6 +441,9 @@ NATIVE: dict[type[Instr], Native] = {
     ULDC: uldc,
     LDSM: ldsm,
     HMMA: hmma,
+    OWMMA: hmma,
+    SPWMMA: sparse.spwmma,
+    OHMMA: sparse.ohmma,
     HMMA_F16: hmma_f16,
     EXIT: systolic.leave,
     MODE: systolic.switch,

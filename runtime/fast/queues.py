@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from knapper.isa.core import CUSTOM, TABLE
 from knapper.isa.dma import LINE
-from knapper.isa.instructions import STS
+from knapper.isa.instructions import BMENC, STS
 from knapper.isa.modifiers import Element
 from knapper.isa.program import Kernel
 from knapper.isa.systolic import QUEUE, VECTOR, WORD, Array
@@ -31,8 +31,8 @@ POINTERS = (
 """Of a state, what says that a launch has no systolic commands by being 0."""
 CLAIMS = ("claimed_shared", "claimed_filled", "claimed_sum")
 """Buffers that are zeros whenever no command is pending."""
-OWN = [cls.opcode for cls in TABLE.values() if cls.extension in ("systolic", "async")]
-STORES = [STS.opcode, *CUSTOM]
+OWN = [cls.opcode for cls in TABLE.values() if cls.extension in ("systolic", "async", "sparse")]
+STORES = [STS.opcode, BMENC.opcode, *CUSTOM]
 """What may write shared memory by itself."""
 
 

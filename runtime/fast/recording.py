@@ -15,7 +15,6 @@ import ctypes
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from ..counters import Counts
 from ..memory import SECTOR, aligned, require
 from ..paths import EVENT, Paths, Warps, share
 from .accesses import ENTRY, WIDE
-from .layout import CONTEXT, PASSES
+from .layout import CONTEXT
 from .scratch import Scratch
 
 STAMPS = (1 << 32) - 1
@@ -109,17 +108,13 @@ class Log:
 class Recorder:
     """A thread's part of it: made ready in the thread's state."""
 
-    def __init__(
-        self, log: Log, scratch: Scratch, kernel: Kernel, records: NDArray[Any], memory: int
-    ) -> None:
+    def __init__(self, log: Log, scratch: Scratch, kernel: Kernel, memory: int) -> None:
         self.log, self.scratch, self.warps = log, scratch, kernel.warps
-        self.passes = aligned(len(records), PASSES)
         self.table = np.zeros(64, np.uint64)
         self.count = 0
         self.stride = (share(kernel.warps) + 1) * EVENT.itemsize
         s = scratch.state[0]
         s["timing"] = 1
-        s["passes"] = (self.passes.ctypes.data - records.ctypes.data) % (1 << 64)
         s["events"] = scratch.buffer("events", kernel.warps * self.stride)
         s["event_bytes"], s["hashes"] = self.stride, log.hashes.ctypes.data
         self.look_in(self.table)

@@ -63,9 +63,11 @@ ISA = (
     "program.py",
     "tensor.py",
     "systolic.py",
+    "sparse.py",
     "conv.py",
     "vector_memory.py",
     "dma.py",
+    "gather.py",
 )
 RUNTIME = ("decode.py", "counters.py", "faults.py", "memory.py", "paths.py")
 """What decides, beside isa/base and this folder, which code a built-in instruction becomes."""
