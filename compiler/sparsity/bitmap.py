@@ -172,8 +172,8 @@ def unpacked(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
 
 HEADER = 16 * 4 + 16 * 2
 """Bytes of a record before its values: bitmaps, and where each row's values begin among them."""
-LINE = 16
-"""Records begin at multiples of it."""
+LINE = 32
+"""Records begin at multiples of it: so do their values, and no sector of memory is fetched for two."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A sparse product being emitted: encoded activations and weights through shared memory into SPWMMA.
 
-    bitmaps s+2 ─┐                                            where values lie, and what the conv unit finds outside is zero
-    values  s+1 ─┼─► compute s ─► store s+1 ─ BAR ─┐          loads guarded by bit counts: only bytes that are used are touched
+    bitmaps s+3 ─┐                                            where values lie, and what the conv unit finds outside is zero
+    values  s+2 ─┼─► compute s ─► store s+1 ─ BAR ─┐          loads guarded by bit counts: only bytes that are used are touched
                  └─────────────────────────────────┘
 
 In shared memory a unit, which is 16 channels of a segment of A or a tile of B, takes 1 KB for its values and 16 descriptors of 16 bytes:
@@ -14,7 +14,9 @@ a window over two neighbouring segments. A lane then reads the second bitmap, to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from knapper.isa.instructions import (
@@ -46,7 +48,7 @@ from knapper.isa.sparse import WORDS
 
 from ...ir import Array
 from ...sparsity.bitmap import GROUP, HEADER, SEGMENT, SLOT, Weights
-from ..builder import PT, RZ, KernelBuilder, Not, VPred, VReg, VUReg
+from ..builder import PT, RZ, KernelBuilder, Not, VLabel, VPred, VReg, VUReg
 from ..generator import Emitted, Group
 from . import blocks
 from .access import FAR, Dim, Walk
@@ -89,6 +91,16 @@ class Moved:
 
 
 @dataclass
+class Carried:
+    """What a unit brings from global to shared memory. `marks` tell, half by half, which lanes take part."""
+
+    descriptor: VReg
+    data: list[VReg]
+    marks: list[VReg]
+    start: VReg
+
+
+@dataclass
 class UnitA:
     """A round of A's units: this warp's one. Offsets of a lane from the step's base, and its segment and channels as a pixel."""
 
@@ -99,9 +111,7 @@ class UnitA:
     """The address of its slot, without the buffer's."""
     fetched: VReg
     """The bitmap of channel lane % 16, of the step after the one that is loaded."""
-    descriptor: VReg
-    data: list[VReg]
-    counts: list[VReg]
+    sets: list[Carried]
 
 
 @dataclass
@@ -110,11 +120,7 @@ class UnitB:
 
     tile: VReg
     ends: VReg
-    descriptor: VReg
-    start: VReg
-    data: list[VReg]
-    at: VReg
-    end: VReg
+    sets: list[Carried]
 
 
 class SparseKernel(Emitter):
@@ -183,7 +189,8 @@ class SparseKernel(Emitter):
         b, s, t, op = self.b, self.s, self.t, self.op
         l16 = b.reg()
         b.emit(LOP, Logic.AND, Bits32._32, l16, self.lane, GROUP - 1)
-        self.slot, quarter = divmod_(b, self.lane, 4)
+        slot, quarter = divmod_(b, self.lane, 4)
+        self.slots = [slot, add(b, slot, 8)]
         self.first = mul(b, quarter, 8)
         wide = mul(b, self.lane, 16)
         self.l4, self.l2 = mul(b, l16, 4), mul(b, l16, 2)
@@ -232,12 +239,10 @@ class SparseKernel(Emitter):
         word = mul(
             b, l16, SLOT, fixed(b, uadd(b, own, r * t.warps * VALUES + (0 if s.halo else ONE_RUN)))
         )
-        descriptor = b.reg(4)
-        b.emit(MOV, descriptor[3], RZ)
         return UnitA(
             mul(b, self.lane, 16, fixed(b, umul(b, slots, SLOT))),
             mul(b, l16, 4, fixed(b, umul(b, slots, 4))),
-            pix, word, b.reg(), descriptor, [b.reg(4), b.reg(4)], [b.reg(), b.reg()],
+            pix, word, b.reg(), self._sets(),
         )  # fmt: skip
 
     def _origin(self) -> Number:
@@ -257,10 +262,17 @@ class SparseKernel(Emitter):
             column = umin(b, column, self.op.columns - 1)  # there is no other one
         row = self.s.rows + t.depth
         tile = fixed(b, umul(b, umul(b, column, row, k), 8))
-        descriptor = b.reg(4)
-        b.emit(MOV, descriptor[3], RZ)
-        b.emit(MOV, descriptor[1], RZ)
-        return UnitB(tile, b.reg(2), descriptor, b.reg(), [b.reg(4), b.reg(4)], b.reg(), b.reg())
+        return UnitB(tile, b.reg(2), self._sets())
+
+    def _sets(self) -> list[Carried]:
+        """Registers of two steps that are on their way."""
+        b, found = self.b, list[Carried]()
+        for _ in range(min(self.s.steps, 2)):
+            c = Carried(b.reg(4), [b.reg(4), b.reg(4)], [b.reg(), b.reg()], b.reg())
+            b.emit(MOV, c.descriptor[1], RZ)
+            b.emit(MOV, c.descriptor[3], RZ)
+            found.append(c)
+        return found
 
     # --- the walk over k
 
@@ -290,7 +302,8 @@ class SparseKernel(Emitter):
         self.size = umov(b, size_of(layout.segments, layout.groups))
         self.values_at, self.bitmaps_at = b.ureg(2), b.ureg(2)
         self.pixel = b.ureg()
-        self.shift, self.next_shift, self.last_shift = b.ureg(), b.ureg(), b.ureg()
+        self.next_shift = b.ureg()
+        self.shifts = [b.ureg() for _ in range(3 if self.walk_a.tap is not None else 0)]
         self.wide0 = b.ureg(2)
         b.emit(UMOV, self.wide0[1], 0)
 
@@ -336,103 +349,66 @@ class SparseKernel(Emitter):
         for v in self.b_units:
             b.emit(LDG, Width._64, v.ends, self.walk_b.base, v.tile, 0)
 
-    def _values(self) -> None:
+    def _values(self, step: int) -> None:
         """Load the values of that step, each slot's and record's used bytes."""
         b = self.b
+        if self.shifts:
+            b.emit(UMOV, self.shifts[min(step, 2)], self.next_shift)
         for u in self.a:
-            b.emit(MOV, u.descriptor[2], u.fetched)
+            c = u.sets[step % 2]
+            b.emit(MOV, c.descriptor[2], u.fetched)
             count = b.reg()
             b.emit(POPC, count, u.fetched)
-            for half, d in enumerate(u.data):
-                b.emit(SHFL, Shuffle.IDX, u.counts[half], count, add(b, self.slot, 8 * half))
-                b.emit(
-                    LDG,
-                    Width._128,
-                    d,
-                    self.values_at,
-                    u.values,
-                    512 * half,
-                    guard=self._used(u, half),
-                )
+            for half, (d, mark) in enumerate(zip(c.data, c.marks, strict=True)):
+                b.emit(SHFL, Shuffle.IDX, mark, count, self.slots[half])
+                p = self._used(c, half)
+                b.emit(LDG, Width._128, d, self.values_at, u.values, 512 * half, guard=p)
         for v in self.b_units:
-            header, starts = b.reg(), b.reg()
-            b.emit(IADD, S32, header, self.l4, v.ends[0])
-            b.emit(IADD, S32, starts, self.l2, v.ends[0])
-            b.emit(LDG, Width._32, v.descriptor[2], self.records, header, 0)
-            b.emit(LDG, Width.U16, v.start, self.records, starts, 64)
-            b.emit(IADD, S32, v.at, self.wide, v.ends[0])
-            b.emit(MOV, v.end, v.ends[1])
-            for half, d in enumerate(v.data):
-                b.emit(
-                    LDG,
-                    Width._128,
-                    d,
-                    self.records,
-                    v.at,
-                    HEADER + 512 * half,
-                    guard=self._inside(v, half),
-                )
+            c, begin, end = v.sets[step % 2], v.ends[0], v.ends[1]
+            at = [add(b, lane, begin) for lane in (self.l4, self.l2)]
+            b.emit(LDG, Width._32, c.descriptor[2], self.records, at[0], 0)
+            b.emit(LDG, Width.U16, c.start, self.records, at[1], 64)
+            b.emit(IADD, S32, c.marks[0], self.wide, begin)
+            b.emit(MOV, c.marks[1], end)
+            for half, d in enumerate(c.data):
+                p = self._inside(c, half)
+                b.emit(LDG, Width._128, d, self.records, c.marks[0], HEADER + 512 * half, guard=p)
 
-    def _used(self, u: UnitA, half: int) -> VPred:
-        """The lanes whose quarter of a slot has values."""
+    def _used(self, c: Carried, half: int) -> VPred:
+        """The lanes whose quarter of a slot of A has values."""
         p = self.b.pred()
-        self.b.emit(ISETP, Cmp.GT, S32, p, u.counts[half], self.first)
+        self.b.emit(ISETP, Cmp.GT, S32, p, c.marks[half], self.first)
         return p
 
-    def _inside(self, v: UnitB, half: int) -> VPred:
-        """The lanes whose 16 bytes of a record have values."""
-        end, p = add(self.b, v.end, -512 * half), self.b.pred()
-        self.b.emit(ISETP, Cmp.LT, S32, p, v.at, end)
+    def _inside(self, c: Carried, half: int) -> VPred:
+        """The lanes whose 16 bytes of a record of B have values."""
+        (at, end), p = c.marks, self.b.pred()
+        self.b.emit(ISETP, Cmp.LT, S32, p, at, add(self.b, end, -512 * half))
         return p
 
-    def _store(self) -> None:
+    def _store(self, step: int) -> None:
+        """What was loaded goes to shared memory."""
         b, s, t = self.b, self.s, self.t
-        for r, u in enumerate(self.a):
-            at = r * t.warps
-            b.emit(IADD, S32, u.descriptor[0], u.word, self.written)
-            b.emit(IADD, S32, u.descriptor[1], u.descriptor[0], t.depth * VALUES if s.halo else 0)
-            b.emit(
-                STS,
-                Width._128,
-                self.written,
-                self.descriptors,
-                at * DESCRIPTORS,
-                u.descriptor,
-                guard=self.low,
-            )
-            for half, d in enumerate(u.data):
-                b.emit(
-                    STS,
-                    Width._128,
-                    self.written,
-                    self.place,
-                    at * VALUES + 512 * half,
-                    d,
-                    guard=self._used(u, half),
-                )
         own = uadd(b, self.written, umul(b, self.warp, VALUES))
+        for r, u in enumerate(self.a):
+            c = u.sets[step % 2]
+            b.emit(IADD, S32, c.descriptor[0], u.word, self.written)
+            if s.halo:
+                b.emit(IADD, S32, c.descriptor[1], c.descriptor[0], t.depth * VALUES)
+            self._put(r * t.warps, c, self._used)
         for r, v in enumerate(self.b_units):
-            at = (s.rounds_a + r) * t.warps
-            b.emit(IADD, S32, v.descriptor[0], v.start, uadd(b, own, at * VALUES + ONE_RUN))
-            b.emit(
-                STS,
-                Width._128,
-                self.written,
-                self.descriptors,
-                at * DESCRIPTORS,
-                v.descriptor,
-                guard=self.low,
-            )
-            for half, d in enumerate(v.data):
-                b.emit(
-                    STS,
-                    Width._128,
-                    self.written,
-                    self.place,
-                    at * VALUES + 512 * half,
-                    d,
-                    guard=self._inside(v, half),
-                )
+            c, at = v.sets[step % 2], (s.rounds_a + r) * t.warps
+            b.emit(IADD, S32, c.descriptor[0], c.start, uadd(b, own, at * VALUES + ONE_RUN))
+            self._put(at, c, self._inside)
+
+    def _put(self, at: int, c: Carried, taking_part: Callable[[Carried, int], VPred]) -> None:
+        """A unit's descriptors and values, `at` units from the warp's first place."""
+        b = self.b
+        place, word = at * VALUES, at * DESCRIPTORS
+        b.emit(STS, Width._128, self.written, self.descriptors, word, c.descriptor, guard=self.low)
+        for half, d in enumerate(c.data):
+            p = taking_part(c, half)
+            b.emit(STS, Width._128, self.written, self.place, place + 512 * half, d, guard=p)
 
     # --- the product
 
@@ -450,7 +426,7 @@ class SparseKernel(Emitter):
         by: VReg | None = None
         if s.halo:
             by = b.reg()
-            b.emit(SEL, Bits32._32, by, RZ, self.shift, Not(self.low))
+            b.emit(SEL, Bits32._32, by, RZ, self.shifts[0], Not(self.low))
         for k in range(t.depth):
             d = b.reg(4)
             b.emit(LDS, Width._128, d, self.read, self.consumer, k * DESCRIPTORS)
@@ -464,49 +440,58 @@ class SparseKernel(Emitter):
             b.emit(SPWMMA, Half[self.p.dtype.upper()], self.tile, start, bitmap)
 
     def _product(self) -> None:
-        """The whole walk."""
+        """The whole walk: step s is computed, s + 1 waits in registers to be stored, s + 2 and where s + 3 lies are on their way."""
         b, steps = self.b, self.s.steps
         walk = Walk(b, [self.walk_a, self.walk_b])
         self._bitmaps()
-        self._shift()
-        self._values()
-        if steps > 1:
-            walk.first(1)
+        self._values(0)
+        for step in range(1, min(steps, 3)):
+            walk.first(step)
             self._bitmaps()
+            if step < 2:
+                self._values(step)
         self._clear()
-        self._store()
+        self._store(0)
         if steps > 1:
             self.buffers.swap([self.written])
-        if steps > 2:
-            walk.first(2)
         b.emit(BAR, 0)
-        if steps > 2:
-            loop = b.label()
-            b.place(loop)
-            self._step(last=False)
-            walk.again(lambda counter: b.emit(BRA, loop, guard=ucompare(b, Cmp.NE, counter, 0)))
-        if steps > 1:
-            self._step(last=True)
+        if steps > 3:
+            walk.first(3)
+            self._loop(walk, steps - 3)
+        for step in range(max(0, steps - 3), steps - 1):
+            self._step(step, steps)
         self._compute()
         b.emit(BAR, 0)
 
-    def _shift(self) -> None:
-        """The shift of the step whose values are loaded next is that of the step computed after this one."""
-        if self.walk_a.tap is not None:
-            self.b.emit(UMOV, self.shift, self.next_shift)
-
-    def _step(self, last: bool) -> None:
-        """Compute a step, while the values of the next one and the bitmaps of the one after are on their way."""
+    def _loop(self, walk: Walk, times: int) -> None:
+        """Steps by twos, since there are two sets of registers; which of the two is the last one is known."""
         b = self.b
-        self._values()
-        if self.walk_a.tap is not None:
-            b.emit(UMOV, self.last_shift, self.next_shift)
-        if not last:
+        even, odd, end = b.label(), b.label(), b.label()
+        b.place(even)
+        self._step(0, 4)
+        walk.again(self._while(odd))
+        if times % 2:
+            b.emit(BRA, end)
+        b.place(odd)
+        if times > 1:
+            self._step(1, 5)
+            walk.again(self._while(even))
+        b.place(end)
+
+    def _while(self, label: VLabel) -> Callable[[VUReg], None]:
+        return lambda counter: self.b.emit(BRA, label, guard=ucompare(self.b, Cmp.NE, counter, 0))
+
+    def _step(self, step: int, steps: int) -> None:
+        """Compute a step of so many."""
+        b = self.b
+        if step + 2 < steps:
+            self._values(step + 2)
+        if step + 3 < steps:
             self._bitmaps()
         self._compute()
-        self._store()
-        if self.walk_a.tap is not None:
-            b.emit(UMOV, self.shift, self.last_shift)
+        self._store(step + 1)
+        for here, later in pairwise(self.shifts):
+            b.emit(UMOV, here, later)
         self.buffers.swap()
         b.emit(BAR, 0)
 

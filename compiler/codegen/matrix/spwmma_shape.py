@@ -271,7 +271,7 @@ class Shape:
     @property
     def registers(self) -> int:
         """Roughly what a thread needs."""
-        return max(12 * (self.rounds_a + self.rounds_b) + 6 * self.rounds_a + 40, 96)
+        return max(32 * (self.rounds_a + self.rounds_b) + 6 * self.rounds_a + 40, 96)
 
     @property
     def grid(self) -> tuple[int, int, int]:
