@@ -31,6 +31,7 @@ from .idle import idle_units
 from .ir import Graph
 from .lower import Report, lower
 from .passes import Pass
+from .passes.bitmap import Bitmap
 from .plan import Plan
 from .plugins import sources
 from .schedule import Forced, schedule
@@ -173,8 +174,13 @@ def is_fused(graph: Graph) -> bool:
 def passes(options: Options) -> tuple[Pass, ...]:
     """The passes that the options ask for."""
     text = options.pipeline
+    machine = options.machine
     found = pipelines.preset(options.precision) if text is None else pipelines.parse(text)
-    return found if options.machine is None else tuple(p.on(options.machine) for p in found)
+    if machine is None:
+        return found
+    if text is None and "sparse" in machine.extensions:
+        found += (Bitmap(),)
+    return tuple(p.on(machine) for p in found)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ def _ops(names: str) -> set[str]:
 
 
 MATRIX = _ops("Conv MatMul")
+ENCODE, SPARSE = "BitmapEncode", "spwmma"
+"""The last op of a launch, if its product is placed as this kind; otherwise a launch by itself."""
 VIEWS = _ops("Reshape Flatten Squeeze Unsqueeze Identity")
 CHEAP = _ops("""
     Abs Add And BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Clip Div Equal Floor
@@ -252,7 +254,8 @@ class _Partition:
             if not outside or outside[0] not in self.cell_of:
                 return None
             c = self.cell_of[outside[0]]
-            if self.shown(grown) or not self._joins_epilogue(c, root):
+            ended = self.shown(grown) or grown[-1].core.op == ENCODE
+            if ended or not self._joins_epilogue(c, root):
                 return None
             grown.append(c)
             if not self.users(grown, grown[:-1]):
@@ -260,6 +263,8 @@ class _Partition:
         return None
 
     def _joins_epilogue(self, c: Cell, root: Cell) -> bool:
+        if c.core.op == ENCODE:
+            return self.free(c) and self._encodes(c.core, root.core)
         read, made = ([self.types[v] for v in vs] for vs in (c.reads, c.makes))
         return (
             c.core.op in EPILOGUE
@@ -268,6 +273,10 @@ class _Partition:
             and all(t.dtype in REGISTER for t in (*read, *made))
             and all(self._lies_over(t, root.core) for t in read)
         )
+
+    def _encodes(self, n: Node, root: Node) -> bool:
+        """Whether a product puts its own result under bitmaps: a sparse one, whose stream of positions is that of what it reads."""
+        return root.place == SPARSE and n.types[1].encoding == self.types[root.inputs[0]].encoding
 
     def _lies_over(self, t: Type, root: Node) -> bool:
         """Whether a matrix kernel can address an operand while it walks over its result.

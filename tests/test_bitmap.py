@@ -75,13 +75,17 @@ def touched(x: np.ndarray, layout: Layout) -> np.ndarray:
 
 @pytest.mark.parametrize(("shape", "pad"), SHAPES)
 @pytest.mark.parametrize("engine", ["reference", "fast"])
-def test_the_kernel_writes_what_numpy_encodes(shape: tuple[int, ...], pad: int, engine: str) -> None:
+def test_the_kernel_writes_what_numpy_encodes(
+    shape: tuple[int, ...], pad: int, engine: str
+) -> None:
     dtype = "bf16" if len(shape) == 3 else "f16"
     x = sparse(shape, dtype, 0.4)
     layout = Layout(shape, pad)
     got, where = encoded(x, dtype, pad, engine), touched(x, layout)
     np.testing.assert_array_equal(got[where], layout.encode(x)[where])
-    np.testing.assert_array_equal(layout.decode(got, x.dtype), np.where(x == 0, 0, x).astype(x.dtype))
+    np.testing.assert_array_equal(
+        layout.decode(got, x.dtype), np.where(x == 0, 0, x).astype(x.dtype)
+    )
 
 
 def test_what_is_no_product_reads_elements() -> None:

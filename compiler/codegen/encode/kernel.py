@@ -136,7 +136,9 @@ class _Kernel:
     def _warp(self) -> tuple[Number, Number]:
         """The warp's segment and chunk of channels; warps beyond the last one go."""
         b, cut = self.b, self.cut
-        warp = uadd(b, special(b, SR.WARPID), umul(b, block_index(b, SR.CTAID_X, cut.blocks), WARPS))
+        warp = uadd(
+            b, special(b, SR.WARPID), umul(b, block_index(b, SR.CTAID_X, cut.blocks), WARPS)
+        )
         assert isinstance(warp, VUReg)
         if cut.warps % WARPS:
             b.emit(EXIT, guard=ucompare(b, Cmp.GE, warp, cut.warps))
