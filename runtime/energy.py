@@ -23,6 +23,7 @@ from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Space, Start
 from knapper.isa.program import Kernel
+from knapper.isa.sparse import OHMMA, SPWMMA, STEPS
 from knapper.isa.systolic import LSMA, SMA_LDB, Transfer
 
 from .counters import COUNTER, WORD, Counts
@@ -63,6 +64,12 @@ ISSUE_ONLY = ("control", "barrier", "sreg", "mode", *COMMANDS)
 """Units that cost a warp nothing but the issue; what arrays and the DMA engine then do is told below."""
 TENSOR = {"tensor": 1, "tensor_f16": 2, "outer": 1}
 """Tensor Core units, and how many accumulators of theirs share a word."""
+BITMAPS = {
+    SPWMMA.mnemonic: LANES + STEPS * LANES, OHMMA.mnemonic: 2,
+    "BOHMMA.32321": LANES, "BMSLICE": 4 * LANES, "BMENC": 3 * LANES,
+}  # fmt: skip
+"""Operations on bitmaps by mnemonic, all lanes. An SPWMMA counts 32 of them and, each step of k, makes 32 rows of an outer product; an OHMMA
+counts two; a slice shifts two words and counts two; an encoder tests, masks and counts."""
 WORDWISE = ("alu", "imul")
 """Units 32 bits wide: an operation on 64 bits is two."""
 
@@ -162,11 +169,15 @@ class Cost:
     """For each active lane, beside that."""
     row: Mapping[str, float] = field(default_factory=dict)
     """For each row of A of a pass whose rows are counted as it is executed."""
+    product: Mapping[str, float] = field(default_factory=dict)
+    """For each multiplication of condensed values that is counted so."""
 
 
 def cost(instr: Instr, machine: Machine) -> Cost:
     """The events that an instruction causes by itself. Shared memory and beyond are counted where they happen, by the engine."""
     unit = instr.resource()
+    if instr.mnemonic in BITMAPS:
+        return _bitmaps(instr)
     if unit in TENSOR:
         return Cost(_tensor(instr, machine), {})
     if isinstance(instr, LSMA):
@@ -192,6 +203,18 @@ def cost(instr: Instr, machine: Machine) -> Cost:
 def _registers(instr: Instr) -> Iterator[tuple[int, str]]:
     """(words, use) of the vector registers that an instruction names; RZ is none."""
     return ((a.words, a.use) for a in instr.accesses() if isinstance(a.first, Reg))
+
+
+def _bitmaps(instr: Instr) -> Cost:
+    """Bitmaps, and products of condensed vectors: a product reads a sum from the accumulation buffer and writes it. Operands in shared memory are
+    counted by the engine."""
+    registers = list(_registers(instr))
+    lane = {
+        name: float(sum(words for words, use in registers if way in use))
+        for name, way in (("rf_read", "r"), ("rf_write", "w"))
+    }
+    products = {"fma16_tensor": 1, "accumulator": 2} if isinstance(instr, (SPWMMA, OHMMA)) else {}
+    return Cost({"bitmap_op": BITMAPS[instr.mnemonic]}, lane, product=products)
 
 
 def _tensor(instr: Instr, machine: Machine) -> dict[str, float]:
@@ -258,6 +281,8 @@ class Rates:
     """Events for an active lane. [classes, NAMES]"""
     row: FLOATS
     """Events for a row that was counted. [classes, NAMES]"""
+    product: FLOATS
+    """Events for a product that was counted. [classes, NAMES]"""
     commands: NDArray[np.bool_]
     """Which are commands to engines. [classes]"""
     word: float
@@ -281,6 +306,7 @@ class Rates:
             _matrix([c.issue for c in costs]),
             _matrix([c.lane for c in costs]),
             _matrix([c.row for c in costs]),
+            _matrix([c.product for c in costs]),
             np.array([i.resource() in COMMANDS for i in instrs], np.bool_),
             machine.vector_bytes / WORD,
             {k.name: classes[decoded.spans[k.name]] for k in kernels},
@@ -362,6 +388,7 @@ class _Launch:
         out = self.by_class("executed") @ self.rates.issue
         out += self.by_class("lanes") @ self.rates.lane
         out += self.by_class("rows") @ self.rates.row
+        out += self.by_class("products") @ self.rates.product
         out[:, COLUMN["issue"]] = self.issued
         return out
 

@@ -13,12 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knapper.isa import asm, generate
-from knapper.isa.core import Instr
+from knapper.isa.core import Instr, Reg, Src
 from knapper.isa.description import EVENTS, known_tables
 from knapper.isa.errors import KnapperError
+from knapper.isa.instructions import EXIT, SPWMMA
 from knapper.isa.lines import Lines
 from knapper.isa.machine import UNITS, Machine
+from knapper.isa.modifiers import Half
 from knapper.isa.program import Kernel
+from knapper.isa.systolic import Array
 from knapper.runtime import energy
 from knapper.runtime.counters import Counts, counters
 from knapper.runtime.decode import decode
@@ -395,6 +398,22 @@ def test_every_event_is_in_one_component_and_every_unit_has_one_price():
     assert Counter(chain(*energy.COMPONENTS.values())) == Counter(NAMES)
     priced = [*energy.LANE_EVENT, *energy.WARP_EVENT, *energy.ISSUE_ONLY, *energy.TENSOR]
     assert Counter(priced) == Counter(UNITS.keys())
+
+
+def test_products_of_condensed_vectors_cost_what_is_multiplied():
+    """1,000 products in two SPWMMAs: each one multiply-accumulate, a sum read and one written."""
+    m = Machine.load("dstc")
+    at = {"type": Half.F16, "c": Src.of(0), "start": Reg(2), "bm": Reg(4)}
+    code = [SPWMMA(**at), EXIT()]
+    k = Kernel("k", Kernel.encode(code), (0, 0), (32, 1, 1), 8, accumulators=1024)
+    counted = counters(2)
+    counted["executed"], counted["lanes"], counted["products"] = 2, 64, (1000, 0)
+    rates = Rates.of(m, [k], decode([k], m.extensions, Array.of(m.to_dict())))
+    got = energy.energy(rates, k, ["node"], Counts(counted, 0, 0), IDLE)
+    events = dict(zip(NAMES, got.counts.sum(axis=0).tolist(), strict=True))
+    expected = {"fma16_tensor": 1000, "accumulator": 2000, "rf_read": 3 * 64, "issue": 4, "bitmap_op": 2 * 17 * 32}  # fmt: skip
+    assert {name: n for name, n in events.items() if n} == expected
+    assert {"fma16_tensor", "accumulator", "bitmap_op"} <= {*energy.COMPONENTS["matrix"]}
 
 
 @given(st.integers(0, 2**32))
