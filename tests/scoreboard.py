@@ -31,6 +31,8 @@ class Step:
     """Its guard left no lane."""
     jumped: bool
     """The next step is not the instruction behind it."""
+    work: tuple[int, int] | None = None
+    """Of an SPWMMA: cycles of the accumulation buffer's banks, and OHMMAs."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Warp:
     waits: bool = False
     commands: list[Any] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+
+
+def nearest(ticks: Fraction) -> int:
+    """The nearest whole number, a half up."""
+    return int(ticks + Fraction(1, 2))
 
 
 class Scoreboard:
@@ -154,7 +161,8 @@ class Scoreboard:
         step = w.steps[w.at]
         i = self.code[step.pc]
         if step.skipped:
-            return i.guard in (7, 15) or w.ready["P", int(i.guard.pred)] <= t * TICK
+            idle = not self.left_out(i) or self.port[self.port_of(i, w)] < (t + 1) * TICK
+            return idle and (i.guard in (7, 15) or w.ready["P", int(i.guard.pred)] <= t * TICK)
         if any(w.ready[r] > t * TICK for r, _ in self.registers(i)):
             return False
         if i.mnemonic == "SMA.WAIT":
@@ -192,6 +200,9 @@ class Scoreboard:
         w.since = t + 1
         if not step.skipped:
             self.execute(w, i, step, t)
+        elif ticks := self.left_out(i):
+            port = self.port_of(i, w)
+            self.port[port] = max(t * TICK, self.port[port]) + ticks
         if w.at == len(w.steps):
             self.warps.remove(w)
             del self.last[w.subcore]
@@ -233,7 +244,7 @@ class Scoreboard:
         unit, port = self.m.units[i.resource()], self.port_of(i, w)
         if i.mnemonic == "SMA.COMMIT":
             return unit.latency * TICK
-        one = unit.interval * TICK
+        one, latency = self.turn(i, step)
         if step.pc in self.systolic_pcs and i.resource() == "lsu_shared":
             one = one * self.m.shared_banks // (self.m.shared_banks - self.m.systolic_banks)
         passes = max(
@@ -241,13 +252,13 @@ class Scoreboard:
             Fraction(self.wavefronts.get(step.pc, 0)),
             Fraction(1),
         )
-        memory = i.resource().startswith("lsu_")
+        memory = i.resource().startswith("lsu_") or i.mnemonic == "BMENC"
         takes = round(one * passes) if memory else one
         begins = max(start, self.port[port])
         self.port[port] = begins + takes
         taken = self.pass_port(begins, step.pc) if memory else begins
         if i.resource() != "lsu_global":
-            return taken + takes - one + unit.latency * TICK - start
+            return taken + takes - one + latency - start
         loads = any(written for _, written in self.registers(i))
         misses = self.memory.l1_misses if loads else Fraction(1)
         to_dram = self.memory.l2_misses if loads else self.memory.written_back
@@ -259,6 +270,35 @@ class Scoreboard:
             self.dram = max(begins, self.dram) + ticks
             taken = max(taken, self.dram)
         return taken + takes - one + (self.latency() if loads else unit.latency * TICK) - start
+
+    def ohmma(self) -> Fraction:
+        """Ticks of one: a product of 16×16×16, on whichever wiring, takes as long as 32."""
+        m = self.m
+        return Fraction(TICK * m.units["tensor"].interval * m.units["outer"].interval, 32)
+
+    def left_out(self, i: Instr) -> int:
+        """Ticks that an instruction takes its port though its guard leaves it out."""
+        percent = self.m.pred_off_percent if i.mnemonic == "OHMMA.8161.F32" else 0
+        return nearest(self.ohmma() * percent / 100) if percent else 0
+
+    def turn(self, i: Any, step: Step) -> tuple[int, int]:
+        """Ticks that an instruction takes its port, and until its result."""
+        m, unit = self.m, self.m.units[i.resource()]
+        interval, latency, name = unit.interval * TICK, unit.latency * TICK, i.mnemonic
+        if name == "SPWMMA.323216.F32":
+            cycles, issued = step.work or (0, 0)
+            busy = max(issued + Fraction(m.pred_off_percent * (128 - issued), 100), cycles)
+            return nearest(self.ohmma() * (busy + Fraction(16 * m.bohmma_percent, 100))), latency
+        if name == "OHMMA.8161.F32":
+            return int(self.ohmma()), latency
+        if name == "OWMMA.161616.F32":
+            return int(32 * self.ohmma()), latency + int(32 * self.ohmma())
+        if name == "BOHMMA.32321":
+            return nearest(self.ohmma() * m.bohmma_percent / 100), latency
+        if name in ("ACC.LD", "ACC.ST") and "sparse" in m.extensions:
+            return i.count * interval, latency + (i.count - 1) * interval
+        turns = 1 + (name == "BMENC")
+        return turns * interval, turns * latency
 
     def latency(self) -> int:
         m, l1, l2 = self.m, self.memory.l1_misses, self.memory.l2_misses

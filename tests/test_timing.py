@@ -47,6 +47,16 @@ def test_a_jump_changes_nothing(seed: int) -> None:
     jumps_alike(random_case(seed))
 
 
+@pytest.mark.parametrize("seed", range(16))
+def test_products_of_condensed_vectors_take_what_the_scoreboard_says(seed: int) -> None:
+    agrees(random_case(seed, sparse=True), oracle)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_jump_changes_nothing_where_each_product_takes_its_own_time(seed: int) -> None:
+    jumps_alike(random_case(seed, sparse=True))
+
+
 def test_paths_that_never_end_are_a_fault() -> None:
     """Two warps, of which one leaves before the barrier: no engine records that."""
     code = [i.BAR(id=Unsigned(0)), i.EXIT()]

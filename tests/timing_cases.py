@@ -31,11 +31,12 @@ from knapper.isa.modifiers import (
     Trans,
     Width,
 )
+from knapper.isa.modifiers import Memory as Place
 from knapper.isa.program import Kernel, Launch
 from knapper.isa.systolic import Array
 from knapper.runtime.counters import Counts, counters
 from knapper.runtime.decode import decode
-from knapper.runtime.paths import END, Paths, Trail
+from knapper.runtime.paths import END, Paths, Trail, work
 from knapper.runtime.timing.launch import Run, Timer
 
 REGISTERS = 64
@@ -51,6 +52,7 @@ class Program:
     rng: random.Random
     tensor: bool = True
     systolic: bool = False
+    sparse: bool = False
     code: list[Instr | Callable[[], Instr]] = field(default_factory=list)
     walks: list[Callable[[random.Random, list[Step]], None]] = field(default_factory=list)
 
@@ -60,7 +62,11 @@ class Program:
         self.code.append(instr)
 
         def walk(rng: random.Random, steps: list[Step]) -> None:
-            steps.append(Step(pc, skippable and rng.random() < 0.3, False))
+            work = None
+            if isinstance(instr, i.SPWMMA):
+                ohmmas = rng.choice((0, 5, 24, 128))
+                work = (ohmmas + rng.choice((0, 3, 100)), ohmmas)
+            steps.append(Step(pc, skippable and rng.random() < 0.3, False, work))
 
         self.walks.append(walk)
 
@@ -157,7 +163,34 @@ class Program:
                 trans=Trans.N, d=R(4), base=U(), offset=Signed(0), pitch=Unsigned(32), guard=guard
             ),
         ]
-        return rng.choice(both + simd * (not self.systolic) + tensor * self.tensor)()
+        chosen = both + simd * (not self.systolic) + tensor * self.tensor
+        return rng.choice(chosen + self.outer(guard) * self.sparse)()
+
+    def outer(self, guard: Guard) -> list[Callable[[], Instr]]:
+        """Products of condensed vectors, and what goes with them."""
+        rng, R, U = self.rng, self.reg, self.ureg
+
+        def vectors() -> dict[str, Any]:
+            start, bm = R(2), R()
+            return {"type": Half.F16, "c": Src.of(1024), "start": start, "bm": bm, "guard": guard}
+
+        def step() -> dict[str, Any]:
+            return {"k": Unsigned(3), "i": Unsigned(rng.randrange(4)), "j": Unsigned(1)}
+
+        count = Extent(rng.choice((1, 8, 32)))
+        return [
+            lambda: i.SPWMMA(**vectors()),
+            lambda: i.SPWMMA(**vectors()),
+            lambda: i.OHMMA(**vectors(), **step()),
+            lambda: i.OHMMA(**vectors(), **step()),
+            lambda: i.BOHMMA(d=R(), bm=R(), k=Unsigned(2), guard=guard),
+            lambda: i.OWMMA(type=Half.F16, d=R(8), a=R(4), b=R(4), c=R(8), guard=guard),
+            lambda: i.BMENC(memory=Place.S, d=R(), base=U(), a=R(), offset=Signed(0), v=R(), guard=guard),
+            lambda: i.BMSLICE(d=R(2), a=R(2), s=Src.of(3), guard=guard),
+            lambda: i.BTST(p=Pred(rng.randrange(6)), a=U(), bit=Src.of(4)),
+            lambda: i.ACC_LD(count=count, d=R(int(count)), base=U(), offset=Signed(0), guard=guard),
+            lambda: i.ACC_ST(count=count, s=R(int(count)), base=U(), offset=Signed(0), guard=guard),
+        ]  # fmt: skip
 
     def groups(self) -> None:
         """Systolic commands, a COMMIT, perhaps a WAIT."""
@@ -179,9 +212,9 @@ class Program:
             self.emit(i.SMA_WAIT(n=Unsigned(rng.randrange(3))))
 
 
-def random_program(rng: random.Random, systolic: bool) -> Program:
+def random_program(rng: random.Random, systolic: bool, sparse: bool = False) -> Program:
     """Loops, branches and barriers around random instructions; with modes, one stretch of systolic mode."""
-    p = Program(rng, tensor=not systolic)
+    p = Program(rng, tensor=not systolic, sparse=sparse)
 
     def inside() -> None:
         for _ in range(rng.randrange(1, 3)):
@@ -259,6 +292,11 @@ def random_machine(rng: random.Random, base: str) -> Machine:
     )
     values["subcores"] = rng.choice((1, 2, 4))
     values["blocks_per_sm"] = rng.choice((1, 2, 3, 32))
+    if "sparse" in machine.extensions:
+        values |= {
+            "pred_off_percent": rng.choice((0, 33, 100)),
+            "bohmma_percent": rng.choice((0, 25, 100)),
+        }
     if "systolic" in machine.extensions:
         values |= {
             "weight_double_buffer": rng.randrange(2),
@@ -269,11 +307,11 @@ def random_machine(rng: random.Random, base: str) -> Machine:
     return machine.with_(**values)
 
 
-def random_case(seed: int) -> Case:
+def random_case(seed: int, sparse: bool = False) -> Case:
     rng = random.Random(seed)
-    systolic = rng.random() < 0.4
-    machine = random_machine(rng, "sma2" if systolic else "volta-8tc")
-    p = random_program(rng, systolic)
+    systolic = rng.random() < 0.4 and not sparse
+    machine = random_machine(rng, "dstc" if sparse else "sma2" if systolic else "volta-8tc")
+    p = random_program(rng, systolic, sparse)
     warps = rng.choice((1, 2, 3, 4, 6, 9))
     kinds = []
     for _ in range(rng.randrange(1, 3)):
@@ -286,7 +324,7 @@ def random_case(seed: int) -> Case:
         rng.choice(kinds) for _ in range(rng.choice((1, 2, 5) if warps > 3 else (1, 2, 5, 12)))
     ]
     if sum(len(steps) for block in blocks for steps in block) > LONGEST:
-        return random_case(seed + 1000)
+        return random_case(seed + 1000, sparse)
     kernel = Kernel("k", Kernel.encode(p.code), (0,) * len(p.code), (32 * warps, 1, 1), REGISTERS)
     return Case(machine, kernel, blocks, count(p.code, blocks, rng))
 
@@ -303,7 +341,7 @@ def count(code: list[Any], blocks: list[list[list[Step]]], rng: random.Random) -
     for pc, instr in enumerate(code):
         if instr.unit in ("lsu_global", "lsu_local"):
             c["sectors"][pc] = rng.choice((1, 4, 16, 32)) * issued[pc]
-        elif instr.unit == "lsu_shared":
+        elif instr.unit == "lsu_shared" or isinstance(instr, i.BMENC):
             c["wavefronts"][pc] = rng.choice((1, 2, 5)) * issued[pc]
     loads = sum(int(c["sectors"][pc]) for pc, instr in enumerate(code) if isinstance(instr, i.LDG))
     unique = rng.randrange(loads + 1)
@@ -324,6 +362,8 @@ def path(steps: list[Step]) -> Any:
         following = END if after is None else after.pc
         if step.skipped or following != step.pc + 1:
             assert trail.add(step.pc, following)
+        elif step.work is not None:
+            assert trail.add(step.pc, work(*step.work))
     return trail.events()
 
 
