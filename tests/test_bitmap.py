@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 
 from knapper.compiler import text
-from knapper.compiler.codegen.generator import generators
-from knapper.compiler.driver import Options, plan
-from knapper.compiler.groups import groups
+from knapper.compiler.codegen.generator import Group, generators
 from knapper.compiler.ir import DTYPES
-from knapper.compiler.sparsity.bitmap import SEGMENT, SLOT, Layout
+from knapper.compiler.sparsity.bitmap import SLOT, Layout
 from knapper.isa.errors import KnapperError
 from knapper.isa.machine import Machine
 from knapper.isa.program import BASE, Launch, Operand, Port, Program
@@ -39,12 +37,11 @@ def encoded(x: np.ndarray, dtype: str, pad: int, engine: str) -> np.ndarray:
     }}
     """)
     node = g.nodes[0]
-    from knapper.compiler.codegen.generator import Group
-
     types = g.types()
     group = Group("e", (node,), {"x": types["x"]}, {"b": types["b"]})
     encode = generators()["encode"]
-    assert encode.serves(group, DSTC) is None and encode.cost(group, {}, DSTC) > 0
+    assert encode.serves(group, DSTC) is None
+    assert encode.cost(group, {}, DSTC) > 0
     (e,) = encode.lower(group, {}, DSTC).launches
     size, out = x.nbytes, -(-x.nbytes // 256) * 256
     total = types["b"].bytes

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from knapper.isa.errors import CompileError, PassError
 from knapper.isa.machine import Machine
@@ -133,7 +134,8 @@ class _Layers:
         t = self.types[a]
         if a not in group.inputs or a in group.constants or t.encoding or t.dtype not in NARROW:
             return None
-        need = max(node.attrs.get("pads") or (0,)) if node.op == "Conv" and t.rank == 4 else 0
+        pads: Any = node.attrs.get("pads") or (0,)
+        need = max(pads) if node.op == "Conv" and t.rank == 4 else 0
         made = [v for v, t in group.outputs.items() if t.dtype in NARROW and t.rank >= 2]
         return _Layer(node, group, a, need, made[0] if len(group.outputs) == 1 and made else "")
 
@@ -266,10 +268,8 @@ class _Layers:
         pads = self.pads(chosen)
         own = {v for v in pads if self.joined(v, chosen, pads)}
         now = {v: _dense(v) for v in own}
-        nodes: list[Node] = []
-        for v in pads:
-            if v not in self.makers:
-                nodes.append(_encode(v, self.types[v], pads[v]))
+        given = [v for v in pads if v not in self.makers]
+        nodes = [_encode(v, self.types[v], pads[v]) for v in given]
         for n in self.g.nodes:
             nodes.append(self._placed(n, now) if n.outputs[0] in chosen else _reading(n, now))
             nodes += [_encode(v, self.types[v], pads[v]) for v in n.outputs if v in pads]

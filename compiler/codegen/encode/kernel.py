@@ -113,14 +113,14 @@ class _Kernel:
         b, cut = self.b, self.cut
         self.x = param(b, 0)
         self.segment, self.chunk = self._warp()
-        self.inner = ucompare(b, Cmp.LT, self.chunk, cut.chunks - 1) if self._several else None
+        self.inner = self._before_last()
         self.first = b.pred()
         b.emit(ISETP, Cmp.EQ, S32, self.first, lane_id(b), 0)
         self.valid, at = self._pixel()
         self.guards = {True: self.valid, False: self._both(self.valid, self.inner)}
         bitmaps = self._values(at)
         self._bitmaps(bitmaps)
-        self._flags([word for quad in bitmaps for word in quad])
+        self._flags([quad[i] for quad in bitmaps for i in range(4)])
         b.emit(EXIT)
         x, encoded = self.node.inputs[0], self.node.outputs[1]
         name = self.node.loc or self.node.outputs[0]
@@ -144,10 +144,16 @@ class _Kernel:
             b.emit(EXIT, guard=ucompare(b, Cmp.GE, warp, cut.warps))
         return udivmod(b, warp, cut.chunks)
 
+    def _before_last(self) -> VPred | None:
+        """Whether the chunk is not the last one; None if there is one."""
+        if isinstance(self.chunk, int):
+            return None
+        return ucompare(self.b, Cmp.LT, self.chunk, self.cut.chunks - 1)
+
     def _pixel(self) -> tuple[VPred, VReg]:
         """Whether a lane's position is one of the value, and the byte in it where its channels begin."""
         b, s = self.b, self.layout
-        images, height, width = s.image
+        _, height, width = s.image
         here = add(b, lane_id(b), umul(b, self.segment, SEGMENT))
         here = add(b, here, -s.lead)
         valid = self._below(here, s.end - s.lead)
@@ -195,7 +201,7 @@ class _Kernel:
         """Channels from c on of each lane's pixel, each in the low half of a register; zeros where there is none."""
         b, v = self.b, self.cut.vector
         data = b.reg(max(v // 2, 1))
-        words = [data] if data.words == 1 else list(data)
+        words = [data[i] for i in range(data.words)]
         for word in words:
             b.emit(MOV, word, 0)
         b.emit(LDG, LOADS[v], data, self.x, at, 2 * c, guard=self.guards[c < self.cut.last])
