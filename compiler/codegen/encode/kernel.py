@@ -19,8 +19,9 @@ from knapper.isa.instructions import BMENC, EXIT, ISETP, LDG, LOP, MOV, PLOP, SH
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, Logic, Memory, Width
 
+from ...encoding import SEGMENT
 from ...ir import Node
-from ...sparsity.bitmap import GROUP, SEGMENT, SLOT, Layout
+from ...sparsity.bitmap import GROUP, SLOT, Layout
 from ..builder import KernelBuilder, VPred, VReg, VUReg
 from ..generator import Emitted
 from ..matrix.code import (
