@@ -71,17 +71,15 @@ def kernel(body: Body, warps: int = 1, stored: bool = True, machine: Machine = D
     return b.finish()
 
 
-def program(kernel: Kernel, blocks: int, machine: Machine = DSTC) -> Program:
-    """One launch."""
+def program(kernel: Kernel, blocks: int, machine: Machine = DSTC, table: int = 0) -> Program:
+    """One launch. Behind the records lie `table` bytes, to which a third parameter points."""
     records = blocks * kernel.warps
-    x = Port("x", "u8", (records * RECORD,), BASE)
-    at = BASE + -(-records * RECORD // 256) * 256
-    y = Port("y", "f32", (records, 32, 32), at)
-    operands = (
-        Operand("x", BASE, records * RECORD, "r"),
-        Operand("y", at, records * TILE, "w"),
-    )
-    launch = Launch(kernel.name, (blocks, 1, 1), (BASE, at), ("n",), operands)
+    size = records * RECORD + table
+    at = BASE + -(-size // 256) * 256
+    x, y = Port("x", "u8", (size,), BASE), Port("y", "f32", (records, 32, 32), at)
+    operands = (Operand("x", BASE, size, "r"), Operand("y", at, records * TILE, "w"))
+    params = (BASE, at, BASE + records * RECORD)
+    launch = Launch(kernel.name, (blocks, 1, 1), params, ("n",), operands)
     return Program(
         machine.to_dict(), {kernel.name: kernel}, (launch,), (x,), (y,), arena_bytes=at - BASE + records * TILE
     )  # fmt: skip

@@ -59,9 +59,7 @@ def spwmma(m: TraceWarp, i: Any) -> None:
     settle(m, c)
     issued = work(m, bitmaps)
     with code.when(m.state.timing != 0):
-        arguments = [m.row(i.bm), m.state.collector_window.value]
-        callee = _Pointed(m.state.pointer_to("bank_cycles"), BANK_CYCLES)
-        cycles = code.of(code.b.call(callee, arguments))
+        cycles = bank_cycles(m, m.row(i.bm), bitmaps, issued)
         event(m, (cycles << 8) | issued | WORK)
 
 
@@ -331,6 +329,52 @@ class Event:
                     new_event.set("next", to)
                     new_event.set("count", 1)
         code.give(0)
+
+
+def bank_cycles(m: TraceWarp, row: Any, bitmaps: Any, issued: Num) -> Num:
+    """Cycles of the accumulation buffer's banks (`runtime.collector`); without a window, here."""
+    code, cycles = m.code, m.code.variable(0)
+    with code.either(m.state.collector_window == 0, likely=True) as (all, grouped):
+        with all:
+            busiest = most_accesses(code, bitmaps)
+            both = [busiest.value, issued.value]
+            cycles.x = code.of(code.intrinsic("llvm.umax", I32, both))
+        with grouped:
+            callee = _Pointed(m.state.pointer_to("bank_cycles"), BANK_CYCLES)
+            cycles.x = code.of(code.b.call(callee, [row, m.state.collector_window.value]))
+    return cycles.x
+
+
+def most_accesses(code: Code, bitmaps: Any) -> Num:
+    """The most that a bank has of all steps. Turned, a row of A is a bit a step, and so is a column of B: of two, ones in common are sums.
+
+    A bank's four rows are one 64-bit word, each of its two columns four times in another.
+    """
+    b, wide = code.b, vector(I64, ROWS)
+    a, c = (turned(code, bitmaps, n) for n in (0, STEPS))
+    quads = range(0, TILE, ROWS)
+    rows = b.bitcast(code.shuffle(a, a, [r + q for r in range(ROWS) for q in quads]), wide)
+    columns = [
+        b.bitcast(code.shuffle(c, c, [s for s in range(q, q + ROWS) for _ in quads]), wide)
+        for q in quads
+    ]
+    most = constant_vector(I64, [0] * ROWS)
+    for r in range(ROWS):
+        row = code.splat(code.element(rows, r), ROWS)
+        for near, far in zip(columns[:2], columns[2:], strict=True):
+            sums = [code.intrinsic("llvm.ctpop", wide, [b.and_(row, x)]) for x in (near, far)]
+            most = code.intrinsic("llvm.umax", wide, [most, b.add(*sums)])
+    return code.of(code.intrinsic("llvm.vector.reduce.umax", I64, [most], [wide])).low()
+
+
+def turned(code: Code, bitmaps: Any, first: int) -> Any:
+    """16 bitmaps as 32 words of 16 bits."""
+    b, none = code.b, constant_vector(I16, [0] * TILE)
+    total = none
+    for k in range(STEPS):
+        mask = code.lane_mask(code.of(code.element(bitmaps, first + k)))
+        total = b.or_(total, b.select(mask, constant_vector(I16, [1 << k] * TILE), none))
+    return total
 
 
 class _Pointed:
