@@ -1,0 +1,7 @@
+"""`python -m examples.prune`."""
+
+import sys
+
+from .run import main
+
+sys.exit(main())
