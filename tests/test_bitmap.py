@@ -1,11 +1,16 @@
 """Values under bitmaps: the op, the launch that encodes, and the pass that chooses which products are sparse."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from knapper.compiler import text
 from knapper.compiler.codegen.generator import Group, generators
-from knapper.compiler.ir import DTYPES
+from knapper.compiler.driver import Options, generate, optimize, plan
+from knapper.compiler.ir import DTYPES, Graph, Type
+from knapper.compiler.plan import Plan
 from knapper.compiler.sparsity.bitmap import SLOT, Layout
 from knapper.isa.errors import KnapperError
 from knapper.isa.machine import Machine
@@ -95,3 +100,118 @@ def test_what_is_no_product_reads_elements() -> None:
         }
         """)
     assert "first result of BitmapEncode" in str(e.value)
+
+
+# --- the pass: two residual blocks behind a stem, with pruned weights
+
+
+def network(batch: int, size: int, channels: int, density: float) -> Graph:
+    """conv ─ relu ┬─ conv ─ relu ─ conv ─┬─ relu … ─ mean ─ fully connected"""
+    rng = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {}
+
+    def conv(name: str, y: str, x: str, c: int) -> str:
+        w = rng.standard_normal((channels, c, 3, 3)) * np.sqrt(2 / (9 * c * density))
+        w[rng.random(w.shape) >= density] = 0
+        weights[f"w{name}"] = w.astype(np.float32)
+        weights[f"b{name}"] = (rng.standard_normal(channels) / 10).astype(np.float32)
+        return f'%{y}: {image} = Conv %{x}, %w{name}, %b{name} {{pads=[1,1,1,1]}} loc("{name}")'
+
+    image = f"f32[{batch},{channels},{size},{size}]"
+    lines = [conv("stem", "s", "x", 3), f"%r0: {image} = Relu %s"]
+    for i in range(2):
+        lines += [
+            conv(f"a{i}", f"p{i}", f"r{i}", channels),
+            f"%q{i}: {image} = Relu %p{i}",
+            conv(f"b{i}", f"t{i}", f"q{i}", channels),
+            f"%u{i}: {image} = Add %t{i}, %r{i}",
+            f"%r{i + 1}: {image} = Relu %u{i}",
+        ]
+    weights["fc"] = rng.standard_normal((channels, 10)).astype(np.float32)
+    lines += [
+        f"%g: f32[{batch},{channels},1,1] = GlobalAveragePool %r2",
+        f"%f: f32[{batch},{channels}] = Reshape %g {{shape=[{batch},{channels}]}}",
+        f'%y: f32[{batch},10] = MatMul %f, %fc loc("fc")',
+    ]
+    inputs = [f"%x: f32[{batch},3,{size},{size}]"]
+    inputs += [f"%{v}: {Type.of(a)}" for v, a in weights.items()]
+    body = "\n".join(lines)
+    g = text.parse(f"graph @net({', '.join(inputs)}) {{\n{body}\nreturn %y\n}}\n")
+    return g.with_(inputs={"x": g.inputs["x"]}, constants=weights)
+
+
+def planned(g: Graph, target: str, pipeline: str | None = None) -> Plan:
+    machine = Machine.load(target)
+    options = Options(pipeline=pipeline, machine=machine)
+    return plan(optimize(g, options), machine, options).verify()
+
+
+def kinds(p: Plan) -> list[str]:
+    return [s.kind for s in p.steps if s.kind != "simd"]
+
+
+def cycles(p: Plan) -> float:
+    return sum(map(p.cycles, p.steps))
+
+
+def test_a_chain_of_sparse_products_encodes_for_itself_and_has_the_bits_of_dense(
+    tmp_path: Path,
+) -> None:
+    g = network(1, 9, 24, 0.3)
+    x = {"x": np.random.default_rng(1).standard_normal((1, 3, 9, 9)).astype(np.float32)}
+    p, dense = planned(g, "dstc", "fp16,bitmap{force=true}"), planned(g, "volta-8tc")
+    assert kinds(p) == ["encode", *["spwmma"] * 5, "encode", "spwmma"]
+    text.save(p.graph, tmp_path / "net.ir")
+    assert text.load(tmp_path / "net.ir") == p.graph
+    options = Options(cache=tmp_path)
+    want = Session(generate(dense, options)).run(x).outputs["y"]
+    np.testing.assert_array_equal(Session(generate(p, options)).run(x).outputs["y"], want)
+    np.testing.assert_array_equal(p.evaluate(x)["y"], want)
+
+
+def test_a_value_has_the_pad_of_the_products_that_encode_for_each_other() -> None:
+    p = planned(network(1, 9, 24, 0.3), "dstc", "fp16,bitmap{force=true}")
+    pads = [n.attr("pad") for n in p.graph.nodes if n.op == "BitmapEncode"]
+    assert pads == [1, 1, 1, 1, 1, 0]
+    dense_too = [n.outputs[0] for n in p.graph.nodes if n.op == "BitmapEncode"]
+    read = {v for n in p.graph.nodes for v in n.inputs}
+    assert [v in read for v in dense_too] == [False, True, False, True, False, False]
+
+
+@pytest.mark.parametrize(("batch", "size", "channels", "density"), [(1, 9, 24, 0.3), (1, 14, 64, 1.0), (32, 28, 128, 0.2)])  # fmt: skip
+def test_the_choice_is_never_slower_by_prediction(
+    batch: int, size: int, channels: int, density: float
+) -> None:
+    g = network(batch, size, channels, density)
+    chosen, dense = planned(g, "dstc"), planned(g, "dstc", "fp16")
+    assert cycles(chosen) <= cycles(dense)
+    found = kinds(chosen)
+    if batch == 1:
+        assert found == kinds(dense)
+    else:
+        assert found == ["hmma", "encode", *["spwmma"] * 4, "hmma"]
+
+
+def test_layers_are_named_and_left_out() -> None:
+    g = network(1, 9, 24, 0.3)
+    only = planned(g, "dstc", 'fp16,bitmap{force=true,layers="a0|fc"}')
+    assert kinds(only) == ["hmma", "encode", "spwmma", *["hmma"] * 3, "encode", "spwmma"]
+    without = planned(g, "dstc", 'fp16,bitmap{force=true,layers="!fc|!stem"}')
+    assert kinds(without) == ["hmma", "encode", *["spwmma"] * 4, "hmma"]
+
+
+def test_measured_densities_decide(tmp_path: Path) -> None:
+    g, file = network(32, 28, 128, 1.0), tmp_path / "d.json"
+    file.write_text(json.dumps(dict.fromkeys(["r0", "q0", "r1", "q1"], 1.0)))
+    full = planned(g, "dstc", f'fp16,bitmap{{densities="{file}"}}')
+    file.write_text(json.dumps(dict.fromkeys(["r0", "q0", "r1", "q1"], 0.1)))
+    empty = planned(g, "dstc", f'fp16,bitmap{{densities="{file}"}}')
+    assert "spwmma" not in kinds(full)
+    assert kinds(empty).count("spwmma") == 4
+
+
+def test_other_machines_have_no_encoding() -> None:
+    g = network(1, 9, 24, 0.3)
+    assert kinds(planned(g, "volta-8tc", "fp16,bitmap{force=true}")) == kinds(
+        planned(g, "volta-8tc")
+    )
