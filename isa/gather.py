@@ -1,8 +1,8 @@
 """The gather extension: tile-wise sparse products from vector memory; a tile's rows of weights are packed, and the rows of A that meet them gathered.
 
-Tile-wise pruning (Guo et al. 2020) removes whole columns of B[K, N], cuts those that survive into tiles, and removes whole rows of each tile. What is
-left of a tile is a dense product of kLen rows and nLen columns. Which rows and columns of B they were is told by two lists, in delta form: the j-th
-kept row is j + k[j], so that k[j] says how many were skipped, 16 bits each.
+Tile-wise pruning (Guo et al. 2020) removes whole columns of B[K, N], cuts those that survive into tiles, and removes whole rows of each tile. What
+is left of a tile is a dense product of kLen rows and nLen columns. Which rows and columns of B they were is told by two lists, in delta form: the
+j-th kept row is j + k[j], so that k[j] says how many were skipped, 16 bits each.
 
       B[K, N]           ▓ kept                          packed B        k: 0 0 1 3 …
       ┌────────────┐                        array row   ┌──────┐
@@ -12,7 +12,8 @@ kept row is j + k[j], so that k[j] says how many were skipped, 16 bits each.
       └────────────┘                             ⋮      └──────┘
 
 **A tile's descriptor** is 64 bytes in memory (`TILE`), which kernels load as they load anything, and 16 uniform registers when TWDESC reads it into
-one of the block's four. TWDESC reads kLen and `at`; the rest is for kernels. In a table that a compiler writes, pointers are offsets from its beginning.
+one of the block's four. TWDESC reads kLen and `at`; the rest is for kernels. In a table that a compiler writes, pointers are offsets from its
+beginning.
 
 | register | field | |
 |---|---|---|
@@ -26,19 +27,19 @@ one of the block's four. TWDESC reads kLen and `at`; the rest is for kernels. In
 | 10 | at | where the list of rows lies in shared memory, at a multiple of 2 |
 | 11 … 15 | | free |
 
-**A gathered push** feeds row j of the array with K-row kept[j0 + j] of the patch matrix of a convolution's descriptor (`IM2COL.PUSH`), for as many rows
-as the list has from j0 on, at most the array's. K-row ((r · S) + q) · C + c is channel c at tap (r, q): bank c mod P of the word that IM2COL.PUSH reads
-at tap (c / P, r, q); with T > 1 that of copy t = q mod T, which lies in bank t · C + c at tap q - t. The list is read as the push is executed, like A.
-Passes in the order of the list are one chain of fused multiply-adds, k increasing where the list is: a dense product's numbers, bit for bit, but for
-what 0 · x would have done: Inf and NaN, and the sign of a zero.
+**A gathered push** feeds row j of the array with K-row kept[j0 + j] of the patch matrix of a convolution's descriptor (`IM2COL.PUSH`), for as many
+rows as the list has from j0 on, at most the array's. K-row ((r · S) + q) · C + c is channel c at tap (r, q): bank c mod P of the word that
+IM2COL.PUSH reads at tap (c / P, r, q); with T > 1 that of copy t = q mod T, which lies in bank t · C + c at tap q - t. The list is read as the push
+is executed, like A. Passes in the order of the list are one chain of fused multiply-adds, k increasing where the list is: a dense product's
+numbers, bit for bit, but for what 0 · x would have done: Inf and NaN, and the sign of a zero.
 
-**What it takes** (assumed: the papers describe a gather on GPUs, no array). Each bank has an address of its own, and a crossbar lies between banks and
-rows of the array. A bank delivers one word an access, and rows that one bank feeds have words of their own: so a push takes the port for as many
-accesses as the bank that has most, and is late only if that is more than its rows. Without conflicts, that is one access in w rows, as IM2COL.PUSH;
-where whole taps were pruned, no bank has two rows in a pass.
+**What it takes** (assumed: the papers describe a gather on GPUs, no array). Each bank has an address of its own, and a crossbar lies between banks
+and rows of the array. A bank delivers one word an access, and rows that one bank feeds have words of their own: so a push takes the port for as
+many accesses as the bank that has most, and is late only if that is more than its rows. Without conflicts, that is one access in w rows, as
+IM2COL.PUSH; where whole taps were pruned, no bank has two rows in a pass.
 
-**Asynchrony.** Tile descriptors and lists have the rules of convolutions' descriptors and of A: a descriptor that a pending command uses may not change,
-and the list may not be written. A push claims the whole words that its rows come from.
+**Asynchrony.** Tile descriptors and lists have the rules of convolutions' descriptors and of A: a descriptor that a pending command uses may not
+change, and the list may not be written. A push claims the whole words that its rows come from.
 """
 
 from __future__ import annotations
@@ -112,9 +113,7 @@ class TWDESC(Vector, opcode=0x1A0, unit="control", extension="gather"):
         m.describe_tile(int(m.uniform(self.td, U32)[0]), words)
 
 
-class GATHK_PUSH(
-    IM2COL_PUSH, opcode=0x1A1, name="GATHK.PUSH", unit="systolic", extension="gather"
-):
+class GATHK_PUSH(IM2COL_PUSH, opcode=0x1A1, name="GATHK.PUSH", unit="systolic", extension="gather"):
     """C[m, n] (+)= A[m, steps] · W[steps, n] as IM2COL.PUSH does, column j of A being K-row kept[j0 + j] of the patch matrix.
 
     `tap` is td << 16 | j0: the tile's descriptor, and how many of its rows came before. steps = min(rows of the array, kLen - j0); with none,

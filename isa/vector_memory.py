@@ -319,6 +319,8 @@ class Broken(enum.IntEnum):
     TAP = 2
     TYPE = 3
     SIZE = 4
+    KEPT = 5
+    ENTRY = 6
 
 
 COMMANDS = {
@@ -327,6 +329,8 @@ COMMANDS = {
     Broken.TAP: "a tap lies in the filter, and its channels in the image",
     Broken.TYPE: "a push has elements as large as the descriptor's",
     Broken.SIZE: "a transfer is a multiple of 16 bytes",
+    Broken.KEPT: "a gathered push names one of four tiles and begins within its list",
+    Broken.ENTRY: "a kept row is a row of B",
 }
 
 

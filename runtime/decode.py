@@ -48,6 +48,7 @@ from knapper.isa.instructions import (
     CONVDESC,
     DMA_LD,
     FILL_DUP,
+    GATHK_PUSH,
     IM2COL_PUSH,
     LDG,
     LDG_IM2COL,
@@ -108,6 +109,7 @@ OPEN: set[type[Instr]] = {
     CONVDESC,
     FILL_DUP,
     IM2COL_PUSH,
+    GATHK_PUSH,
     DMA_LD,
 }
 """Instructions whose immediates are slots, extents excepted. Of others they belong to the variant: constants of its handler."""

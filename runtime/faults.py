@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from knapper.isa.errors import MachineFault
+from knapper.isa.gather import TILE_RULES
 from knapper.isa.modifiers import Mode
 from knapper.isa.program import Kernel, Launch
-from knapper.isa.vector_memory import COMMANDS, RULES, Broken
+from knapper.isa.vector_memory import COMMANDS, DESCRIPTORS, RULES, Broken
 
 SPACES = ("global", "shared", "local", "param", "accumulator")
 READS, WRITES = 0, 1
@@ -146,6 +147,17 @@ class Text:
     hint: str = ""
 
 
+def _descriptor(t: Trap) -> str:
+    """Tiles' descriptors are counted behind the convolutions'."""
+    if t.value < DESCRIPTORS:
+        return f"descriptor {t.value}"
+    return f"tile descriptor {t.value - DESCRIPTORS}"
+
+
+def _describer(t: Trap) -> str:
+    return "CONVDESC" if t.value < DESCRIPTORS else "TWDESC"
+
+
 COMPLETE = "SMA.WAIT 0 completes the warp's groups"
 WAIT = "open a region with BSSY before lanes part, and send every path to its BSYNC"
 FAULTS: Mapping[Kind, Text] = {
@@ -236,22 +248,24 @@ FAULTS: Mapping[Kind, Text] = {
     Kind.QUEUE_FULL: Text(
         "E616", lambda t: f"{t.value} systolic commands of the warp are pending: its queue is full"
     ),
-    Kind.BAD_DESCRIPTOR: Text("E618", lambda t: f"a descriptor breaks a rule: {RULES[t.value]}"),
+    Kind.BAD_DESCRIPTOR: Text(
+        "E618", lambda t: f"a descriptor breaks a rule: {(*RULES, *TILE_RULES)[t.value]}"
+    ),
     Kind.BAD_COMMAND: Text(
         "E618", lambda t: f"{t.aux:#x} breaks a rule: {COMMANDS[Broken(t.value)]}"
     ),
     Kind.NO_DESCRIPTOR: Text(
-        "E606", lambda t: f"descriptor {t.value} is used, where no CONVDESC put any"
+        "E606", lambda t: f"{_descriptor(t)} is used, where no {_describer(t)} put any"
     ),
     Kind.ASYNC_DESCRIPTOR: Text(
         "E615",
-        lambda t: f"AsyncHazard: descriptor {t.value} changes, which a pending command uses",
+        lambda t: f"AsyncHazard: {_descriptor(t)} changes, which a pending command uses",
         COMPLETE,
     ),
     Kind.DESCRIPTOR_RACE: Text(
         "E607",
         lambda t: (
-            f"a race: descriptor {t.value}, with which warp {t.aux} had to do since the last barrier"
+            f"a race: {_descriptor(t)}, with which warp {t.aux} had to do since the last barrier"
         ),
         "a BAR between the two",
     ),

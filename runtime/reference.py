@@ -286,6 +286,9 @@ class RefWarp(Spaces):
     def push(self, command: IM2COL_PUSH, c: int, tap: int, first: int, rows: int) -> None:
         self.queue.push(command, c, tap, first, rows)
 
+    def describe_tile(self, number: int, words: list[int]) -> None:
+        self.queue.describe_tile(number, words)
+
     def copy(self, command: DMA_LD, target: int, source: int, size: int) -> None:
         self.queue.copy(command, target, source, size)
 

@@ -22,16 +22,38 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from knapper.isa import gather
 from knapper.isa.core import Instr
 from knapper.isa.dma import LINE
-from knapper.isa.instructions import DMA_LD, FILL_DUP, IM2COL_PUSH, LSMA, SMA_LDB, SMA_SWAP
+from knapper.isa.instructions import (
+    DMA_LD,
+    FILL_DUP,
+    GATHK_PUSH,
+    IM2COL_PUSH,
+    LSMA,
+    SMA_LDB,
+    SMA_SWAP,
+)
 from knapper.isa.lanes import LANES
 from knapper.isa.modifiers import Space, Start
 from knapper.isa.systolic import QUEUE, WORD, Array, chain
-from knapper.isa.vector_memory import ConvDesc
+from knapper.isa.vector_memory import DESCRIPTORS, Broken, ConvDesc
 
+from .commands import Brought, extent, in_bounds
 from .faults import READS, TOLD, WRITES, Kind, Trap, access
-from .vector_memory import NOTHING, Descriptors, Fetch, Fill, Pieces, Push, aligned, lines
+from .vector_memory import (
+    NOTHING,
+    Descriptors,
+    Fetch,
+    Fill,
+    Gathered,
+    Pieces,
+    Push,
+    Tile,
+    aligned,
+    lines,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from .reference import Block, RefWarp
@@ -46,7 +68,7 @@ class Sent:
     instr: Instr
     address: int = 0
     c: int = 0
-    what: Fill | Push | None = None
+    what: Fill | Push | Gathered | None = None
     """Of a command that uses a descriptor."""
     source: int = 0
     size: int = 0
@@ -55,7 +77,7 @@ class Sent:
     @property
     def rows(self) -> int:
         """Of C."""
-        return self.what.rows if isinstance(self.what, Push) else int(self.instr.m)  # type: ignore[attr-defined]  # a product
+        return self.what.rows if isinstance(self.what, (Push, Gathered)) else int(self.instr.m)  # type: ignore[attr-defined]  # a product
 
 
 @dataclass
@@ -111,23 +133,6 @@ class Arrays:
             raise Trap(Kind.ASYNC_WEIGHTS, aux=min(others))
 
 
-def extent(i: Instr, shape: Array) -> tuple[int, int]:
-    """Rows that a command reads from shared memory, and bytes of one."""
-    assert isinstance(i, (SMA_LDB, LSMA))
-    type = i.type.lane
-    if isinstance(i, LSMA):
-        return int(i.m), shape.rows * type.bits // 8
-    return shape.rows, int(i.units) * shape.columns_of(type) * type.bits // 8
-
-
-def in_bounds(address: int, rows: int, pitch: int, size: int, limit: int) -> None:
-    """Trap if rows of `size` bytes do not begin at multiples of a word, or leave shared memory."""
-    if (address | pitch) % WORD:
-        raise Trap(Kind.MISALIGNED, value=address, aux=access("shared", WORD, READS))
-    if (last := address + (rows - 1) * pitch) + size > limit:
-        raise Trap(Kind.OUTSIDE, value=last, aux=access("shared", size, READS))
-
-
 def in_memory(i: Instr) -> bool:
     """Whether C lies in accumulator memory."""
     return isinstance(i, IM2COL_PUSH) or (isinstance(i, LSMA) and i.space is Space.ACC)
@@ -174,7 +179,7 @@ class Queue:
         if not isinstance(instr, SMA_SWAP):
             rows, size = extent(instr, self.arrays.shape)
             in_bounds(address, rows, int(instr.pitch), size, len(self.block.shared))  # type: ignore[attr-defined]  # it has rows
-            self.visit(self.reads(sent), READS)
+            self.visit(READS, *self.reads(sent))
             self.count(smem_read=rows * size)
             self.time(vector_reads=self.accesses(rows * size))
         self.take(sent)
@@ -191,7 +196,7 @@ class Queue:
         fill.check()
         fetch = self.fetch(fill)
         fetch.check()
-        self.visit(fill.pieces, WRITES)
+        self.visit(WRITES, fill.pieces)
         self.written(fill.pieces.index.size, fill.writes, fetch)
         self.take(Sent(instr, what=fill))
 
@@ -206,24 +211,55 @@ class Queue:
         sent = Sent(instr, target, source=source, size=size)
         fetch = self.lines(sent)
         fetch.check()
-        self.visit(pieces, WRITES)
+        self.visit(WRITES, pieces)
         self.written(size, self.accesses(size), fetch)
         self.take(sent)
 
     def push(self, instr: IM2COL_PUSH, c: int, tap: int, first: int, rows: int) -> None:
         """IM2COL.PUSH."""
         self.join()
+        if isinstance(instr, GATHK_PUSH):
+            self.gather(instr, c, tap, first, rows)
+            return
         push = Push(self.use(instr), tap, first, rows)
         bytes_ = instr.type.lane.bits // 8
         push.check(bytes_)
-        self.visit(push.pieces, READS)
+        self.visit(READS, push.pieces)
         self.count(smem_read=rows * self.arrays.shape.rows * bytes_)
         self.time(vector_reads=len(push.pieces.starts) * bytes_ // 2, rows=rows)
         self.take(Sent(instr, c=c, what=push))
 
+    def gather(self, instr: GATHK_PUSH, c: int, which: int, first: int, rows: int) -> None:
+        """GATHK.PUSH."""
+        conv, (td, begin) = self.use(instr), divmod(which, 1 << 16)
+        refuse(td >= DESCRIPTORS, Broken.KEPT, which)
+        tile = self.arrays.descriptors.use(DESCRIPTORS + td, self.warp.number)
+        assert isinstance(tile, Tile)
+        refuse(begin > tile.kept, Broken.KEPT, which)
+        Push(conv, 0, first, rows).check(bytes_ := instr.type.lane.bits // 8)
+        steps, size = min(tile.kept - begin, self.arrays.shape.rows), gather.ENTRY.itemsize
+        listed = Pieces(tile.at + size * (begin + np.arange(steps, dtype=np.int64)), size)
+        self.visit(READS, listed)
+        kept = self.shared_bytes(READS, listed).view(gather.ENTRY).ravel()
+        rows_of_b = [int(x) + begin + j for j, x in enumerate(kept)]
+        for row in rows_of_b:
+            refuse(row >= conv.r * conv.s * conv.channels, Broken.ENTRY, row)
+        what = Gathered(conv, listed, tuple(rows_of_b), first, rows)
+        self.visit(READS, *what.pieces)
+        self.count(smem_read=(rows * bytes_ + size) * steps)
+        self.time(vector_reads=what.accesses * bytes_ // 2, rows=rows)
+        self.take(Sent(instr, c=c, what=what, address=DESCRIPTORS + td))
+
     def use(self, instr: FILL_DUP | IM2COL_PUSH) -> ConvDesc:
-        """The descriptor that a command names."""
-        return self.arrays.descriptors.use(int(instr.cd), self.warp.number)
+        """The descriptor of a convolution that a command names."""
+        conv = self.arrays.descriptors.use(int(instr.cd), self.warp.number)
+        assert isinstance(conv, ConvDesc)
+        return conv
+
+    def describe_tile(self, number: int, words: list[int]) -> None:
+        """TWDESC."""
+        self.whole()
+        self.arrays.descriptors.change_tile(number, words, self.warp.number)
 
     def describe(self, number: int, words: list[int]) -> None:
         """CONVDESC."""
@@ -250,26 +286,30 @@ class Queue:
         self.open.append(sent)
         self.claim(sent, 1)
 
-    def visit(self, pieces: Pieces, use: int) -> None:
+    def visit(self, use: int, *pieces: Pieces) -> None:
         """Races on what a command will read or write, and other commands' claims."""
-        self.race(pieces, use)
+        for some in pieces:
+            self.race(some, use)
         for claims, claim in self.arrays.rivals(use):
-            if (bad := claims[pieces.index].any(axis=1)).any():
-                aux = access("shared", pieces.size, use, claim)
-                raise Trap(Kind.ASYNC_MEMORY, value=int(pieces.starts[bad][0]), aux=aux)
+            for some in pieces:
+                if (bad := claims[some.index].any(axis=1)).any():
+                    aux = access("shared", some.size, use, claim)
+                    raise Trap(Kind.ASYNC_MEMORY, value=int(some.starts[bad][0]), aux=aux)
 
     def race(self, pieces: Pieces, use: int) -> None:
         index = pieces.index
         self.warp.races(index, np.zeros(len(index), np.intp), use)
 
-    def reads(self, sent: Sent) -> Pieces:
+    def reads(self, sent: Sent) -> list[Pieces]:
         """What a command reads from shared memory."""
         if isinstance(sent.what, Push):
+            return [sent.what.pieces]
+        if isinstance(sent.what, Gathered):
             return sent.what.pieces
         if not isinstance(sent.instr, (SMA_LDB, LSMA)):
-            return NOTHING
+            return []
         rows, size = extent(sent.instr, self.arrays.shape)
-        return Pieces(sent.address + np.arange(rows) * int(sent.instr.pitch), size)
+        return [Pieces(sent.address + np.arange(rows) * int(sent.instr.pitch), size)]
 
     def writes(self, sent: Sent) -> Pieces:
         """What it writes there."""
@@ -296,10 +336,13 @@ class Queue:
     def claim(self, sent: Sent, n: int) -> None:
         """What a command reads and writes is claimed once more, or once less."""
         i, arrays = sent.instr, self.arrays
-        np.add.at(arrays.claims, self.reads(sent).index, n)
+        for pieces in self.reads(sent):
+            np.add.at(arrays.claims, pieces.index, n)
         np.add.at(arrays.filled, self.writes(sent).index, n)
         if isinstance(i, (FILL_DUP, IM2COL_PUSH)):
             arrays.descriptors.all[int(i.cd)].pending += n
+        if isinstance(i, GATHK_PUSH):
+            arrays.descriptors.all[sent.address].pending += n
         if isinstance(i, (LSMA, IM2COL_PUSH)):
             rows, columns = self.shape_of(sent)
             if in_memory(i):
@@ -369,16 +412,26 @@ class Queue:
         self.block.shared[pieces.index] = fill.stored(data) if isinstance(fill, Fill) else data
         self.block.written[pieces.index] = True
 
+    def shared_bytes(self, use: int, pieces: Pieces) -> NDArray[np.uint8]:
+        """What pieces hold, [pieces, bytes]."""
+        data: NDArray[np.uint8] = self.block.shared[self.readable(use, pieces)]
+        return np.ascontiguousarray(data)
+
+    def readable(self, use: int, *pieces: Pieces) -> Any:
+        """Races, and whether it was written; the addresses of the first pieces' bytes."""
+        for some in pieces:
+            self.race(some, use)
+        for some in pieces:
+            missing = ~self.block.written[some.index].all(axis=1)
+            if missing.any():
+                aux = access("shared", some.size, READS)
+                raise Trap(Kind.UNWRITTEN_MEMORY, value=int(some.starts[missing][0]), aux=aux)
+        return pieces[0].index
+
     def operand(self, sent: Sent, dtype: Any) -> NDArray[Any]:
         """A command's rows as elements, [rows, elements]."""
-        pieces = self.reads(sent)
-        self.race(pieces, READS)
-        missing = ~self.block.written[pieces.index].all(axis=1)
-        if missing.any():
-            aux = access("shared", pieces.size, READS)
-            raise Trap(Kind.UNWRITTEN_MEMORY, value=int(pieces.starts[missing][0]), aux=aux)
-        index = pieces.index
-        if isinstance(sent.what, Push):
+        index = self.readable(READS, *self.reads(sent))
+        if isinstance(sent.what, (Push, Gathered)):
             places, bytes_ = sent.what.elements, sent.what.conv.bytes
             rows, steps = places.shape
             index = (places[:, :, None] + np.arange(bytes_)).reshape(rows, steps * bytes_)
@@ -443,23 +496,3 @@ class Queue:
         """The warp reads or writes a register."""
         if self.registers[register]:
             raise Trap(Kind.ASYNC_REGISTER, value=int(register), aux=use)
-
-
-@dataclass
-class Brought:
-    """Which units' weights a group brought itself, so far."""
-
-    active: NDArray[np.bool_]
-    shadow: NDArray[np.bool_]
-
-    @staticmethod
-    def none(units: int) -> Brought:
-        return Brought(np.zeros(units, np.bool_), np.zeros(units, np.bool_))
-
-    def load(self, units: int) -> None:
-        self.shadow[:units] = True
-
-    def swap(self, units: int) -> None:
-        kept = self.active[:units].copy()
-        self.active[:units] = self.shadow[:units]
-        self.shadow[:units] = kept

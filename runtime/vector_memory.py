@@ -6,12 +6,14 @@ memory. Races, claims and what was written are looked at piece by piece, in the 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from knapper.isa import gather
 from knapper.isa.dma import LINE
 from knapper.isa.program import BASE
 from knapper.isa.systolic import Array
@@ -44,11 +46,28 @@ class Pieces:
 NOTHING = Pieces(np.zeros(0, np.int64), 0)
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A tile's descriptor: how many rows it keeps, and where in shared memory the list of them begins."""
+
+    kept: int
+    at: int
+
+    @staticmethod
+    def of(words: list[int], limit: int) -> Tile:
+        """From its registers."""
+        kept, at = words[gather.WORDS["k_len"]], words[gather.WORDS["at"]]
+        for rule, broken in enumerate(gather.contradictions(kept, at, limit)):
+            if broken:
+                raise Trap(Kind.BAD_DESCRIPTOR, value=len(RULES) + rule)
+        return Tile(kept, at)
+
+
 @dataclass
 class Descriptor:
     """One of a block's, and who has to do with it."""
 
-    conv: ConvDesc | None = None
+    conv: ConvDesc | Tile | None = None
     pending: int = 0
     """Commands that use it."""
     changers: set[int] = field(default_factory=set)
@@ -57,11 +76,11 @@ class Descriptor:
 
 
 class Descriptors:
-    """The descriptors of a block."""
+    """The descriptors of a block: those of convolutions, then those of tiles."""
 
     def __init__(self, array: Array, limit: int) -> None:
         self.array, self.limit = array, limit
-        self.all = [Descriptor() for _ in range(DESCRIPTORS)]
+        self.all = [Descriptor() for _ in range(2 * DESCRIPTORS)]
 
     def meet(self) -> None:
         """A barrier."""
@@ -70,17 +89,28 @@ class Descriptors:
 
     def change(self, number: int, words: list[int], warp: int) -> None:
         """CONVDESC by a warp."""
-        d = self.all[number]
-        if d.pending:
-            raise Trap(Kind.ASYNC_DESCRIPTOR, value=number)
-        self.clash(number, (d.changers | d.users) - {warp})
+        d = self.changing(number, warp)
         conv = ConvDesc.from_words(words, self.array.rows, self.array.word)
         if broken := conv.check(self.limit):
             raise Trap(Kind.BAD_DESCRIPTOR, value=RULES.index(broken))
         d.conv = conv
         d.changers.add(warp)
 
-    def use(self, number: int, warp: int) -> ConvDesc:
+    def change_tile(self, number: int, words: list[int], warp: int) -> None:
+        """TWDESC by a warp."""
+        d = self.changing(DESCRIPTORS + number % DESCRIPTORS, warp)
+        d.conv = Tile.of(words, self.limit)
+        d.changers.add(warp)
+
+    def changing(self, number: int, warp: int) -> Descriptor:
+        """A descriptor that may change."""
+        d = self.all[number]
+        if d.pending:
+            raise Trap(Kind.ASYNC_DESCRIPTOR, value=number)
+        self.clash(number, (d.changers | d.users) - {warp})
+        return d
+
+    def use(self, number: int, warp: int) -> ConvDesc | Tile:
         """A command by a warp names it."""
         d = self.all[number]
         self.clash(number, d.changers - {warp})
@@ -217,12 +247,79 @@ class Push:
     @property
     def elements(self) -> Places:
         """The address of every element of A, [rows, steps]."""
+        lanes = np.arange(self.steps) * self.conv.word * self.conv.bytes
+        every: Places = self.lane(0)[:, None] + lanes
+        return every
+
+    def lane(self, bank: int) -> Places:
+        """The address of a bank's element in each row."""
         d, x, (_, _, s) = self.conv, self.conv.layout, self.parts
         patch = self.first + np.arange(self.rows)
         column = patch // x.wn % d.out_w * d.stride_w + s * d.dilation_w
         e = column % x.wx * x.wn + patch % x.wn
-        lanes = np.arange(self.steps) * d.word
-        every: Places = self.places()[0][:, None] + (lanes + e[:, None]) * d.bytes
+        every: Places = self.places()[0] + (bank * d.word + e) * d.bytes
+        return every
+
+
+# --- GATHK.PUSH
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Rows `first` … `first + rows - 1` of the patch matrix, of which K-rows `kept` are taken; `listed` is where the list tells them."""
+
+    conv: ConvDesc
+    listed: Pieces
+    kept: tuple[int, ...]
+    first: int
+    rows: int
+
+    @property
+    def columns(self) -> list[tuple[int, int]]:
+        """Of each kept row the tap that has its word, and the bank."""
+        d = self.conv
+        found = []
+        for row in self.kept:
+            pixel, c = divmod(row, d.channels)
+            r, q = divmod(pixel, d.s)
+            t = q % d.t
+            tap = (c // d.banks) << 16 | r << 8 | q - t
+            found.append((tap, (t * d.channels + c) % d.banks))
+        return found
+
+    @property
+    def runs(self) -> list[tuple[Push, list[int]]]:
+        """Rows one after the other whose words are those of one tap, and their banks."""
+        pairs = itertools.groupby(self.columns, lambda pair: pair[0])
+        return [
+            (Push(self.conv, tap, self.first, self.rows), [bank for _, bank in some])
+            for tap, some in pairs
+        ]
+
+    @property
+    def steps(self) -> int:
+        """Of a row: what A has columns."""
+        return len(self.kept)
+
+    @property
+    def pieces(self) -> list[Pieces]:
+        """What it reads."""
+        return [self.listed, *(push.pieces for push, _ in self.runs)]
+
+    @property
+    def accesses(self) -> int:
+        """Words of the bank that is asked for most."""
+        asked = np.zeros(self.conv.banks, np.int64)
+        for push, banks in self.runs:
+            np.add.at(asked, banks, len(push.pieces.starts))
+        return int(asked.max())
+
+    @property
+    def elements(self) -> Places:
+        """The address of every element of A, [rows, steps]."""
+        every = np.zeros((self.rows, self.steps), np.int64)
+        for j, (tap, bank) in enumerate(self.columns):
+            every[:, j] = Push(self.conv, tap, self.first, self.rows).lane(bank)
         return every
 
 

@@ -139,7 +139,7 @@ class Blocks:
         with code.when(state.systolic_bytes != 0):
             arrays = Struct(code, ARRAYS, state.pointer_to("systolic"))
             arrays.loaders = arrays.users = 0
-            for number in range(DESCRIPTORS):
+            for number in range(2 * DESCRIPTORS):
                 d = descriptor(code, state, code.num(number))
                 d.changers = d.users = 0
 

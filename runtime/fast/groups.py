@@ -22,7 +22,7 @@ from knapper.isa.systolic import UNITS, WORD
 
 from ..decode import ROW, SPARE
 from ..faults import READS, USE, WRITES, Kind, access, race
-from . import copies
+from . import copies, kept
 from .algebra import Algebra
 from .descriptors import descriptor
 from .emit import FULL, I1, I32, I64, PTR, VOID, Code, Num, Struct
@@ -43,7 +43,9 @@ from .queues import (
     COMMIT,
     COPY,
     FILL,
+    GATHERED,
     LDB,
+    LIST,
     PATCHES,
     PRODUCTS,
     SWAP,
@@ -85,6 +87,10 @@ def build(
     elif head == "gather":
         code = Code(module, symbol, GATHER, inline="noinline")
         emit_gather(Algebra(code, features), TYPES[rest.upper()])
+    elif head == "listed":
+        kept.emit_listed(Code(module, symbol, kept.LISTED, inline="noinline"))
+    elif head == "kept":
+        kept.emit_rows(Code(module, symbol, kept.ROWS, inline="noinline"), int(rest))
     elif head == "fill":
         copies.Filling(Code(module, symbol, copies.EXECUTE), int(rest)).write()
     elif head in copies.WRITERS:
@@ -117,7 +123,7 @@ class Drain:
             command = entry(code, self.state, queue.head)
             acts = {
                 LDB: self.load, SWAP: self.swap, PRODUCTS: self.multiply, COMMIT: self.done,
-                PATCHES: self.multiply, FILL: self.fill, COPY: self.copy,
+                PATCHES: self.multiply, GATHERED: self.multiply, FILL: self.fill, COPY: self.copy,
             }  # fmt: skip
             pend(code, self.state, command, -1)
             if self.checked:
@@ -312,7 +318,9 @@ def emit_pieces(code: Code) -> None:
         state.piece_bytes = size
         with code.each(rows) as r:
             piece(command.first + r * command.pitch)
-    with code.when(kind == PATCHES):
+    with code.when((kind == GATHERED) | (kind == LIST)):
+        kept.emit_part(code, state, command, piece)
+    with code.when((kind == PATCHES) | ((kind == GATHERED) & (command.part != 0))):
         walk = Walk(code, state, command)
         word, line = code.variable(NOWHERE, I64), code.variable(NOWHERE, I64)
         state.piece_bytes = walk.d.word_bytes.low()
@@ -344,18 +352,25 @@ def bytes_of(
     """For every byte of a command's pieces: its address, its piece's, and the bytes of a piece."""
     name = "checked.systolic.pieces"
     require(name)
-    count = code.of(code.call(name, LOOK, state.pointer, command.pointer))
-    size = state.piece_bytes
-    with code.each(count) as n:
-        start = code.of(code.load(code.at(state.pointer_to("pieces"), n.wide() * 4), I32, 4))
-        with code.each(size) as x:
-            yield start + x, start, size
+    command.part, more = 0, code.variable(1)
+    with code.loop(lambda: more.x != 0):
+        count = code.of(code.call(name, LOOK, state.pointer, command.pointer))
+        size = state.piece_bytes
+        with code.each(count) as n:
+            start = code.of(code.load(code.at(state.pointer_to("pieces"), n.wide() * 4), I32, 4))
+            with code.each(size) as x:
+                yield start + x, start, size
+        command.part = more.x = command.after
 
 
 def pend(code: Code, state: Struct, command: Struct, by: int) -> None:
     """One more command waits with its descriptor, or one less."""
-    with code.when((command.kind == PATCHES) | (command.kind == FILL)):
+    gathered = command.kind == GATHERED
+    with code.when((command.kind == PATCHES) | gathered | (command.kind == FILL)):
         d = descriptor(code, state, command.cd)
+        d.pending = d.pending + by % (1 << 64)
+    with code.when(gathered):
+        d = descriptor(code, state, command.td)
         d.pending = d.pending + by % (1 << 64)
 
 
@@ -375,7 +390,7 @@ def emit_claim(code: Code, require: Require) -> None:
     shadow = code.b.select(writes, state.claimed_filled.value, state.claimed_shared.value)
     with code.when(kind != SWAP), bytes_of(code, state, command, require) as (byte, _, _):
         add(code.pointer(code.of(shadow)), byte)
-    product = (kind == PRODUCTS) | (kind == PATCHES)
+    product = (kind == PRODUCTS) | (kind == PATCHES) | (kind == GATHERED)
     with code.when(product):
         words = command.m * columns_of(state, command)
         with code.when(command.space == int(Space.ACC)), code.each(words * WORD) as byte:

@@ -34,7 +34,7 @@ POINTERS = (
     # systolic commands: what is cleared for a block (0 bytes: the kernel has none), and what lies in it
     "systolic", "systolic_bytes", "queues", "weights", "accumulators", "descriptors", "claimed_reg", "has_sum",
     # likewise, not cleared: rings of commands, rows of A as fp32, a word's rows; claims, which a block leaves as it finds them
-    "commands", "stream", "turned", "claimed_shared", "claimed_filled", "claimed_sum",
+    "commands", "stream", "turned", "gathered", "kept", "claimed_shared", "claimed_filled", "claimed_sum",
     # bytes of shared memory that may hold something, and that the kernel's stores may write; which pages of it were touched
     "shared_used", "shared_stores", "pages",
     # where a command's pieces of shared memory begin
@@ -110,24 +110,32 @@ COMMAND = np.dtype(
             "cd",
             "tap",
             "steps",
+            "td",
+            "part",
+            "after",
         )
     ],
     align=True,
 )
 """A systolic command. `first`: its first row in shared memory; `fresh`: the chain begins at +0;
 `c`: bytes into the warp's registers, or words into accumulator memory. A push: `m` rows of the patch matrix from `first` on; a fill: `m` stored
-rows from `first` on; a transfer: `m` bytes to `first`. `steps`: of k, that a product or a push takes."""
+rows from `first` on; a transfer: `m` bytes to `first`. `steps`: of k, that a product or a push takes. A gathered push: its list begins at `source`
+in shared memory, with entry number `pitch` of the tile whose descriptor is `td`; it is looked at in parts: the list, then kept rows one after the
+other whose words are those of one tap. `part` tells which, `after` the next one; 0: the list, or none."""
 DESCRIPTOR = np.dtype(
     [
         (n, "u8")
         for n in (
             *(f.name for f in (*fields(Given), *fields(Layout))),
+            *("kept", "at"),
             *("known", "pending", "changers", "users"),
         )
     ]
 )
 """A descriptor: what it says and what follows, whether it says anything, commands that use it; a bit a warp: who changed and used it since
 the last barrier."""
+KEPT = np.dtype([("down", "u8"), ("along", "u8"), ("offset", "u8")])
+"""A kept row of a gathered push: bytes down the ring, columns along a line, and bytes from the word's column to the bank."""
 PAGE = 4096
 """Bytes of shared memory in a page."""
 

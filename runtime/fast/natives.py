@@ -17,6 +17,7 @@ from knapper.isa.instructions import (
     DMA_LD,
     EXIT,
     FILL_DUP,
+    GATHK_PUSH,
     HMMA,
     HMMA_F16,
     IM2COL_PUSH,
@@ -37,6 +38,7 @@ from knapper.isa.instructions import (
     STG,
     STL,
     STS,
+    TWDESC,
     ULDC,
 )
 from knapper.isa.lanes import S32, U32, LaneType
@@ -46,7 +48,7 @@ from ..counters import WORD
 from ..decode import ROW
 from ..faults import READS, WRITES
 from ..memory import SECTOR
-from . import accesses, sparse, systolic, vectors
+from . import accesses, gathers, sparse, systolic, vectors
 from .algebra import Traced
 from .emit import FULL, I1, I8, I32, I64, Num, constant_vector, vector
 from .matrix import hmma, hmma_f16, ldsm
@@ -456,4 +458,6 @@ NATIVE: dict[type[Instr], Native] = {
     FILL_DUP: vectors.fill,
     DMA_LD: vectors.copy,
     IM2COL_PUSH: vectors.push,
+    TWDESC: gathers.describe,
+    GATHK_PUSH: gathers.push,
 }

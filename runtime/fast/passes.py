@@ -19,10 +19,11 @@ from knapper.isa.modifiers import Element
 
 from .algebra import Algebra
 from .emit import FLOAT, I16, I32, I64, PTR, VOID, Code, Num, Struct, vector
+from .kept import LISTED, ROWS
 from .layout import COMMAND, STATE
 from .matrix import quiet, single
 from .patches import GATHER
-from .queues import CHUNK, PATCHES, weights
+from .queues import CHUNK, GATHERED, PATCHES, weights
 
 PRODUCT = ir.FunctionType(VOID, [PTR, PTR, PTR])
 STREAM = ir.FunctionType(VOID, [PTR, I64, I32, I32, PTR, I64])
@@ -72,6 +73,11 @@ def emit_product(code: Code, element: Element, require: Require) -> None:
     pitch = (command.units * width * 4).wide()
     source = code.at(state.pointer_to("shared"), command.first)
     depth, a = (state.array_rows * 4).wide(), state.pointer_to("stream")
+    listed, kept = "systolic.listed", f"systolic.kept.{size}"
+    for name in (listed, kept):
+        require(name)
+    with code.when(command.kind == GATHERED):
+        code.call(listed, LISTED, state.pointer, command.pointer)
     with code.each((command.m + (CHUNK - 1)) // CHUNK) as chunk:
         first = (chunk * CHUNK).wide()
         rows = smaller(code, command.m - chunk * CHUNK, CHUNK)
@@ -80,9 +86,14 @@ def emit_product(code: Code, element: Element, require: Require) -> None:
                 code.call(
                     gather, GATHER, state.pointer, command.pointer, first.value, rows.value, a
                 )
-            with plain:
-                place = code.at(source, first * command.pitch.wide())
-                code.call(widen, STREAM, place, command.pitch.wide().value, rows.value, state.array_rows.value, a, depth.value)  # fmt: skip
+            with plain, code.either(command.kind == GATHERED) as (gathered, rest):
+                with gathered:
+                    code.call(kept, ROWS, state.pointer, command.pointer, first.value, rows.value)
+                    raw, tight = state.pointer_to("gathered"), (state.array_rows * size).wide()
+                    code.call(widen, STREAM, raw, tight.value, rows.value, state.array_rows.value, a, depth.value)  # fmt: skip
+                with rest:
+                    place = code.at(source, first * command.pitch.wide())
+                    code.call(widen, STREAM, place, command.pitch.wide().value, rows.value, state.array_rows.value, a, depth.value)  # fmt: skip
         block = code.at(code.arguments[2], first * pitch)
         with code.each(command.units) as unit, code.each(width // strip) as column:
             c = code.at(block, (unit * width + column * strip).wide() * 4)

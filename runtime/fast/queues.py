@@ -19,19 +19,24 @@ from knapper.isa.vector_memory import DESCRIPTORS, MOST
 from ..decode import SPARE
 from ..faults import Kind
 from .emit import Code, Num, Struct
-from .layout import ARRAYS, BYTE, COMMAND, DESCRIPTOR, FAULT, PAGE, RING
+from .layout import ARRAYS, BYTE, COMMAND, DESCRIPTOR, FAULT, KEPT, PAGE, RING
 
 CHUNK = 64
 """Rows of A that are widened at a time."""
-COMMIT, LDB, SWAP, PRODUCTS, PATCHES, FILL, COPY = range(7)
-"""What a command is: the end of a group, an SMA.LDB, SMA.SWAP, LSMA, IM2COL.PUSH, FILL.DUP, DMA.LD. The last two write shared memory."""
+COMMIT, LDB, SWAP, PRODUCTS, PATCHES, GATHERED, LIST, FILL, COPY = range(9)
+"""What a command is: the end of a group, an SMA.LDB, SMA.SWAP, LSMA, IM2COL.PUSH, GATHK.PUSH (and its list alone, to be looked at),
+FILL.DUP, DMA.LD. The last two write shared memory."""
 POINTERS = (
     "systolic", "systolic_bytes", "claimed_reg", "claimed_shared", "claimed_filled", "claimed_sum",
 )  # fmt: skip
 """Of a state, what says that a launch has no systolic commands by being 0."""
 CLAIMS = ("claimed_shared", "claimed_filled", "claimed_sum")
 """Buffers that are zeros whenever no command is pending."""
-OWN = [cls.opcode for cls in TABLE.values() if cls.extension in ("systolic", "async", "sparse")]
+OWN = [
+    cls.opcode
+    for cls in TABLE.values()
+    if cls.extension in ("systolic", "async", "gather", "sparse")
+]
 STORES = [STS.opcode, BMENC.opcode, *CUSTOM]
 """What may write shared memory by itself."""
 
@@ -56,7 +61,7 @@ def prepare(
         "queues": RING.itemsize * kernel.warps,
         "weights": 2 * array.units * array.rows * array.columns * 4,
         "accumulators": sums,
-        "descriptors": DESCRIPTORS * DESCRIPTOR.itemsize,
+        "descriptors": 2 * DESCRIPTORS * DESCRIPTOR.itemsize,
     }
     if checked:
         parts |= {"claimed_reg": size[0] * size[1], "has_sum": sums}
@@ -72,6 +77,8 @@ def prepare(
     state["commands"] = buffer("commands", kernel.warps * QUEUE * COMMAND.itemsize)
     state["stream"] = buffer("stream", CHUNK * array.rows * 4)
     state["turned"] = buffer("turned", 4 * VECTOR * array.rows)
+    state["gathered"] = buffer("gathered", CHUNK * array.rows * 4)
+    state["kept"] = buffer("kept", KEPT.itemsize * array.rows)
     state["array_rows"], state["array_columns"] = array.rows, array.columns
     state["vector_bytes"] = 2 * array.rows * array.word
     state["accumulator_bytes"] = sums

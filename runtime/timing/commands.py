@@ -72,6 +72,7 @@ ROWS: dict[str, Callable[[Any, Machine], Work]] = {
     "SMA.SWAP": _swap,
     "LSMA": _stream,
     "IM2COL.PUSH": lambda i, machine: (STREAM, 0),  # by its rows: `streams`
+    "GATHK.PUSH": lambda i, machine: (STREAM, 0),
     "FILL.DUP": _transfer,
     "DMA.LD": _transfer,
     "SMA.COMMIT": _commit,
