@@ -76,7 +76,7 @@ def program(kernel: Kernel, blocks: int, machine: Machine = DSTC, table: int = 0
     records = blocks * kernel.warps
     size = records * RECORD + table
     at = BASE + -(-size // 256) * 256
-    x, y = Port("x", "u8", (size,), BASE), Port("y", "f32", (records, 32, 32), at)
+    x, y = Port("x", "u8", (size,), BASE), Port("y", "u32", (records, 32, 32), at)
     operands = (Operand("x", BASE, size, "r"), Operand("y", at, records * TILE, "w"))
     params = (BASE, at, BASE + records * RECORD)
     launch = Launch(kernel.name, (blocks, 1, 1), params, ("n",), operands)
