@@ -105,6 +105,10 @@ def _dependences(body: list[Record]) -> tuple[list[list[tuple[int, int]]], list[
                 stores[space] = j
             else:
                 loads[space].append(j)
+        if space := r.shape.operands:
+            if (i := stores.get(space)) is not None:
+                before.setdefault(i, 1)
+            loads[space].append(j)
         if r.shape.fence:
             before = dict.fromkeys(range(j), 0) | before
         for i, latency in before.items():

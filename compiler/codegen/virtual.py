@@ -106,6 +106,8 @@ class Shape:
     space: str
     """The memory it orders against: global, shared, local, accumulator; empty for none."""
     stores: bool
+    operands: str
+    """Another memory, of which it reads: values of sparse products lie in shared memory; empty for none."""
     fence: bool
     """Ends a basic block: control flow, convergence, barriers, and systolic commands, which act when another instruction says so."""
     wide: bool
@@ -202,6 +204,7 @@ def shape(
     writes = not registers or cls.unit in WRITERS
     return Shape(
         cls, word, tuple(slots), latencies.get(resource, 1), memory, bool(memory) and writes,
+        operands="shared" if memory == "accumulator" and cls.unit == "outer" else "",
         fence=cls.unit in FENCES and not registers and cls.mnemonic != "NOP",
         wide=any(s.words > 2 for s in registers), uniform=cls.unit == "uniform" or any(s.kind is UReg for s in registers),
     )  # fmt: skip
