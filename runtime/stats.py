@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import OPCODE_BITS, TABLE, Instr
-from knapper.isa.instructions import IM2COL_PUSH, MODE
+from knapper.isa.instructions import BOHMMA, IM2COL_PUSH, MODE, OHMMA, SPWMMA
 from knapper.isa.lanes import LANES
 from knapper.isa.program import Kernel, Launch
+from knapper.isa.sparse import DENSE
 from knapper.isa.systolic import Array
 from knapper.isa.verify import modes
 
@@ -126,11 +127,28 @@ class LaunchStats:
         """Multiply-accumulates executed, by instruction."""
         counts, facts = self.counts.instructions, self.facts
         pushed = counts["smem_read"] * facts.per_byte
-        return counts["lanes"].astype(np.int64) * facts.macs // LANES + pushed.astype(np.int64)
+        dense = counts["lanes"].astype(np.int64) * facts.macs // LANES + pushed.astype(np.int64)
+        return dense + counts["products"].astype(np.int64) * self.kernel.matrix
 
     @property
     def macs_executed(self) -> int:
         return int(self.macs.sum())
+
+    @property
+    def sparse(self) -> dict[str, int]:
+        """Of products of condensed vectors: OHMMAs issued and left out (of the 128 of an SPWMMA without zeros, and by a guard), BOHMMAs;
+        empty if there are none."""
+        done = {cls: self.facts.opcodes == cls.opcode for cls in (SPWMMA, OHMMA, BOHMMA)}
+        counts = self.counts.instructions
+        if not any(counts["executed"][at].any() for at in done.values()):
+            return {}
+        product = counts[done[SPWMMA]]
+        left = DENSE * (product["executed"] - product["skipped"]).sum() - product["ohmma"].sum()
+        return {
+            "ohmma_issued": int(counts["ohmma"].sum()),
+            "ohmma_skipped": int(left + counts["skipped"][done[OHMMA]].sum()),
+            "bohmma": int(counts["executed"][done[BOHMMA]].sum()),
+        }
 
     @property
     def mode_switches(self) -> int:
@@ -181,6 +199,7 @@ class LaunchStats:
             "macs_executed": self.macs_executed,
             **{level: self.bytes(level) for level in ("dram_bytes", *LEVELS)},
             "mode_switches": self.mode_switches,
+            **self.sparse,
             **self._measured(),
         }
 

@@ -91,7 +91,10 @@ def test_a_product_is_a_chain_where_both_sides_have_a_bit(
     counts = result.stats.launches[0].counts
     assert counts.instructions["ohmma"].sum() == sum(issued(a, b) for a, b, _ in cases)
     products = sum(int((a[1].sum(0) * b[1].sum(1)).sum()) for a, b, _ in cases)
+    (launch,) = result.stats.launches
     assert counts.instructions["products"].sum() == products
+    assert launch.macs[launch.facts.opcodes == i.SPWMMA.opcode].sum() == products
+    assert launch.sparse["ohmma_skipped"] == 4 * 128 - launch.sparse["ohmma_issued"]
 
 
 def issued(a: Any, b: Any) -> int:
