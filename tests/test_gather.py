@@ -152,6 +152,18 @@ def test_rows_of_one_bank_take_turns() -> None:
     assert counted([0, 8, 16, 24]) == (64, 128)  # four taps, one bank
 
 
+def test_a_chain_of_nothing_is_zero() -> None:
+    """SET with no kept rows clears sums that were there, ADD leaves them."""
+    rows = int(PLAIN.layout.rows)
+    code = [*filled(PLAIN), *tile(1, 2), *tile(2, 0), *passes(2, rows), *push(ADD, 2, 0, rows)]
+    y, _ = agreed(program([*code, *DONE, *store(16 * rows), EXIT]), data([3, 5]))
+    assert y.any()
+    y, _ = agreed(
+        program([*code, *push(SET, 2, 0, rows), *DONE, *store(16 * rows), EXIT]), data([3, 5])
+    )
+    assert not y[: 64 * rows].any()
+
+
 def fault(code: list[Instr], kept: list[int] | None = None) -> str:
     """What all checked engines say."""
     told = set()

@@ -18,7 +18,7 @@ from knapper.isa.lanes import LaneType
 from knapper.isa.modifiers import Element
 
 from .algebra import Algebra
-from .emit import FLOAT, I16, I32, I64, PTR, VOID, Code, Num, Struct, vector
+from .emit import FLOAT, I1, I8, I16, I32, I64, PTR, VOID, Code, Num, Struct, vector
 from .kept import LISTED, ROWS
 from .layout import COMMAND, STATE
 from .matrix import quiet, single
@@ -78,6 +78,9 @@ def emit_product(code: Code, element: Element, require: Require) -> None:
         require(name)
     with code.when(command.kind == GATHERED):
         code.call(listed, LISTED, state.pointer, command.pointer)
+    with code.when((command.steps == 0) & (command.fresh != 0)):  # no pass begins the chain
+        nothing = [code.arguments[2], ir.Constant(I8, 0), (command.m.wide() * pitch).value]
+        code.intrinsic("llvm.memset", VOID, [*nothing, ir.Constant(I1, 0)], [PTR, I64])
     with code.each((command.m + (CHUNK - 1)) // CHUNK) as chunk:
         first = (chunk * CHUNK).wide()
         rows = smaller(code, command.m - chunk * CHUNK, CHUNK)
