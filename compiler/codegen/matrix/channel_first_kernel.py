@@ -108,9 +108,13 @@ class Kernel(Emitter):
         self._begin(dma)
         self._dma()
         self._begin(epilogue)
-        Sums(b, self.group, t, self.parameters, self.z, self.warp).emit()
+        self._sums().emit()
         b.emit(EXIT)
         return blocks.launched(b.finish(), self.group, self.p, (1, 1, self.p.batch), self.names)
+
+    def _sums(self) -> Sums:
+        """The epilogue's warps."""
+        return Sums(self.b, self.group, self.t, self.parameters, self.z, self.warp)
 
     def _begin(self, role: VLabel) -> None:
         self.b.emit(EXIT)
