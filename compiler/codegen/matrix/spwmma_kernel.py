@@ -4,12 +4,10 @@
     values  s+2 ─┼─► compute s ─► store s+1 ─ BAR ─┐          loads guarded by bit counts: only bytes that are used are touched
                  └─────────────────────────────────┘
 
-In shared memory a unit, which is 16 channels of a segment of A or a tile of B, takes 1 KB for its values and 16 descriptors of 16 bytes:
-
-    address of the first run │ address of the second run │ bitmap │ room for the next segment's bitmap
-
-so a lane of SPWMMA reads all it needs at once: lanes 0 to 15 a column of A each, the others a row of B. Under a tap the 32 rows of a tile are
-a window over two neighbouring segments. A lane then reads the second bitmap, too, and BMSLICE makes the window.
+In shared memory a unit, which is 16 channels of a segment of A or a tile of B, takes 1 KB for its values and 16 descriptors of 8 bytes,
+where values begin and their bitmap. So a lane of SPWMMA reads all it needs at once: lanes 0 to 15 a column of A each, the others a row
+of B. Under a tap the 32 rows of a tile are a window over two neighbouring segments. A lane then reads the second bitmap, too, and
+BMSLICE makes the window.
 """
 
 from __future__ import annotations
@@ -198,7 +196,7 @@ class SparseKernel(Emitter):
         own = umul(b, self.warp, VALUES)
         self.place = add(b, wide, own)
         self.descriptors = add(
-            b, mul(b, l16, 16), umul(b, self.warp, DESCRIPTORS, s.places * VALUES)
+            b, mul(b, l16, 8), umul(b, self.warp, DESCRIPTORS, s.places * VALUES)
         )
         self.a = [self._unit_a(r, l16, own) for r in range(s.rounds_a)]
         self.b_units = [self._unit_b(r) for r in range(s.rounds_b)]
@@ -208,7 +206,7 @@ class SparseKernel(Emitter):
         )
         at = b.reg()
         b.emit(SEL, Bits32._32, at, fixed(b, consumer_a), consumer_b, self.low)
-        self.consumer = mul(b, l16, 16, at)
+        self.consumer = mul(b, l16, 8, at)
         self.second = self.consumer
         if s.halo:
             more = b.reg()
@@ -268,9 +266,7 @@ class SparseKernel(Emitter):
         """Registers of two steps that are on their way."""
         b, found = self.b, list[Carried]()
         for _ in range(min(self.s.steps, 2)):
-            c = Carried(b.reg(4), [b.reg(4), b.reg(4)], [b.reg(), b.reg()], b.reg())
-            b.emit(MOV, c.descriptor[1], RZ)
-            b.emit(MOV, c.descriptor[3], RZ)
+            c = Carried(b.reg(2), [b.reg(4), b.reg(4)], [b.reg(), b.reg()], b.reg())
             found.append(c)
         return found
 
@@ -356,7 +352,7 @@ class SparseKernel(Emitter):
             b.emit(UMOV, self.shifts[min(step, 2)], self.next_shift)
         for u in self.a:
             c = u.sets[step % 2]
-            b.emit(MOV, c.descriptor[2], u.fetched)
+            b.emit(MOV, c.descriptor[1], u.fetched)
             count = b.reg()
             b.emit(POPC, count, u.fetched)
             for half, (d, mark) in enumerate(zip(c.data, c.marks, strict=True)):
@@ -366,7 +362,7 @@ class SparseKernel(Emitter):
         for v in self.b_units:
             c, begin, end = v.sets[step % 2], v.ends[0], v.ends[1]
             at = [add(b, lane, begin) for lane in (self.l4, self.l2)]
-            b.emit(LDG, Width._32, c.descriptor[2], self.records, at[0], 0)
+            b.emit(LDG, Width._32, c.descriptor[1], self.records, at[0], 0)
             b.emit(LDG, Width.U16, c.start, self.records, at[1], 64)
             b.emit(IADD, S32, c.marks[0], self.wide, begin)
             b.emit(MOV, c.marks[1], end)
@@ -393,8 +389,6 @@ class SparseKernel(Emitter):
         for r, u in enumerate(self.a):
             c = u.sets[step % 2]
             b.emit(IADD, S32, c.descriptor[0], u.word, self.written)
-            if s.halo:
-                b.emit(IADD, S32, c.descriptor[1], c.descriptor[0], t.depth * VALUES)
             self._put(r * t.warps, c, self._used)
         for r, v in enumerate(self.b_units):
             c, at = v.sets[step % 2], (s.rounds_a + r) * t.warps
@@ -405,7 +399,7 @@ class SparseKernel(Emitter):
         """A unit's descriptors and values, `at` units from the warp's first place."""
         b = self.b
         place, word = at * VALUES, at * DESCRIPTORS
-        b.emit(STS, Width._128, self.written, self.descriptors, word, c.descriptor, guard=self.low)
+        b.emit(STS, Width._64, self.written, self.descriptors, word, c.descriptor, guard=self.low)
         for half, d in enumerate(c.data):
             p = taking_part(c, half)
             b.emit(STS, Width._128, self.written, self.place, place + 512 * half, d, guard=p)
@@ -428,14 +422,16 @@ class SparseKernel(Emitter):
             by = b.reg()
             b.emit(SEL, Bits32._32, by, RZ, self.shifts[0], Not(self.low))
         for k in range(t.depth):
-            d = b.reg(4)
-            b.emit(LDS, Width._128, d, self.read, self.consumer, k * DESCRIPTORS)
-            start, bitmap = d[0:2], d[2]
+            d = b.reg(2)
+            b.emit(LDS, Width._64, d, self.read, self.consumer, k * DESCRIPTORS)
+            start, bitmap = d, d[1]  # one run: nobody asks where the second is
             if by is not None:
-                b.emit(LDS, Width._32, d[3], self.read, self.second, k * DESCRIPTORS + 8)
-                window = b.reg(2)
-                b.emit(BMSLICE, window, d[2:4], by)
-                b.emit(IADD, S32, d[0], d[0], window[1])
+                pair, window, start = b.reg(2), b.reg(2), b.reg(2)
+                b.emit(MOV, pair[0], d[1])
+                b.emit(LDS, Width._32, pair[1], self.read, self.second, k * DESCRIPTORS + 4)
+                b.emit(BMSLICE, window, pair, by)
+                b.emit(IADD, S32, start[0], d[0], window[1])
+                b.emit(IADD, S32, start[1], d[0], t.depth * VALUES)
                 bitmap = window[0]
             b.emit(SPWMMA, Half[self.p.dtype.upper()], self.tile, start, bitmap)
 

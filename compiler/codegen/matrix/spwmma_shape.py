@@ -19,8 +19,8 @@ from ..generator import Group, Options
 from .product import Product, product_of
 
 WARPS = (8, 4, 2, 1)
-DESCRIPTORS = 16 * GROUP
-"""Bytes in shared memory that say of 16 channels where their values lie: two addresses, a bitmap, a word of room."""
+DESCRIPTORS = 8 * GROUP
+"""Bytes in shared memory that say of 16 channels where their values lie: an address and a bitmap."""
 VALUES = GROUP * SLOT
 """Bytes of their values, at worst."""
 FURTHEST = 0x7FFF
