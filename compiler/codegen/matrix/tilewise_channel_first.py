@@ -351,7 +351,10 @@ class TilewiseChannelFirst(ChannelFirst):
                 yield {**asdict(walk), "tiles": t.blocks, "passes": t.passes}
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        return Costs(group, gathers(group, Walk.of(options), machine)).launch
+        t = gathers(group, Walk.of(options), machine)
+        launch, each = Costs(group, t).launch, t.p.m + t.strips * t.sections * machine.lsma_bubble
+        idle = sum(t.passes - _passes(x.rows, t.rows) for x in t.joints)
+        return float(max(launch - idle * each, machine.launch_cycles))
 
     def emitter(self, group: Group, options: Options, machine: Machine) -> GatherKernel:
         return GatherKernel(group, Walk.of(options), machine)
