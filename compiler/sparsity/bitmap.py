@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoding import SEGMENT, bitmap_sections
+from ..encoding import SEGMENT as SEGMENT
+from ..encoding import bitmap_sections
 
 GROUP = 16
 """Channels of a warp tile: their number is filled up to a multiple."""

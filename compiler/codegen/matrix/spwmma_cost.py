@@ -31,7 +31,7 @@ def groups_of(density: float, size: int = ROWS) -> float:
     (0.607, 0.715)
     """
     chances = (comb(TILE, n) * density**n * (1 - density) ** (TILE - n) for n in range(TILE + 1))
-    return sum(-(-n // size) * p for n, p in enumerate(chances))
+    return float(sum(-(-n // size) * p for n, p in enumerate(chances)))
 
 
 def predicted(s: Shape, group: Group, machine: Machine, density: float | None = None) -> float:
@@ -71,7 +71,7 @@ def predicted(s: Shape, group: Group, machine: Machine, density: float | None = 
         return block if n == resident else block * max(n / resident, 0.7)
 
     total = cost.in_rounds(blocks, resident, machine, rounds)
-    return machine.launch_cycles + total + cost.WEIGHT * blocks * t.warps * s.steps * each
+    return float(machine.launch_cycles) + total + cost.WEIGHT * blocks * t.warps * s.steps * each
 
 
 def row_counts(group: Group, s: Shape) -> np.ndarray:

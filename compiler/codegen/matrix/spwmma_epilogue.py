@@ -217,7 +217,8 @@ def _channel(k: Any, c: int, v: VReg, values: VUReg, nothing: VReg, word: VReg, 
     if c >= 16 and upper is False:
         return word
     guard = PT if c < 16 or upper is True else upper
-    bitmap, here, d = b.reg(), b.pred(), b.reg()
+    bitmap, here = b.reg(), b.pred()
+    d: VReg = b.reg()
     if guard is not PT:
         b.emit(MOV, bitmap, RZ)
     b.emit(BMENC, Memory.G, bitmap, values, nothing, SLOT * c, v, guard=guard)
