@@ -163,12 +163,18 @@ def from_l2(
     Taps of a convolution read pixels again, and warps B, `loads_b` times.
     """
     size, w = p.a_type.bytes // p.a_type.count, p.window
-    a = t.bm * p.k
+    a = float(t.bm * p.k)
     if w is not None:
         a = min(a, (t.bm * w.sy * w.sx + (w.kh - 1) * w.dy * w.w) * p.channels)
+    a *= scattered(p)
     b = t.bn * p.k
-    loaded, distinct = (t.bm * p.k + b * loads_b) * size, (a + b) * size
+    loaded, distinct = (t.bm * p.k * scattered(p) + b * loads_b) * size, (a + b) * size
     return beyond_l1(loaded, distinct, held, blocks, machine) / -(-p.k // t.bk)
+
+
+def scattered(p: Product) -> float:
+    """Bytes that come with each one that is used of A: of a row along which a list takes elements, whole sectors, and one more at an end."""
+    return 1 / p.listed + 1 - p.listed if p.listed and not p.trans_a else 1.0
 
 
 def beyond_l1(loaded: float, distinct: float, held: int, blocks: int, machine: Machine) -> float:

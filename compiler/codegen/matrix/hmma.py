@@ -139,7 +139,7 @@ def _in_flight(rows: int, cols: int, v: int, warps: int, dense: bool) -> int:
 def step(p: Product, t: Fragments, packed: bool, way: str) -> cost.Step:
     """What a block does in a k step."""
     tile_a, tile_b = t.bm * t.bk * ELEMENT // 128, t.bn * t.bk * ELEMENT // 128
-    gathers = 4 * tile_a if way == "gather" else 0
+    gathers = {"gather": 4, "tilewise": 1 if p.trans_a else 2}.get(way, 0) * tile_a
     direct = t.wm * tile_b if packed else 0  # every row of warps loads the weights for itself
     staged = tile_a + gathers + (0 if packed else tile_b)
     read = t.count * (t.fm + (0 if packed else t.fn)) * t.kk * 4

@@ -84,8 +84,8 @@ class Product:
     """How many of the result's axes are batch axes, …"""
     rows: int = 0
     """… and how many after them m runs over; the rest is n."""
-    listed: bool = False
-    """Whether a list says which k there are, so that elements of a run of k lie apart in memory (`tilewise`)."""
+    listed: float = 0.0
+    """The part of k that there is, if a list says which (`tilewise`): elements of a run of k then lie apart in memory. 0: there is no list."""
 
     @property
     def batch(self) -> int:

@@ -67,9 +67,8 @@ class Pruned:
         wide = sum(len(x.columns) * len(x.batch) for x in parts)
         a = max((axis.a for axis in self.p.axes), default=0)
         width = min(self.width, max(len(x.columns) for x in parts))
-        return replace(
-            listed(self.p), n=width, k=max(-(-kept // wide), 1), axes=(Axis(count, a, 0, 0),)
-        )
+        k, axes = max(-(-kept // wide), 1), (Axis(count, a, 0, 0),)
+        return replace(self.p, n=width, k=k, axes=axes, listed=min(k / self.p.k, 1.0))
 
     def cycles(self, t: Any, machine: Machine, dense: Callable[[Product], float]) -> float:
         """Of a launch, `dense` being what a product of this kind costs."""
@@ -78,7 +77,7 @@ class Pruned:
         )
         found = dense(self._like(full)) if full else float(machine.launch_cycles)
         if empty:
-            found += dense(replace(self._like(empty), k=t.bk)) - machine.launch_cycles
+            found += dense(replace(self._like(empty), k=t.bk, listed=1.0)) - machine.launch_cycles
         return found
 
 
@@ -87,8 +86,8 @@ def _slices(length: int, bn: int) -> list[slice]:
 
 
 def listed(p: Product) -> Product:
-    """The product, its k listed."""
-    return replace(p, listed=True)
+    """The product, its k listed: all of it, so far."""
+    return replace(p, listed=1.0)
 
 
 def of(group: Group, p: Product) -> Pruned | None:
