@@ -56,23 +56,27 @@ STEPS = 16
 """Steps of k of an SPWMMA."""
 ROWS, COLUMNS = 8, 16
 """Condensed values of A and of B that an OHMMA multiplies."""
+PASS = 64
+"""Values that a pass over shared memory delivers: 128 bytes."""
 ADDRESS = (1 << 24) - 1
 """The bits of `start` that are the first run's address."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a product of condensed vectors is: OHMMAs, and multiplications of two values."""
+    """What a product of condensed vectors is: OHMMAs, multiplications of two values, and the values that take part, each counted once."""
 
     issued: int
     macs: int
+    values: int
 
     @staticmethod
     def of(bitmaps: NDArray[np.uint32]) -> Work:
         """Of an SPWMMA. [32]"""
         counts = np.bitwise_count(bitmaps).astype(np.int64)
         a, b = counts[:STEPS], counts[STEPS:]
-        return Work(int((-(-a // ROWS)) @ (-(-b // COLUMNS))), int(a @ b))
+        values = int((a + b)[(a > 0) & (b > 0)].sum())
+        return Work(int((-(-a // ROWS)) @ (-(-b // COLUMNS))), int(a @ b), values)
 
 
 DENSE = STEPS * (TILE // ROWS) * (TILE // COLUMNS)
@@ -153,7 +157,8 @@ class OHMMA(Outer, opcode=0x181, name="OHMMA.8161.F32", extension="sparse"):
     def work(self, bitmaps: NDArray[np.uint32]) -> Work:
         a, b = (int(np.bitwise_count(bitmaps[n])) for n in (int(self.k), STEPS + int(self.k)))
         rows = min(max(a - ROWS * int(self.i), 0), ROWS)
-        return Work(1, rows * min(max(b - COLUMNS * int(self.j), 0), COLUMNS))
+        columns = min(max(b - COLUMNS * int(self.j), 0), COLUMNS)
+        return Work(1, rows * columns, rows + columns)
 
 
 class BOHMMA(Instr, opcode=0x182, name="BOHMMA.32321", unit="outer", extension="sparse"):

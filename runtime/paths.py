@@ -31,8 +31,8 @@ instruction that was guarded off for all lanes (`next` = `pc` + 1, and nothing e
 A barrier is no event. What an SPWMMA did is one as well: WORK.
 """
 WORK = 1 << 31
-"""Set in `next` of an SPWMMA that was executed, each of which is an event: WORK | bank cycles << 8 | OHMMAs (`collector`). The warp goes on behind
-it. No code is so long that an instruction has this number."""
+"""Set in `next` of an SPWMMA that was executed, each of which is an event: WORK | passes << 24 | bank cycles << 8 | OHMMAs (`work`). The warp goes
+on behind it. No code is so long that an instruction has this number."""
 END = 0xFFFFFFFF
 """`next` of a warp's last event."""
 MOST = 0xFFFFFFFF
@@ -93,9 +93,11 @@ class Paths:
         return np.concatenate(words).view(EVENT), ends - lengths
 
 
-def work(cycles: int, ohmmas: int) -> int:
-    """`next` of an SPWMMA that issued so many OHMMAs, whose sums took the accumulation buffer so many cycles."""
-    return WORK | cycles << 8 | ohmmas
+def work(cycles: int, ohmmas: int, passes: int = 0) -> int:
+    """`next` of an SPWMMA that issued so many OHMMAs, whose sums took the accumulation buffer so many cycles (`collector`), and whose values
+    are so many passes over shared memory, 0 to 16.
+    """
+    return WORK | passes << 24 | cycles << 8 | ohmmas
 
 
 class Trail:

@@ -30,7 +30,7 @@ from knapper.isa.instructions import DMA_LD, FILL_DUP, IM2COL_PUSH, LDSM, SPWMMA
 from knapper.isa.lanes import LANES, LaneType, Value
 from knapper.isa.modifiers import Mode
 from knapper.isa.program import Launch, Program
-from knapper.isa.sparse import WORDS, Outer
+from knapper.isa.sparse import PASS, WORDS, Outer
 from knapper.isa.systolic import WORD, Array
 
 from . import budget
@@ -168,7 +168,8 @@ class RefWarp(Spaces):
         if not skipped and isinstance(instr := self.context.code[pc], SPWMMA):
             bitmaps = self.bitmaps(instr)
             cycles = bank_cycles(bitmaps, self.context.window)
-            to = work(cycles, instr.work(bitmaps).issued)
+            done = instr.work(bitmaps)
+            to = work(cycles, done.issued, -(-done.values // PASS))
         if (skipped or to != pc + 1) and not stands and not self.trail.add(pc, to):
             self.pc = pc
             raise Trap(Kind.PATH, value=self.trail.most)

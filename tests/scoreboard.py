@@ -31,8 +31,8 @@ class Step:
     """Its guard left no lane."""
     jumped: bool
     """The next step is not the instruction behind it."""
-    work: tuple[int, int] | None = None
-    """Of an SPWMMA: cycles of the accumulation buffer's banks, and OHMMAs."""
+    work: tuple[int, int, int] | None = None
+    """Of an SPWMMA: cycles of the accumulation buffer's banks, OHMMAs, and passes over shared memory."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,11 @@ class Scoreboard:
         takes = round(one * passes) if memory else one
         begins = max(start, self.port[port])
         self.port[port] = begins + takes
+        if reads := self.reads(i, step):
+            shared = ("lsu_shared", "sm")
+            begun = max(begins, self.port[shared])
+            self.port[shared] = begun + int(reads * self.m.units["lsu_shared"].interval * TICK)
+            self.port[port] = max(self.port[port], self.port[shared])
         taken = self.pass_port(begins, step.pc) if memory else begins
         if i.resource() != "lsu_global":
             return taken + takes - one + latency - start
@@ -276,6 +281,12 @@ class Scoreboard:
         m = self.m
         return Fraction(TICK * m.units["tensor"].interval * m.units["outer"].interval, 32)
 
+    def reads(self, i: Instr, step: Step) -> Fraction:
+        """Passes over shared memory for the values of a product of condensed vectors."""
+        if i.mnemonic == "OHMMA.8161.F32":
+            return Fraction(1, 8)
+        return Fraction(step.work[2] if step.work else 0)
+
     def left_out(self, i: Instr) -> int:
         """Ticks that an instruction takes its port though its guard leaves it out."""
         percent = self.m.pred_off_percent if i.mnemonic == "OHMMA.8161.F32" else 0
@@ -286,7 +297,7 @@ class Scoreboard:
         m, unit = self.m, self.m.units[i.resource()]
         interval, latency, name = unit.interval * TICK, unit.latency * TICK, i.mnemonic
         if name == "SPWMMA.323216.F32":
-            cycles, issued = step.work or (0, 0)
+            cycles, issued, _ = step.work or (0, 0, 0)
             busy = max(issued + Fraction(m.pred_off_percent * (128 - issued), 100), cycles)
             return nearest(self.ohmma() * (busy + Fraction(16 * m.bohmma_percent, 100))), latency
         if name == "OHMMA.8161.F32":

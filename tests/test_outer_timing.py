@@ -18,7 +18,7 @@ from knapper.isa import instructions as i
 from knapper.isa.core import Extent, Guard, Instr, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.errors import UsageError
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import Half
+from knapper.isa.modifiers import Half, Width
 from knapper.isa.program import Kernel, Launch
 from knapper.isa.systolic import Array
 from knapper.runtime.counters import NO_GAPS, Counts, counters
@@ -55,7 +55,7 @@ def timed(
     return timer.launch(Launch("k", (blocks, 1, 1), (), ()), counts)
 
 
-def each(machine: Machine, make: Callable[[], Instr], work_of: tuple[int, int] | None = None, skipped: bool = False) -> float:  # fmt: skip
+def each(machine: Machine, make: Callable[[], Instr], work_of: tuple[int, ...] | None = None, skipped: bool = False) -> float:  # fmt: skip
     """Cycles that one more of an instruction takes."""
 
     def run(n: int) -> int:
@@ -102,6 +102,38 @@ def test_an_spwmma_takes_the_slower_of_products_and_banks(
     assert int(event["next"]) - (1 << 31) == expected * interval * 256 // 32
     got = each(m, lambda: i.SPWMMA(**VECTORS), (cycles, ohmmas))
     assert got == pytest.approx(max(expected * interval / 32, 1), abs=0.02)
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+@pytest.mark.parametrize(
+    ("passes", "expected"), [(0, 20), (4, 20), (5, 20), (6, 24), (16, 64)], ids=str
+)
+def test_values_come_through_the_port_of_shared_memory(
+    passes: int, interval: int, expected: int
+) -> None:
+    """Four sub-cores, each with an SPWMMA of 16 OHMMAs, 20 cycles: five passes each are what shared memory delivers meanwhile."""
+    m = DSTC.with_(**{"units.lsu_shared.interval": interval})
+    got = each(m, lambda: i.SPWMMA(**VECTORS), (16, 16, passes))
+    assert got == pytest.approx(max(20, 4 * passes * interval), abs=0.02)
+    assert interval > 1 or got == pytest.approx(expected, abs=0.02)
+
+
+def test_products_and_loads_share_the_port() -> None:
+    """Each sub-core's product needs 4 of 20 cycles; with two LDS each beside it all that is 24, and the port is never idle."""
+    events = [(pc, work(16, 16, 4), 1) for pc in range(0, 192, 3)]
+    loads = [i.LDS(width=Width._32, d=Reg(10 + n), base=UReg(0), a=Reg(1), offset=Signed(0)) for n in range(2)]  # fmt: skip
+    code: list[Instr] = [i.SPWMMA(**VECTORS), *loads] * 64
+    timing = timed(DSTC, code, lambda _: events)
+    assert timing.busy["lsu_shared"] == pytest.approx(1, abs=0.03)
+    alone = timed(DSTC, [i.SPWMMA(**VECTORS)] * 64, lambda _: [(n, work(16, 16, 4), 1) for n in range(64)])  # fmt: skip
+    assert alone.busy["lsu_shared"] == pytest.approx(16 / 20, abs=0.03)
+
+
+def test_an_ohmma_reads_its_share_of_a_step() -> None:
+    """Four sub-cores: half a pass; the issue pitch hides it until a pass takes 2.5 cycles."""
+    m = DSTC.with_(**{"units.lsu_shared.interval": 4})
+    ohmma = each(m, lambda: i.OHMMA(**VECTORS, k=Unsigned(0), i=Unsigned(0), j=Unsigned(0)))
+    assert ohmma == pytest.approx(4 / 8 * 4, abs=0.05)
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1), (100, 1.25), (400, 5)])
@@ -190,7 +222,7 @@ def test_both_engines_record_the_same_products(window: int) -> None:
     "numbers",
     [
         {"pred_off_percent": 100}, {"bohmma_percent": 50}, {"units.tensor.interval": 32},
-        {"collector_window": 16, "pred_off_percent": 30},
+        {"collector_window": 16, "pred_off_percent": 30}, {"units.lsu_shared.interval": 16},
     ],
     ids=str,
 )  # fmt: skip

@@ -65,7 +65,7 @@ class Program:
             work = None
             if isinstance(instr, i.SPWMMA):
                 ohmmas = rng.choice((0, 5, 24, 128))
-                work = (ohmmas + rng.choice((0, 3, 100)), ohmmas)
+                work = (ohmmas + rng.choice((0, 3, 100)), ohmmas, rng.choice((0, 1, 7, 16)))
             steps.append(Step(pc, skippable and rng.random() < 0.3, False, work))
 
         self.walks.append(walk)

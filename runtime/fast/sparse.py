@@ -23,7 +23,7 @@ from typing import Any
 from llvmlite import ir
 
 from knapper.isa.lanes import LaneType
-from knapper.isa.sparse import COLUMNS, ROWS, STEPS, TILE, WORDS
+from knapper.isa.sparse import COLUMNS, PASS, ROWS, STEPS, TILE, WORDS
 from knapper.isa.systolic import WORD
 
 from ..decode import ROW
@@ -57,10 +57,11 @@ def spwmma(m: TraceWarp, i: Any) -> None:
             with slow:
                 slowly(m, i, c)
     settle(m, c)
-    issued = work(m, bitmaps)
+    issued, values = work(m, bitmaps)
     with code.when(m.state.timing != 0):
         cycles = bank_cycles(m, m.row(i.bm), bitmaps, issued)
-        event(m, (cycles << 8) | issued | WORK)
+        passes = (values + (PASS - 1)) >> (PASS.bit_length() - 1)
+        event(m, (passes << 24) | (cycles << 8) | issued | WORK)
 
 
 def ohmma(m: TraceWarp, i: Any) -> None:
@@ -254,8 +255,8 @@ def all_(x: int) -> Any:
 # --- counters and events
 
 
-def work(m: TraceWarp, bitmaps: Any) -> Num:
-    """Count an SPWMMA's OHMMAs and products; the OHMMAs (`sparse.Work`)."""
+def work(m: TraceWarp, bitmaps: Any) -> tuple[Num, Num]:
+    """Count an SPWMMA's OHMMAs and products; the OHMMAs, and the values that take part (`sparse.Work`)."""
     code, b, half = m.code, m.code.b, vector(I32, STEPS)
     count = code.intrinsic("llvm.ctpop", vector(I32), [bitmaps])
     sides = [code.shuffle(count, count, range(n, n + STEPS)) for n in (0, STEPS)]
@@ -266,13 +267,15 @@ def work(m: TraceWarp, bitmaps: Any) -> Num:
         )
         for side, n in zip(sides, (ROWS, COLUMNS), strict=True)
     ]
-    issued, products = (
-        code.of(code.intrinsic("llvm.vector.reduce.add", I32, [b.mul(*pair)], [half]))
-        for pair in (sets, sides)
+    products, none = b.mul(*sides), constant_vector(I32, [0] * STEPS)
+    values = b.select(b.icmp_unsigned("!=", products, none), b.add(*sides), none)
+    issued, made, used = (
+        code.of(code.intrinsic("llvm.vector.reduce.add", I32, [column], [half]))
+        for column in (b.mul(*sets), products, values)
     )
     add(m, "ohmma", issued)
-    add(m, "products", products)
-    return issued
+    add(m, "products", made)
+    return issued, used
 
 
 def add(m: TraceWarp, column: str, amount: Num) -> None:

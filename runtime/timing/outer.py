@@ -11,6 +11,15 @@ does (`units.tensor.interval`): dense outer products are as fast as dense inner 
     ACC.LD    a register each interval of its unit, and ACC.ST likewise
     BMENC     its unit twice: to compare, and to place what is stored
 
+Values come from shared memory, through the port that LDSM, LDS and STS of all sub-cores take, at 128 bytes each of its intervals:
+
+    SPWMMA    2 bytes for each value of A_k and B_k of steps k in which both have some, in whole passes: 0 to 16, recorded beside the rest
+    OHMMA     an eighth of a pass, its share of a step's 64 values; nothing if its guard leaves it out
+
+The port is asked as the product begins, and products and reading overlap: the tensor port is free again when both are done. Assumed: a
+value is read once and held for all OHMMAs of its step (at most 8), and for no other step or SPWMMA; a pass gathers 128 bytes
+whichever banks they lie in; nothing is read ahead of the product before.
+
 Bank cycles are recorded for the collector's window of the machine that ran, and only SPWMMAs have them: an OHMMA that a warp issues itself is
 assumed to find a collector that hides its conflicts.
 """
@@ -26,15 +35,19 @@ from numpy.typing import NDArray
 from knapper.isa.core import Instr
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Memory
-from knapper.isa.sparse import BMENC, DENSE, OHMMA, OWMMA, SPWMMA, STEPS
+from knapper.isa.sparse import BMENC, DENSE, OHMMA, OWMMA, PASS, SPWMMA, STEPS, TILE
 
 from ..collector import COLUMNS, ROWS
-from .state import END, TICK, WORK
+from .state import END, PASSES, TICK, WORK
 
+SHARED = "lsu_shared"
+"""The unit whose port values come through."""
 PRODUCT = 32
 """OHMMAs of a product of 16×16×16."""
-MOST = END - WORK - 1
+MOST = PASSES - 1
 """Ticks that an event can say."""
+ALL = -(-2 * STEPS * TILE // PASS)
+"""Passes over shared memory of an SPWMMA without zeros."""
 
 
 class Turn(NamedTuple):
@@ -88,6 +101,14 @@ def turn(i: Instr, machine: Machine) -> Turn | None:
     return row(i, machine) if row else None
 
 
+def reads(i: Instr, machine: Machine) -> tuple[int, int]:
+    """Ticks of shared memory's port that an instruction takes for its values, and those for each pass that an event says."""
+    if not isinstance(i, (SPWMMA, OHMMA)):
+        return 0, 0
+    a_pass = TICK * machine.units[SHARED].interval
+    return (0, a_pass) if isinstance(i, SPWMMA) else (a_pass * ALL // DENSE, 0)
+
+
 def dense(i: Instr, machine: Machine) -> tuple[int, int]:
     """Multiply-accumulates of an instruction at most, and the ticks that these take; no ticks for what the table of units says."""
     if isinstance(i, (SPWMMA, OHMMA)):
@@ -102,14 +123,16 @@ def encodes(i: Instr) -> bool:
 
 
 def priced(events: NDArray[Any], machine: Machine) -> NDArray[Any]:
-    """Events whose WORK is in ticks instead of OHMMAs and bank cycles."""
+    """Events whose WORK is in ticks instead of OHMMAs and bank cycles, as `state` has it."""
     to = events["next"].astype(np.int64)
     done = (to >= WORK) & (to != END)
     if not done.any():
         return events
-    cycles, ohmmas = to[done] - WORK >> 8, to[done] & 0xFF
+    cycles, ohmmas = to[done] >> 8 & 0xFFFF, to[done] & 0xFF
+    passes = np.minimum(to[done] - WORK >> 24, ALL)
     issued = 100 * ohmmas + machine.pred_off_percent * np.maximum(DENSE - ohmmas, 0)
     percent = np.maximum(issued, 100 * cycles) + STEPS * machine.bohmma_percent
     out = events.copy()
-    out["next"][done] = WORK + np.minimum((pitch(machine) * percent + 50) // 100, MOST)
+    ticks = np.minimum((pitch(machine) * percent + 50) // 100, MOST)
+    out["next"][done] = WORK + passes * PASSES + ticks
     return out

@@ -38,7 +38,7 @@ from .fit import misfits
 from .meter import Meter
 from .tables import Structure
 
-SCHEMA = "knapper.record/3"
+SCHEMA = "knapper.record/4"
 ARRAYS: dict[str, Any] = {
     "meta": "u1", "image": "u1", "counts": COUNTER, "totals": "i8", "gaps": "u8", "reach": "i8", "of_block": "u4", "classes": "i8",
     "lengths": "i8", "events": EVENT,

@@ -10,6 +10,8 @@ oldest; a block's warps are older than those of blocks that started after it). A
 Nothing that happens later changes when a result is ready, so a warp's wait for registers is known when it comes to an
 instruction (`fetch`), and the simulation goes from one cycle in which something may issue to the next such.
 
+A product of condensed vectors needs two ports: it takes its own until shared memory, from its start on, has delivered its last value.
+
 Memory: an access takes the port of its unit, by how many sectors miss the SM's share of L2 and of DRAM, and a vector memory's port, each a
 queue that is busy until some time. Its latency begins when the slowest of them has taken it in. Stores do the same and are forgotten.
 
@@ -49,6 +51,7 @@ from .state import (
     NEVER,
     NO_WARP,
     ORDINARY,
+    PASSES,
     PLAIN,
     QUEUE,
     SYSTOLIC,
@@ -274,7 +277,11 @@ def execute(
 ) -> int:  # fmt: skip
     """Take the port and the queues, and say when registers will be ready; the tick of the result."""
     op = ops[pc]
-    start = occupy(sm, sm.port[w], (t + op.extra) * TICK, op.occupy + longer)
+    start = occupy(sm, sm.port[w], (t + op.extra) * TICK, op.occupy + longer % PASSES)
+    read = op.reads + longer // PASSES * op.a_pass
+    if read > 0:
+        read += occupy(sm, op.other, start, read)
+        sm.free[sm.port[w]] = max(sm.free[sm.port[w]], read)
     taken = start
     if op.kind == PLAIN:
         taken = max(memory(sm, op, start), vector_port(sm, start, op.vector))

@@ -19,13 +19,17 @@ NEVER = 1 << 60
 END = 0xFFFFFFFF
 """`next` of a warp's last event."""
 WORK = 1 << 31
-"""From this number on, END excepted, `next` says how many ticks more the instruction occupies its port, and the warp goes on behind it."""
+"""From this number on, END excepted, `next` says what an SPWMMA takes, and the warp goes on behind it: WORK + passes · PASSES + ticks more that
+it occupies its port. `passes`: over shared memory, for its values."""
+PASSES = 1 << 26
+"""One of them."""
 
 OP = np.dtype(
     [
         (name, "i8")
         for name in (
-            "kind", "port", "spread", "extra", "occupy", "latency", "l2", "dram", "vector", "guard", "memory", "work", "skip", "first", "last",
+            "kind", "port", "spread", "extra", "occupy", "latency", "l2", "dram", "vector", "guard", "memory", "work", "skip",
+            "other", "reads", "a_pass", "first", "last",
         )
     ]
 )  # fmt: skip
@@ -34,7 +38,8 @@ reading registers takes beyond the issue; `occupy`: ticks that the port is taken
 `dram`: ticks that it takes of the SM's share of their bandwidths; `vector`: ticks of the vector memory's port; `guard`: the slot of its
 predicate, or -1; `memory`: 1 if its result comes from memory; `work`: ticks that a systolic command takes of the array, from the last byte of a
 transfer to its arrival, that the pipeline takes to empty after a group; the n of a WAIT; `skip`: ticks that the
-port is taken when its guard leaves it out; `first`, `last`: its entries in `spans`, last excluded."""
+port is taken when its guard leaves it out; `other`: the port of shared memory, where a product of condensed vectors reads; `reads`: ticks of
+it, and `a_pass`: ticks of it for each pass that an event says; `first`, `last`: its entries in `spans`, last excluded."""
 SPAN = np.dtype([("slot", "i4"), ("words", "i4"), ("write", "i4")])
 """Scoreboard slots that an instruction names: the first, how many, and whether it writes them."""
 

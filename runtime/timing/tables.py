@@ -314,6 +314,10 @@ class Costs:
             if turn := outer.turn(instr, machine):
                 mine = s.variant == v
                 ops["occupy"][mine], ops["latency"][mine], ops["skip"][mine] = turn
+            if any(values := outer.reads(instr, machine)):
+                mine = s.variant == v
+                ops["reads"][mine], ops["a_pass"][mine] = values
+                ops["other"][mine] = self.ports[outer.SHARED][0]
         ops["port"][ops["kind"] == COMMIT], ops["occupy"][ops["kind"] == COMMIT] = QUEUE, 0
         ops["spread"][ops["kind"] == COMMIT] = 0
         for name in s.spans:
