@@ -12,9 +12,12 @@ L2 as a launch before, in this run or an earlier one of the session, takes the s
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -37,6 +40,11 @@ from .tables import PREDICATES, SECTOR, UNIFORMS, Costs, Structure
 
 KEPT = 4096
 """Launches whose timing is kept, of a program on a machine."""
+MANY = 8
+"""Distinct sequences of blocks from which on threads share them: fewer are over before threads have begun."""
+PROCESSORS = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 NO_BLOCK = -1
 """In place of the last block of SMs that get one less than others."""
 
@@ -168,9 +176,13 @@ class Run:
     def timing(self) -> Timing:
         events, path = self.paths.flat
         events = priced(events, self.machine)
-        return self.report(
-            [self.simulate(events, path, s, sms) for s, sms in self.sequences().items()]
-        )
+        dealt, sms = zip(*self.sequences().items(), strict=True)
+        threads = min(len(dealt), PROCESSORS) if len(dealt) >= MANY else 1
+        simulate = partial(self.simulate, events, path)
+        if threads == 1:
+            return self.report(list(map(simulate, dealt, sms)))
+        with ThreadPoolExecutor(threads) as pool:  # compiled code runs without Python's lock
+            return self.report(list(pool.map(simulate, dealt, sms)))
 
     def simulate(
         self, events: NDArray[Any], path: NDArray[np.int64], dealt: bytes, sms: int
