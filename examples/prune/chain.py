@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,6 +144,7 @@ def prepare_worker(told: Any) -> None:
     """Called in each process; told takes (name, share done)."""
     global _told
     _told = told
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it, and ends this one
 
 
 def reporter(name: str, start: float, end: float) -> Report:

@@ -3,7 +3,7 @@
 A network of one seed and pattern is a chain of stages; chains run side by side, each in a process of one thread. The end of each stage
 is kept in a file, and whoever starts again goes on from there: Ctrl-C costs a stage at most.
 
-Exit codes: 0, tile-wise networks at 75 % are within two points of dense; 1, one is not; 2, it was asked for wrongly.
+Exit codes: 0, tile-wise networks at 75 % are within two points of dense; 1, one is not; 2, it was asked for wrongly; 130, it was stopped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     plan = Plan.quick(a.dir / "quick", folder) if a.quick else Plan(a.dir, folder)
     patterns = QUICK if a.quick else PATTERNS
-    outcomes = run(plan, patterns, range(a.seeds), a.jobs, console)
+    try:
+        outcomes = run(plan, patterns, range(a.seeds), a.jobs, console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        return 130
     found = Table(outcomes, patterns, plan)
     text = page(found)
     print(text)
@@ -84,11 +88,17 @@ def run(
         Progress(*columns, console=console) as bars,
         ProcessPoolExecutor(jobs, spawn, prepare_worker, (told,)) as pool,
     ):
-        first = {pool.submit(dense, plan, seed): f"seed {seed}" for seed in seeds}
-        for _ in watch(first, told, bars):
-            pass
-        futures = {pool.submit(chain, plan, job): str(job) for job in wanted}
-        ended = {found[0].job: found for found in watch(futures, told, bars)}
+        try:
+            first = {pool.submit(dense, plan, seed): f"seed {seed}" for seed in seeds}
+            for _ in watch(first, told, bars):
+                pass
+            futures = {pool.submit(chain, plan, job): str(job) for job in wanted}
+            ended = {found[0].job: found for found in watch(futures, told, bars)}
+        except BaseException:  # Ctrl-C, too: nobody waits for the other jobs
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
     return [o for job in wanted for o in ended[job]]
 
 

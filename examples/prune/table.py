@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,20 @@ KEPT = Pattern("TW", 16), Pattern("TW", 64)
 class Numbers:
     """One number of each seed."""
 
-    of: tuple[float, ...]
+    of: Mapping[int, float]
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.of)
+        return statistics.fmean(self.of.values())
 
     @property
     def deviation(self) -> float:
         """Of a seed's number; nan if there is only one."""
-        return statistics.stdev(self.of) if len(self.of) > 1 else float("nan")
+        return statistics.stdev(self.of.values()) if len(self.of) > 1 else float("nan")
 
     def __sub__(self, other: Numbers) -> Numbers:
-        return Numbers(tuple(a - b for a, b in zip(self.of, other.of, strict=True)))
+        """Seed by seed, of those that both have."""
+        return Numbers({s: a - other.of[s] for s, a in self.of.items() if s in other.of})
 
     def text(self, digits: int = 2) -> str:
         """In per cent."""
@@ -60,13 +61,13 @@ class Table:
     plan: Plan
 
     def numbers(self, field: str, pattern: str, sparsity: float) -> Numbers:
-        """Of all seeds in their order; the dense network is in every pattern's outcomes, at sparsity 0."""
+        """Of all seeds; the dense network is in every pattern's outcomes, at sparsity 0."""
         return Numbers(
-            tuple(
-                getattr(o, field)
+            {
+                o.job.seed: getattr(o, field)
                 for o in self.outcomes
                 if str(o.job.pattern) == pattern and o.sparsity == sparsity
-            )
+            }
         )
 
     def accuracy(self, pattern: str, sparsity: float) -> Numbers:
@@ -82,18 +83,18 @@ class Table:
         return max((self.dense - self.accuracy(n, GOAL)).mean for n in names)
 
     def rows(self, sparsity: float) -> Iterator[str]:
-        yield "| weights | density | energy kept | accuracy, torch | accuracy, emulator | points lost |"
-        yield "|---|---|---|---|---|---|"
+        yield "| weights | seeds | density | energy kept | accuracy, torch | accuracy, emulator | points lost |"
+        yield "|---|---|---|---|---|---|---|"
         first = str(self.patterns[0])
         exact = self.numbers("torch", first, 0.0).text(), self.dense.text()
-        yield f"| dense | 1 | 1 | {exact[0]} | {exact[1]} | |"
+        yield f"| dense | {len(self.dense.of)} | 1 | 1 | {exact[0]} | {exact[1]} | |"
         for name in map(str, self.patterns):
             density, energy, torch = (
                 self.numbers(f, name, sparsity) for f in ("density", "energy", "torch")
             )
             found = self.accuracy(name, sparsity)
             lost = (self.dense - found).text()
-            yield f"| {name} | {density.mean:.4f} | {energy.mean:.3f} | {torch.text()} | {found.text()} | {lost} |"
+            yield f"| {name} | {len(found.of)} | {density.mean:.4f} | {energy.mean:.3f} | {torch.text()} | {found.text()} | {lost} |"
 
     def orders(self, sparsity: float) -> Iterator[str]:
         yield "| expected | energy | accuracy, points | claimed |"
@@ -168,11 +169,11 @@ INTRODUCTION = """# Pruned networks that keep their accuracy
 apt-get.
 
 A residual CNN (`examples/prune/network.py`: 32, 64, 128 channels, 290,026 parameters) is trained on {train} images for {epochs}
-epochs. Then, stage by stage (sparsity {stages}), weights are ranked and masked, and what is left
-is trained on, with the masks applied after every step. The 286,720 weights of the six convolutions in the blocks may go; density is
-theirs. They are ranked by Taylor scores, (w·∂L/∂w)² summed over the last 100 steps of the training before, over all layers together. A
-weight that is pruned has the score 0 from then on. Each network is exported with its batch norms folded and its weights in fp16,
-compiled for `{target}`, and run on the emulator with all {test} test images.
+epochs. Then, stage by stage (sparsity {stages}),
+weights are ranked and masked, and what is left is trained on, with the masks applied after every step. The 286,720 weights of the six
+convolutions in the blocks may go; density is theirs. They are ranked by Taylor scores, (w·∂L/∂w)² summed over the last 100 steps of
+the training before, over all layers together. A weight that is pruned has the score 0 from then on. Each network is exported with
+its batch norms folded and its weights in fp16, compiled for `{target}`, and run on the emulator with all {test} test images.
 
 **Tile-wise networks at 75 % lose {loss} points**, the worse of G = 16 and G = 64.
 
@@ -186,8 +187,8 @@ ORDERS = """Differences seed by seed, mean and standard deviation; an order is c
 
 TIMES = """## How, and how long
 
-Seeds {seeds}. {sd}Every process has one thread, so a seed fixes a network bit for bit on one kind of processor. Training took
-{each} minutes of one core a seed, {dense} of them for the dense network; as many cores as there are work at it. The emulator
+Seeds {seeds}. {sd}Every process has one thread, so that
+a seed fixes the order of every sum. Training took {each} minutes of one core a seed, {dense} of them for the dense network; as many cores as there are work at it. The emulator
 takes {emulated} s for {test} images on one core; {mean} of them, on average, and {most} at most, are classified other than
 by torch, which computes in fp32.
 
