@@ -43,6 +43,7 @@ from .conv import LDG_IM2COL
 from .dma import DMA_LD, FILL_DUP
 from .gather import GATHK_PUSH, TWDESC
 from .sparse import BMENC, BMSLICE, BOHMMA, BTST, OHMMA, OWMMA, SPWMMA
+from .sparse24 import HMMA_SP
 from .systolic import ACC_LD, ACC_ST, LSMA, MODE, SMA_COMMIT, SMA_LDB, SMA_SWAP, SMA_WAIT
 from .tensor import HMMA, HMMA_F16, LDSM
 from .vector_memory import CONVDESC, IM2COL_PUSH
@@ -77,6 +78,7 @@ __all__ = [
     "HADD2",
     "HMMA",
     "HMMA_F16",
+    "HMMA_SP",
     "HMNMX2",
     "HMUL2",
     "IABS",

@@ -23,6 +23,7 @@ from . import (
     image,
     lanes,
     sparse,
+    sparse24,
     systolic,
     tensor,
     vector_memory,
@@ -33,6 +34,7 @@ from .core import CUSTOM, OPCODE_BITS, TABLE, WORD, Bits, Instr, Modifier
 EXTENSIONS: dict[str, str] = {
     "base": "integers to 64 bits, f16, bf16, f32, f64, special functions, memory, divergence, shuffles, votes, barriers",
     "tensor": "inner-product matrix multiply-accumulate on 16-bit operands, fp32 or fp16 accumulators",
+    "sparse24": "inner products over twice the k, of weights that keep two of four elements",
     "systolic": "asynchronous matrix commands to weight-stationary arrays, two modes of the SM; vector memory",
     "conv": "loads that know the image: implicit im2col",
     "async": "a DMA engine that copies to shared memory",
@@ -50,6 +52,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     memory,
     warp,
     tensor,
+    sparse24,
     systolic,
     conv,
     vector_memory,

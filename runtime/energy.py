@@ -24,6 +24,7 @@ from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Space, Start
 from knapper.isa.program import Kernel
 from knapper.isa.sparse import OHMMA, SPWMMA, STEPS
+from knapper.isa.sparse24 import HMMA_SP
 from knapper.isa.systolic import LSMA, SMA_LDB, Transfer
 
 from .counters import COUNTER, WORD, Counts
@@ -64,6 +65,8 @@ ISSUE_ONLY = ("control", "barrier", "sreg", "mode", *COMMANDS)
 """Units that cost a warp nothing but the issue; what arrays and the DMA engine then do is told below."""
 TENSOR = {"tensor": 1, "tensor_f16": 2, "outer": 1}
 """Tensor Core units, and how many accumulators of theirs share a word."""
+METADATA = LANES // 2
+"""Words of e that an HMMA.SP uses: half of each lane's."""
 BITMAPS = {
     SPWMMA.mnemonic: LANES + STEPS * LANES, OHMMA.mnemonic: 2,
     "BOHMMA.32321": LANES, "BMSLICE": 4 * LANES, "BMENC": 3 * LANES,
@@ -218,12 +221,16 @@ def _bitmaps(instr: Instr) -> Cost:
 
 
 def _tensor(instr: Instr, machine: Machine) -> dict[str, float]:
-    """An HMMA moves the words that the machine's Tensor Cores move, not those of our fragments. RZ as C is not read."""
+    """An HMMA moves the words that the machine's Tensor Cores move, not those of our fragments. RZ as C is not read. One over twice
+    the k reads twice the words of A, and metadata."""
     accumulators = machine.tensor_accumulator_words / TENSOR[instr.resource()]
     reads_c = any(a.field == "c" for a in instr.accesses())
+    operands: float = machine.tensor_operand_words
+    if isinstance(instr, HMMA_SP):
+        operands = 1.5 * operands + METADATA
     return {
         "fma16_tensor": instr.macs(LANES),
-        "rf_read": machine.tensor_operand_words + accumulators * reads_c,
+        "rf_read": operands + accumulators * reads_c,
         "rf_write": accumulators,
     }
 

@@ -47,7 +47,7 @@ from knapper.isa.modifiers import (
 )
 from knapper.isa.program import BASE, Kernel, Launch, Operand, Port, Program
 
-EXTENSIONS = ("tensor", "conv", "systolic")
+EXTENSIONS = ("tensor", "sparse24", "conv", "systolic")
 VOLTA, SMA = (Machine.load(name).to_dict() for name in ("volta-8tc", "sma3"))
 ACCUMULATORS = 1024  # words of accumulator memory
 TARGET = {

@@ -15,6 +15,7 @@ from llvmlite import ir
 from knapper.isa.base.algebra import join
 from knapper.isa.lanes import BF16, F16, F32, U32, LaneType
 from knapper.isa.modifiers import Trans
+from knapper.isa.sparse24 import KEPT, OF, shift
 
 from ..decode import ROW
 from . import accesses
@@ -83,6 +84,45 @@ def hmma(m: TraceWarp, i: Any) -> None:
         for r in range(N):
             left = code.load(code.at(a, 4 * (N * r + k)), FLOAT, 4)
             sums[r] = multiply_add(m, t, code.splat(left, N), right, sums[r])
+    deliver(m, i, sums)
+
+
+def hmma_sp(m: TraceWarp, i: Any) -> None:
+    """d = a @ b + c over 32 k, of which each column of b has half: the others' sums stay, under a mask."""
+    code, b_, t = m.code, m.code.b, i.type.lane
+    for first, count in ((i.a, 8), (i.b, 4), (i.c, 8), (i.e, 1)):
+        for r in range(count if m.checked else 0):
+            m.word(first + r)
+    a = [widen(m, m.row(i.a + n), t) for n in (0, 4)]
+    b, c, e = m.row(i.b), m.row(i.c), m.row(i.e)
+    sums = [code.load(code.at(c, 4 * N * r), vector(FLOAT, N), 64) for r in range(N)]
+    for s in range(0, N, KEPT):
+        pair = [code.load(code.at(b, 2 * N * (s + n)), vector(I16, N), 32) for n in range(KEPT)]
+        which = [indices(code, e, s + n, int(i.half)) for n in range(KEPT)]
+        for n in range(OF):
+            first, second = (
+                b_.icmp_unsigned("==", w, constant_vector(I32, [n] * N)) for w in which
+            )
+            kept, k = b_.or_(first, second), OF * (s // KEPT) + n
+            right = single(m.algebra, b_.select(first, *pair), t)
+            for r in range(N):
+                left = code.load(code.at(a[k // N], 4 * (N * r + k % N)), FLOAT, 4)
+                total = multiply_add(m, t, code.splat(left, N), right, sums[r])
+                sums[r] = b_.select(kept, total, sums[r])
+    deliver(m, i, sums)
+
+
+def indices(code: Code, e: Any, s: int, half: int) -> Any:
+    """Which of its four each element of row s of a compressed fragment is, from the metadata at e."""
+    words = code.load(code.at(e, 4 * 8 * (s % 4)), vector(I32, N // 2), 32)
+    spread = code.shuffle(words, words, [j // 2 for j in range(N)])
+    shifts = constant_vector(I32, [shift(s, j, half) for j in range(N)])
+    return code.b.and_(code.b.lshr(spread, shifts), constant_vector(I32, [3] * N))
+
+
+def deliver(m: TraceWarp, i: Any, sums: list[Any]) -> None:
+    """The rows of d, to lanes that are active."""
+    code = m.code
     with code.either(m.mask == FULL) as (full, partial):
         with full:
             d = m.row(i.d)

@@ -20,6 +20,7 @@ from knapper.isa.instructions import (
     GATHK_PUSH,
     HMMA,
     HMMA_F16,
+    HMMA_SP,
     IM2COL_PUSH,
     LDG,
     LDG_IM2COL,
@@ -51,7 +52,7 @@ from ..memory import SECTOR
 from . import accesses, gathers, sparse, systolic, vectors
 from .algebra import Traced
 from .emit import FULL, I1, I8, I32, I64, Num, constant_vector, vector
-from .matrix import hmma, hmma_f16, ldsm
+from .matrix import hmma, hmma_f16, hmma_sp, ldsm
 from .moves import (
     BASES,
     LIMITS,
@@ -447,6 +448,7 @@ NATIVE: dict[type[Instr], Native] = {
     SPWMMA: sparse.spwmma,
     OHMMA: sparse.ohmma,
     HMMA_F16: hmma_f16,
+    HMMA_SP: hmma_sp,
     EXIT: systolic.leave,
     MODE: systolic.switch,
     SMA_LDB: systolic.ldb,

@@ -64,6 +64,7 @@ ISA = (
     "tensor.py",
     "systolic.py",
     "sparse.py",
+    "sparse24.py",
     "conv.py",
     "vector_memory.py",
     "dma.py",
