@@ -187,10 +187,10 @@ ORDERS = """Differences seed by seed, mean and standard deviation; an order is c
 
 TIMES = """## How, and how long
 
-Seeds {seeds}. {sd}Every process has one thread, so that
-a seed fixes the order of every sum. Training took {each} minutes of one core a seed, {dense} of them for the dense network; as many cores as there are work at it. The emulator
-takes {emulated} s for {test} images on one core; {mean} of them, on average, and {most} at most, are classified other than
-by torch, which computes in fp32.
+Seeds {seeds}. {sd}Every process has one thread, so that a seed fixes the order of every sum. Training
+took {each} minutes of one core a seed, {dense} of them for the dense network; as many cores as there are work at it.
+The emulator takes {emulated} s for {test} images on one core; {mean} of them, on average, and {most} at most, are
+classified other than by torch, which computes in fp32.
 
 `examples/prune/` keeps the two tile-wise networks of seed 0 at 75 % (`tw-16-75.onnx`, `tw-64-75.onnx`), their masks, and the
 emulator's answers.
