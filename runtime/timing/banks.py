@@ -13,7 +13,7 @@ from typing import Any
 import numba as _numba
 import numpy as np
 
-from .jit import FOLDER, KEEP, compiled, inlined, kept_in
+from .jit import FOLDER, KEEP, allocating, compiled, inlined, kept_in
 
 numba: Any = _numba
 
@@ -39,7 +39,7 @@ def _pointed(bitmaps: Any, window: int) -> int:
     return bank_cycles(numba.carray(bitmaps, 2 * STEPS, np.uint32), window)
 
 
-@compiled
+@allocating
 def bank_cycles(bitmaps: Any, window: int) -> int:
     """Cycles of the accumulation buffer for an SPWMMA. [32]"""
     return _all(bitmaps) if window == 0 else _grouped(bitmaps, window)
@@ -56,7 +56,7 @@ def _bytes(bits: Any) -> Any:
     return ((bits & np.uint64(0xFF)) * ONE & DIAGONAL) + HIGH >> SEVEN & ONE
 
 
-@compiled
+@allocating
 def _all(bitmaps: Any) -> int:
     """All OHMMAs as one group. Eight banks are the bytes of a word: at most 16 steps · 4 rows · 2 columns come to one."""
     left, right = np.zeros(ROWS, np.uint64), np.zeros(ROWS, np.uint64)
@@ -91,7 +91,7 @@ def _sum(bytes: Any) -> int:
     return np.int64(bytes * ONE >> np.uint64(56))  # type: ignore[return-value]  # numba's int
 
 
-@compiled
+@allocating
 def _grouped(bitmaps: Any, window: int) -> int:
     """Groups of `window` OHMMAs."""
     loads = np.zeros((ROWS, COLUMNS), np.uint8)

@@ -21,7 +21,7 @@ import platformdirs
 config: Any = numba.core.config
 log = logging.getLogger("knapper.runtime")
 F = TypeVar("F", bound=Callable[..., Any])
-SOURCES = ("state.py", "shares.py", "sm.py", "steady.py", "systolic.py", "banks.py")
+SOURCES = ("jit.py", "state.py", "shares.py", "sm.py", "steady.py", "systolic.py", "banks.py")
 """The files whose functions are compiled."""
 
 
@@ -59,7 +59,17 @@ KEEP = writable(FOLDER)
 
 
 def compiled(function: F) -> F:
-    """Compile on first call, run without Python's lock, keep the machine code."""
+    """Compile on first call, run without Python's lock, keep the machine code.
+
+    Without reference counts: the caller holds the arrays, and counting them took more than half of a simulation's time. So no array can be made.
+    """
+    with kept_in(FOLDER):
+        made: Any = numba.njit(nogil=True, cache=KEEP, _nrt=False)(function)
+    return made  # type: ignore[no-any-return]  # it is called as the function is
+
+
+def allocating(function: F) -> F:
+    """As `compiled`, for functions that make arrays."""
     with kept_in(FOLDER):
         made: Any = numba.njit(nogil=True, cache=KEEP)(function)
     return made  # type: ignore[no-any-return]  # it is called as the function is
@@ -67,7 +77,7 @@ def compiled(function: F) -> F:
 
 def inlined(function: F) -> F:
     """Compile into whoever calls it: what happens at every instruction, since a call with ten arrays takes as long as the work."""
-    made: Any = numba.njit(nogil=True, forceinline=True)(function)
+    made: Any = numba.njit(nogil=True, forceinline=True, _nrt=False)(function)
     return made  # type: ignore[no-any-return]  # it is called as the function is
 
 
