@@ -19,6 +19,7 @@ import numba.core.config
 import platformdirs
 
 config: Any = numba.core.config
+njit: Any = numba.njit  # `_nrt` is in no annotation
 log = logging.getLogger("knapper.runtime")
 F = TypeVar("F", bound=Callable[..., Any])
 SOURCES = ("jit.py", "state.py", "shares.py", "sm.py", "steady.py", "systolic.py", "banks.py")
@@ -64,20 +65,20 @@ def compiled(function: F) -> F:
     Without reference counts: the caller holds the arrays, and counting them took more than half of a simulation's time. So no array can be made.
     """
     with kept_in(FOLDER):
-        made: Any = numba.njit(nogil=True, cache=KEEP, _nrt=False)(function)
+        made: Any = njit(nogil=True, cache=KEEP, _nrt=False)(function)
     return made  # type: ignore[no-any-return]  # it is called as the function is
 
 
 def allocating(function: F) -> F:
     """As `compiled`, for functions that make arrays."""
     with kept_in(FOLDER):
-        made: Any = numba.njit(nogil=True, cache=KEEP)(function)
+        made: Any = njit(nogil=True, cache=KEEP)(function)
     return made  # type: ignore[no-any-return]  # it is called as the function is
 
 
 def inlined(function: F) -> F:
     """Compile into whoever calls it: what happens at every instruction, since a call with ten arrays takes as long as the work."""
-    made: Any = numba.njit(nogil=True, forceinline=True, _nrt=False)(function)
+    made: Any = njit(nogil=True, forceinline=True, _nrt=False)(function)
     return made  # type: ignore[no-any-return]  # it is called as the function is
 
 
