@@ -139,6 +139,8 @@ class Writer:
             return Pred(7) if self.rng.random() < 0.03 else Pred(self.rng.choice(PREDS))
         if kind is Guard:
             return self.guard()
+        if kind is Unsigned:
+            return Unsigned(self.rng.randrange(1 << b.width))
         assert issubclass(kind, Modifier), (cls, name)
         return self.rng.choice(list(kind))
 
