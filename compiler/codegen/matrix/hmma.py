@@ -86,23 +86,24 @@ class Fragments(Tiling):
         return self.bk // 16
 
 
-def tilings(p: Product, packed: bool, machine: Machine) -> Iterator[Fragments]:
-    """Block tiles that may pay for this product."""
+def tilings(p: Product, packed: bool, machine: Machine, unit: int = 16) -> Iterator[Fragments]:
+    """Block tiles that may pay for this product, whose steps are multiples of `unit`."""
     for bn in widths(p.n, 16, WIDTHS):
         for bm in heights(p, bn, 16, HEIGHTS, machine):
             for wm, wn in pairs(WARPS, WARPS):
                 if bm // 16 % wm or bn // 16 % wn:
                     continue
-                for bk in _depths(p):
+                for bk in _depths(p, unit):
                     t = Fragments(bm, bn, bk, (wm, wn))
                     if _fits(p, t, packed, machine):
                         yield t
 
 
-def _depths(p: Product) -> list[int]:
+def _depths(p: Product, unit: int) -> list[int]:
     """k a step: as deep as the channels of a tap allow, or for mixed taps 32."""
     dense = blocks.access(p, 16) not in ("gather", "tilewise")
-    deep = [bk for bk in DEPTHS if p.channels % bk == 0 and 2 * bk <= max(p.k, 32)]
+    depths = [bk for bk in DEPTHS if bk % unit == 0]
+    deep = [bk for bk in depths if p.channels % bk == 0 and 2 * bk <= max(p.k, 32)]
     return deep if dense and deep else [32]
 
 
@@ -170,7 +171,7 @@ class Weights:
     def accesses(self) -> list[Weights]:
         return [self]
 
-    def fragments(self, kk: int) -> list[VReg]:
+    def fragments(self, kk: int) -> list[Any]:
         return self.registers[kk]
 
     def refill(self, kk: int) -> None:
@@ -287,7 +288,7 @@ class Fragmented(TiledKernel[F]):
         return (acc for f in self.rows for acc in self.acc[f])
 
     def compute(self, first: bool, last: bool) -> None:
-        for kk in range(self.t.kk):
+        for kk in range(self.depth):
             a = [self.left(kk, f) for f in self.rows]
             bs = self.right.fragments(kk)
             for f, x in zip(self.rows, a, strict=True):
@@ -297,7 +298,12 @@ class Fragmented(TiledKernel[F]):
             if not last:
                 self.right.refill(kk)
 
-    def hmma(self, d: VReg, a: VReg, b: VReg, c: Any, guard: Any) -> None:
+    @property
+    def depth(self) -> int:
+        """Products of fragments of a step, one after the other."""
+        return self.t.kk
+
+    def hmma(self, d: VReg, a: VReg, b: Any, c: Any, guard: Any) -> None:
         """d = a · b + c, of fragments."""
         self.b.emit(HMMA, Half[self.p.dtype.upper()], d, a, b, c, guard=guard)
 
@@ -306,10 +312,11 @@ class Fragmented(TiledKernel[F]):
         return self.fragment(self.read_a, self.p.trans_a, kk, f, self.stride_a, self.t.bm)
 
     def fragment(
-        self, base: VUReg, transposed: bool, kk: int, f: int, stride: int, width: int
-    ) -> VReg:
+        self, base: VUReg, transposed: bool, kk: int, f: int, stride: int, width: int,
+        into: VReg | None = None,
+    ) -> VReg:  # fmt: skip
         """Fragment (f, kk) of an operand: neighbours along its own axis lie `stride` fragments apart."""
-        d = self.b.reg(4)
+        d = into or self.b.reg(4)
         step = width // 16 if stride == 1 else 1
         self.b.emit(
             LDSM,
