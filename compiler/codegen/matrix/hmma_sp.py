@@ -19,7 +19,8 @@ import numpy as np
 from knapper.isa.instructions import HMMA_SP, LDG
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Half, Width
-from knapper.isa.sparse24 import DEPTH, KEPT, OF, SIZE, shift
+from knapper.isa.sparse24 import DEPTH, KEPT, OF, shift
+from knapper.isa.tensor import SIZE
 
 from ...ir import Array
 from ..builder import KernelBuilder, VReg, VUReg
