@@ -58,8 +58,8 @@ def held(found: list[Tile]) -> int:
 def split(matrix: Array, tile: int) -> tuple[Array, Array]:
     """A matrix [K, N] as its tile-wise part and the residue, which sum to it: element by element one of the two is zero.
 
-    A column is of the tile-wise part if at least half as many of its elements are non-zero as in a column with the mean of
-    squares' share, a row of a tile if at least half of its elements are: what pruning left is nearly full, a residue is thin.
+    A column is of the tile-wise part if it has at least half as many non-zeros as one that non-zeros typically lie in, a row of
+    a tile if at least half of its elements are non-zero: what pruning left is nearly full, a residue is thin.
     """
     nonzero = matrix != 0
     share = nonzero.mean(axis=0) if len(matrix) else np.zeros(matrix.shape[1])
