@@ -31,7 +31,6 @@ from .idle import idle_units
 from .ir import Graph
 from .lower import Report, lower
 from .passes import Pass
-from .passes.bitmap import Bitmap
 from .plan import Plan
 from .plugins import sources
 from .schedule import Forced, schedule
@@ -178,8 +177,6 @@ def passes(options: Options) -> tuple[Pass, ...]:
     found = pipelines.preset(options.precision) if text is None else pipelines.parse(text)
     if machine is None:
         return found
-    if text is None and "sparse" in machine.extensions:
-        found += (Bitmap(),)
     return tuple(p.on(machine) for p in found)
 
 

@@ -289,7 +289,7 @@ def _problems(g: Graph, places: Mapping[str, str]) -> Iterator[KnapperError]:
     for name, v in g.outputs.items():
         if v not in known:
             yield IRError("E102", f"output {name!r} is %{v}, which nothing defines")
-        elif (e := known[v].encoding) is not None and e.name == "bitmap":
+        elif (encoding := known[v].encoding) is not None and encoding.name == "bitmap":
             hint = "read the first result of BitmapEncode, which is dense"
             yield IRError("E102", f"output {name!r} is {known[v]}", hint=hint)
     if g.encodings:

@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
     commands = root.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for declare in (
-        _demo, _compile, _run, _time, _check, _dis, _asm, _inspect, _ops, _passes, _targets, _isa, _explain, _reproduce,
+        _demo, _compile, _run, _time, _check, _dis, _asm, _inspect, _prune, _ops, _passes, _targets, _isa, _explain, _reproduce,
     ):  # fmt: skip
         declare(commands)
     return root
@@ -319,6 +319,48 @@ def _inspect(commands: Any) -> None:
         "what an image holds: kernels, launches, memory",
     )
     p.add_argument("image", metavar="IMAGE")
+    _json(p)
+
+
+def _prune(commands: Any) -> None:
+    p = _command(
+        commands, "prune", "commands.prune:prune", "make the weights of a model zero that matter least",
+        "All weights of convolutions and matrix products are ranked together. Compiling finds the zeros; `knapper passes prune` has more options.",
+    )  # fmt: skip
+    p.add_argument("model", metavar="MODEL", help="an ONNX file")
+    p.add_argument(
+        "--pattern", metavar="P", help="ew, vw, nm, bw, tw, tw1, tew or tvw (default: tw)"
+    )
+    p.add_argument(
+        "--sparsity", type=float, metavar="S", help="the share that goes (default: 0.75)"
+    )
+    p.add_argument(
+        "-g", "--granularity", type=int, metavar="G", help="columns of a tile (default: 128)"
+    )
+    p.add_argument(
+        "--mode",
+        metavar="M",
+        help="exact, or repo: as the authors of tile-wise sparsity rank (default: exact)",
+    )
+    p.add_argument(
+        "--delta", type=float, metavar="D", help="tew: the share that comes back (default: 0.05)"
+    )
+    p.add_argument(
+        "--layers",
+        metavar="NAMES",
+        help="weights or nodes, patterns with *, between |; ! leaves out (default: *)",
+    )
+    p.add_argument(
+        "--scores", metavar="FILE.npz", help="what counts instead of magnitudes: an array a weight"
+    )
+    p.add_argument(
+        "--apply", dest="masks", metavar="FILE.json", help="ready-made masks instead of ranking"
+    )
+    p.add_argument(
+        "--masks", dest="masks_out", metavar="FILE.json", help="write the masks, for training code"
+    )
+    p.add_argument("-o", "--output", metavar="FILE.onnx", help="write the pruned model")
+    p.set_defaults(shape=[], const=[])
     _json(p)
 
 

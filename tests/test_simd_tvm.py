@@ -107,7 +107,7 @@ def served(name: str) -> bool:
     )
 
 
-OPS_BY_TVM = [n for n in sorted(OPS) if "example" in OPS[n].facets and served(n)]
+OPS_BY_TVM = [n for n in sorted(OPS) if {"example", "relax"} <= OPS[n].facets.keys() and served(n)]
 
 
 @pytest.mark.parametrize("name", OPS_BY_TVM)

@@ -74,7 +74,7 @@ def test_integers_memory_and_branches_run_in_both_modes() -> None:
         cls.unit for cls in vars(i).values() if isinstance(cls, type) and "systolic" in cls.modes
     }
     assert legal == {
-        "control", "barrier", "sreg", "uniform", "alu", "imul", "cvt", "lsu_global", "lsu_shared", "lsu_local", "mode", "systolic", "dma",
+        "control", "barrier", "sreg", "uniform", "alu", "imul", "cvt", "lsu_global", "lsu_shared", "lsu_local", "mode", "systolic", "dma", "bitmap",
     }  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 One file a family, one declaration an op. Names and semantics are ONNX's, with three additions: `layout` ("NCHW" channels
 first, "NHWC" channels last, whatever the rank), `out` (the stored type of a matrix product, "" for the operands'), and
-`trans_a`/`trans_b` of MatMul. Two ops are not ONNX's: `Im2col` and `BitmapEncode`. What ONNX passes as a tensor though it decides a shape (axes, pads,
-starts, repeats, sizes) is an attribute here.
+`trans_a`/`trans_b` of MatMul. Two ops are not ONNX's: `Im2col` and `BitmapEncode`. What ONNX passes as a tensor though it
+decides a shape (axes, pads, starts, repeats, sizes) is an attribute here.
 
 Every op has a reference and examples. Every op has a lowering to TVM Relax, except
 

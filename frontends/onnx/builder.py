@@ -70,6 +70,11 @@ class Call:
         return value
 
 
+def symbol(name: str) -> str:
+    """A name as a plain word of graph text."""
+    return re.sub(r"[^A-Za-z0-9_./-]+", "_", name) or "v"
+
+
 @dataclass
 class Builder:
     """The graph so far."""
@@ -85,8 +90,7 @@ class Builder:
 
     def fresh(self, hint: str) -> str:
         """A value name that is not taken yet: the hint, as a plain word of graph text, numbered if it must be."""
-        stem = re.sub(r"[^A-Za-z0-9_./-]+", "_", hint) or "v"
-        return self._unique(stem, self.taken)
+        return self._unique(symbol(hint), self.taken)
 
     def location(self, hint: str) -> str:
         """A node name that no other node has."""

@@ -71,7 +71,8 @@ def predicted(s: Shape, group: Group, machine: Machine, density: float | None = 
         return block if n == resident else block * max(n / resident, 0.7)
 
     total = cost.in_rounds(blocks, resident, machine, rounds)
-    return float(machine.launch_cycles) + total + cost.WEIGHT * blocks * t.warps * s.steps * each
+    cycles: float = machine.launch_cycles + total + cost.WEIGHT * blocks * t.warps * s.steps * each
+    return cycles
 
 
 def row_counts(group: Group, s: Shape) -> np.ndarray:

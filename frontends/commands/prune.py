@@ -1,0 +1,99 @@
+"""prune: zeros into a model's weights, and the masks beside it.
+
+    knapper prune model.onnx --pattern tw --sparsity 0.75 -g 64 -o pruned.onnx --masks masks.json
+
+The model stays as it is but for those weights, so that any framework can go on training it under the masks. Compiling `pruned.onnx`
+finds the zeros by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from knapper.compiler.ir import Array, Graph
+from knapper.compiler.passes.fold import Fold
+from knapper.compiler.passes.prune import Prune, Weight, weights
+from knapper.compiler.sparsity import sidecar
+from knapper.isa.errors import FrontendError, raise_all
+
+from .. import files
+from .build import read_model
+
+OPTIONS = ("pattern", "sparsity", "granularity", "mode", "delta", "scores", "masks", "layers")
+
+
+def prune(a: argparse.Namespace) -> None:
+    """`knapper prune`."""
+    for path in (a.output, a.masks_out):
+        if path:
+            files.check_place(path)
+    dense = Fold().run(read_model(a))
+    how = Prune(**{o: v for o in OPTIONS if (v := getattr(a, o)) is not None})
+    pruned = how.run(dense)
+    kept = {w.name: w for w in weights(pruned) if w.name in pruned.encodings}
+    if a.output:
+        files.write(a.output, _model(a.model, pruned, kept))
+    if a.masks_out:
+        masks = {n: sidecar.Mask(w.matrix != 0, pruned.encodings[n]) for n, w in kept.items()}
+        files.write(a.masks_out, sidecar.show(masks))
+    rows = [*_rows(dense, kept)]
+    if a.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        _show(rows, {n: str(pruned.encodings[n]) for n in kept})
+
+
+def _rows(dense: Graph, kept: Mapping[str, Weight]) -> Iterator[dict[str, Any]]:
+    for name, w in kept.items():
+        before = np.square(dense.constants[name].astype(np.float64))
+        energy = float(before[w.array != 0].sum() / (before.sum() or 1.0))
+        yield {
+            "weight": name, "k": w.matrix.shape[0], "n": w.matrix.shape[1],
+            "density": float(np.mean(w.array != 0)), "energy": energy,
+        }  # fmt: skip
+
+
+def _show(rows: list[dict[str, Any]], encodings: Mapping[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("weight", "K × N", "density", "energy kept", "pattern"):
+        table.add_column(name, justify="left" if name in ("weight", "pattern") else "right")
+    for r in rows:
+        shape = f"{r['k']} × {r['n']}"
+        table.add_row(
+            r["weight"], shape, f"{r['density']:.4f}", f"{r['energy']:.4f}", encodings[r["weight"]]
+        )
+    size = sum(r["k"] * r["n"] for r in rows)
+    density = sum(r["density"] * r["k"] * r["n"] for r in rows) / size
+    table.add_row("all", f"{size:,}", f"{density:.4f}", "", "")
+    Console().print(table)
+
+
+def _model(path: str, pruned: Graph, kept: Mapping[str, Weight]) -> bytes:
+    """The ONNX file with other numbers in its initializers; E305 for weights that are none of them."""
+    import onnx
+    from onnx import numpy_helper
+
+    from ..onnx.builder import symbol
+
+    model = onnx.load(path)
+    places = {symbol(i.name): i for i in model.graph.initializer}
+    raise_all(
+        FrontendError(
+            "E305", "is no initializer of the model, but computed from others", where=n, hint="leave it out: --layers '!NAME'; `knapper compile` prunes it all the same"
+        )
+        for n, w in kept.items() if n not in places or list(places[n].dims) != list(w.array.shape)
+    )  # fmt: skip
+    for name, w in kept.items():
+        old = places[name]
+        stored: Array = w.array.astype(numpy_helper.to_array(old).dtype)
+        new = numpy_helper.from_array(stored, old.name)
+        old.CopyFrom(new)
+    return bytes(model.SerializeToString())
