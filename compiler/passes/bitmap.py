@@ -67,7 +67,7 @@ class Bitmap(Pass):
         """Choose, then rewrite."""
         if not 0 <= self.density <= 1:
             raise PassError("E302", f"bitmap: density is {self.density}, not between 0 and 1")
-        if not any(n.group for n in g.nodes):
+        if any(n.op in MATRIX and not n.group for n in g.nodes):
             raise PassError("E304", "there are no launches yet", hint="put fuse before bitmap")
         if self.machine is None or "sparse" not in self.machine.extensions:
             return g
