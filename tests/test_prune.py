@@ -95,7 +95,7 @@ def test_zeros_are_named_in_the_types_of_what_is_compiled(graph: Graph) -> None:
 # --- the same bits everywhere
 
 PATTERNS = {
-    "ew": "", "vw": "", "nm": "", "bw": ",block=[16,16]", "tw": ",granularity=16", "tvw": ",granularity=32",
+    "ew": "", "vw": "", "nm": "", "bw": ",block=[16,16]", "tw": ",granularity=16", "tew": ",granularity=16,delta=0.02", "tvw": ",granularity=32",
 }  # fmt: skip
 TARGETS = {"volta-8tc": "", "sma3": "", "tpu-v2": "", "ampere": "", "dstc": ",bitmap{force=true}"}
 

@@ -134,10 +134,10 @@ def test_any_mask(cache: Path, data: Any) -> None:
     check(case, "hmma", cache, 1)
 
 
-def test_a_residue_comes_behind_its_tile_and_is_the_same_everywhere(
+def test_a_residue_is_in_its_place_in_the_chain(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A chain of its own order: near the dense one, and the same bits on Tensor Cores, on arrays and in numpy."""
+    """The bits of the dense product on Tensor Cores, on arrays and in numpy, in fewer steps than all of k."""
     graph, inputs = pruned(matmul((48, 96), (96, 64), known=True), 16, name="tew")
     b = product(group_of(graph)).b
     w = graph.constants[b].copy()
@@ -150,12 +150,11 @@ def test_a_residue_comes_behind_its_tile_and_is_the_same_everywhere(
         options = tilewise(graph, kind)[0]
         got += Session(program(graph, kind, options, cache)).run(inputs).outputs.values()
         got += GENERATORS[kind].evaluate(group_of(graph), options, inputs).values()
-    assert all(same(y, got[0]) for y in got)
-    assert np.allclose(got[0].astype(np.float32), want.astype(np.float32), atol=0.05, rtol=0.01)
+    assert all(same(y, want) for y in got)
     p = product(group_of(graph))
     pruned_ = tilewise_plan.of(group_of(graph), p)
     assert pruned_
-    assert any((np.diff(x.rows) < 0).any() for x in pruned_.parts)
+    assert sum(x.weights.size for x in pruned_.parts) < 0.9 * w.size
 
 
 def test_kernels_do_not_depend_on_the_mask(kind: str, cache: Path) -> None:

@@ -29,7 +29,7 @@ LEAST = 0.1
 FULL = 0.95
 """The share of elements of tiles beside a residue that are not zero, at least."""
 BESIDE = 0.8
-"""Elements of tiles and residue by those of tiles alone, at most: a residue takes an order of its own."""
+"""Elements of tiles and residue by those of tiles alone, at most."""
 AS_WELL = 1.02
 """Elements of a wider tile by those of the best one, at most."""
 
@@ -93,14 +93,11 @@ def _widths(columns: int) -> Sequence[int]:
 
 
 def _with_residue(matrix: Array, width: int) -> int:
-    """Elements that tiles and the rows of their residue compute with; all if the tiles are no tiles but what is thick by chance.
-
-    A residue has an order of its own, so nothing may be taken for one that was not pruned as such.
-    """
+    """Elements that tiles compute with that have the rows of their residue as well; all if they are no tiles but what is thick by chance."""
     own, rest = split(matrix, width)
     found = tiles(own, width)
     if np.count_nonzero(own) < FULL * held(found):
         return matrix.size
     return held(found) + sum(
-        int((rest[:, t.columns] != 0).any(axis=1).sum()) * len(t.columns) for t in found
+        int(np.delete((rest[:, t.columns] != 0).any(axis=1), t.rows).sum()) * len(t.columns) for t in found
     )

@@ -60,12 +60,12 @@ def deltas(kept: Array, length: int, outside: int) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """What a block computes, for all rows of C: up to bn columns of one tile. A row may come twice (a residue's, behind the tile's own)."""
+    """What a block computes, for all rows of C: up to bn columns of one tile."""
 
     batch: Sequence[int]
     """The batch indices that it is for."""
     rows: Array
-    """Of B, in the order of the chain."""
+    """Of B, ascending: the order of the chain."""
     columns: Array
     weights: Array
     """[rows, columns]"""

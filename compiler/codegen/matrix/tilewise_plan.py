@@ -121,15 +121,11 @@ def _found(group: Group, p: Product) -> Pruned | None:
 
 
 def _parts(matrix: Array, width: int, name: str, batch: tuple[int, ...]) -> list[Part]:
-    """The tiles of one matrix [k, n]; of a residue the rows that have any come behind the tile's own."""
-    own, rest = split(matrix, width) if name == "tew" else (matrix, None)
-    return [_part(t, own, rest, batch) for t in tiles(own, width)]
+    """The tiles of one matrix [k, n]. A residue adds rows to its tiles, in their place among them: the chain is that of the dense product."""
+    own = split(matrix, width)[0] if name == "tew" else matrix
+    return [_part(t, matrix, batch) for t in tiles(own, width)]
 
 
-def _part(t: Tile, own: Array, rest: Array | None, batch: tuple[int, ...]) -> Part:
-    rows, weights = t.rows, own[np.ix_(t.rows, t.columns)]
-    if rest is not None:
-        beside = rest[:, t.columns]
-        more = np.flatnonzero((beside != 0).any(axis=1))
-        rows, weights = np.concatenate([rows, more]), np.concatenate([weights, beside[more]])
-    return Part(batch, rows, t.columns, weights)
+def _part(t: Tile, matrix: Array, batch: tuple[int, ...]) -> Part:
+    rows = np.flatnonzero((matrix[:, t.columns] != 0).any(axis=1))
+    return Part(batch, rows, t.columns, matrix[np.ix_(rows, t.columns)])
