@@ -5,7 +5,6 @@ Runs in a process of its own. Nothing here knows of the others.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -19,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 import knapper
+from knapper.compiler.sparsity import sidecar
+from knapper.compiler.sparsity.sidecar import Mask
 
 from .data import Data, Images, normal
 from .export import model
@@ -261,13 +262,7 @@ def emulate(
 
 
 def write_masks(file: Path, job: Job, stage: Stage, kept: Masks) -> None:
-    """The sidecar: of each masked weight its pattern, its shape [K, N], and the mask's bits, row by row, as hexadecimal digits."""
-    weights = {
-        f"{name}.weight": {
-            "encoding": job.pattern.encoding(),
-            "shape": list(m.shape),
-            "mask": np.packbits(m).tobytes().hex(),
-        }
-        for name, m in kept.items()
-    }
-    file.write_text(json.dumps({"sparsity": stage.sparsity, "weights": weights}, indent=1) + "\n")
+    """The sidecar that `knapper prune --apply` reads."""
+    encoding = job.pattern.encoding(stage.sparsity)
+    masks = {f"{name}.weight": Mask(m, encoding) for name, m in kept.items()}
+    file.write_text(sidecar.show(masks))

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from knapper.compiler.encoding import Encoding
+from knapper.compiler.sparsity import Recipe
+
 Scores = Mapping[str, NDArray[np.float32]]
 Masks = dict[str, NDArray[np.bool_]]
 Floats = NDArray[np.float64]
@@ -33,10 +36,10 @@ class Pattern:
     def __str__(self) -> str:
         return f"{self.kind}-{self.size}" if self.size else self.kind
 
-    def encoding(self) -> str:
+    def encoding(self, sparsity: float) -> Encoding:
         """As the type of a masked weight names it."""
-        options = {"BW": f"{{block=[{self.size}, {self.size}]}}", "VW": "", "EW": ""}
-        return self.kind.lower() + options.get(self.kind, f"{{tile={self.size}}}")
+        size = self.size or 1
+        return Recipe(self.kind.lower(), sparsity, size, block=(size, size)).encoding
 
 
 PATTERNS = (
