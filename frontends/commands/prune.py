@@ -87,7 +87,7 @@ def _model(path: str, pruned: Graph, kept: Mapping[str, Weight]) -> bytes:
     places = {symbol(i.name): i for i in model.graph.initializer}
     raise_all(
         FrontendError(
-            "E305", "is no initializer of the model, but computed from others", where=n, hint="leave it out: --layers '!NAME'; `knapper compile` prunes it all the same"
+            "E305", "is no initializer of the model, but computed from others", where=n, hint="leave it out: --layers '!NAME'"
         )
         for n, w in kept.items() if n not in places or list(places[n].dims) != list(w.array.shape)
     )  # fmt: skip

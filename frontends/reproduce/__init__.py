@@ -2,7 +2,9 @@
 
     baseline ─┐                                          claims     what a row is, and the lab that it asks
     sma ──────┤
-    im2col ───┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
+    im2col ───┤
+    tilewise ─┤
+    dstc ─────┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
                         │                                workloads · microbench · cutlass · simulators    what is executed
                         └── lab.run(workload, target)
 
@@ -15,13 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from knapper.isa.errors import UsageError
 
-from . import baseline, im2col, sma
+from . import baseline, dstc, im2col, sma, tilewise
 from .claims import Claim, Lab, Row
 
 SETS: dict[str, Callable[[], Iterable[Claim]]] = {
     "baseline": baseline.rows,
     "sma": sma.rows,
     "im2col": im2col.rows,
+    "tilewise": tilewise.rows,
+    "dstc": dstc.rows,
 }
 """By name, in the order in which they are shown."""
 

@@ -150,9 +150,14 @@ class Lab:
 
 @cache
 def _machine(target: str, factors: tuple[tuple[str, float], ...] = ()) -> Machine:
-    """A target with some of its numbers multiplied; keys that it has not are left out."""
+    """A target with some of its numbers multiplied; keys that it has not are left out.
+
+    `dstc+collector_window=4` is a target with a number of its own, for what programs are recorded with.
+    """
     if not factors:
-        return Machine.load(target)
+        name, *own = target.split("+")
+        pairs = (setting.split("=") for setting in own)
+        return Machine.load(name).with_(**{key: int(value) for key, value in pairs})
     machine = _machine(target)
     return machine.with_(**_scaled(machine, dict(factors)))
 

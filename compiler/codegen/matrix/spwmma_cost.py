@@ -65,7 +65,7 @@ def predicted(s: Shape, group: Group, machine: Machine, density: float | None = 
     step = max(multiply, issue, move, wait)
     epilogue = 32 * max(1.0, warps) * 2 * (8 + len(group.nodes))
     epilogue += 32 * max(1.0, warps) * 2 * 6 if op.encoded else 0
-    block = 3 * machine.l2_latency + s.steps * step + epilogue
+    block: float = 3 * machine.l2_latency + s.steps * step + epilogue
 
     def rounds(n: int) -> float:
         return block if n == resident else block * max(n / resident, 0.7)
