@@ -101,7 +101,9 @@ class Bare:
             for to in [self.write_set, *reads]:
                 self.note(to, "R", c, words, None if c != 255 else c)
 
-    commit = wait = switch = describe = describe_tile = fill = push = copy = lambda self, *operand: None
+    commit = wait = switch = describe = describe_tile = fill = push = copy = lambda self, *operand: (
+        None
+    )
 
     def load(self, space, address, type, words=1, where=None):
         lanes = self.mask if where is None else self.mask & where

@@ -99,5 +99,6 @@ def _with_residue(matrix: Array, width: int) -> int:
     if np.count_nonzero(own) < FULL * held(found):
         return matrix.size
     return held(found) + sum(
-        int(np.delete((rest[:, t.columns] != 0).any(axis=1), t.rows).sum()) * len(t.columns) for t in found
+        int(np.delete((rest[:, t.columns] != 0).any(axis=1), t.rows).sum()) * len(t.columns)
+        for t in found
     )

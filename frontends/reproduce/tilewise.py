@@ -88,7 +88,9 @@ def unchanged(lab: Lab, one: TileGemm) -> float:
 def same() -> Iterator[Claim]:
     """Bits."""
     for name, transposed in (("rows", False), ("transposed", True)):
-        one = TileGemm(256, 384, 256, SPARSITY, granularity=64, transposed=transposed, options=TILEWISE)
+        one = TileGemm(
+            256, 384, 256, SPARSITY, granularity=64, transposed=transposed, options=TILEWISE
+        )
         yield Claim(
             f"T1.{name}", f"share of results with the bits of the dense product, A {name}", (1.0, 1.0), "derived", 0.0,
             partial(unchanged, one=one),
@@ -143,7 +145,9 @@ def bert() -> Iterator[Claim]:
 
 def network(lab: Lab, name: str, sparsity: float) -> PrunedNetwork:
     """One of our networks."""
-    return PrunedNetwork(Network(lab.sizes.network or name, 1, lab.sizes.image), sparsity, "tw", 128)
+    return PrunedNetwork(
+        Network(lab.sizes.network or name, 1, lab.sizes.image), sparsity, "tw", 128
+    )
 
 
 def everywhere(lab: Lab) -> float:
