@@ -237,7 +237,7 @@ def test_implicit_leaves_the_plan_alone() -> None:
     chosen = [[(s.name, s.kind, s.options) for s in p.steps] for p in (plain, implicit)]
     assert chosen[0] == chosen[1]
     assert plain.buffers == implicit.buffers
-    assert implicit.graph.meta["pipeline"].endswith(",fuse,im2col")
+    assert implicit.graph.meta["pipeline"].endswith(",fuse,bitmap,im2col")
 
 
 def test_auto_takes_what_the_cost_model_says_is_faster() -> None:

@@ -253,11 +253,11 @@ def again(file: Path, kernels: Path) -> Program:
 def test_a_dump_has_every_level(dumped: Path) -> None:
     names = [f.name for f in sorted(dumped.iterdir()) if f.suffix in (".ir", ".plan", ".s", ".elf")]
     assert names[0] == "00-import.ir"
-    assert names[-4].endswith("-fuse.ir")
+    assert names[-4].endswith("-bitmap.ir")
     assert names[-3:] == ["plan.plan", "program.elf", "program.s"]
 
 
-@pytest.mark.parametrize("name", ["00-import.ir", "*-fuse.ir", "plan.plan", "program.s"])
+@pytest.mark.parametrize("name", ["00-import.ir", "*-bitmap.ir", "plan.plan", "program.s"])
 def test_every_level_leads_to_the_same_program(dumped: Path, kernels: Path, name: str) -> None:
     want = image.read((dumped / "program.elf").read_bytes(), "program.elf")
     got = again(next(dumped.glob(name)), kernels)

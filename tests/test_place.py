@@ -86,7 +86,7 @@ def test_a_place_goes_with_the_graphs_text(tmp_path: Path) -> None:
     assert [n.place for n in back.nodes if n.op == "MatMul"] == ["ffma"]
     assert ' group("matmul_' in text.show(back)
     assert ' place("ffma")' in text.show(back)
-    assert back.meta["pipeline"].endswith(',fuse,place{kind="ffma",nodes="fc"}')
+    assert back.meta["pipeline"].endswith(',fuse,bitmap,place{kind="ffma",nodes="fc"}')
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class Sparsity(Pass):
         """Look at the constants that products have as weights."""
         users, found = g.users(), dict(g.encodings)
         for name, w in g.constants.items():
-            if name in found or not 2 <= w.ndim <= 4 or w.dtype.kind not in "fV":
+            if name in found or not w.size or not 2 <= w.ndim <= 4 or w.dtype.kind not in "fV":
                 continue
             looks = views(name, w.ndim, users.get(name, ()))
             if len(looks) == 1 and (encoding := recognise(looks[0].matrix(w))):
