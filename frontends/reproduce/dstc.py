@@ -25,7 +25,7 @@ from functools import partial
 
 from .claims import Claim, Lab
 from .microbench import per_turn
-from .outer import DENSE, OhmmaLoop, SpwmmaLoop, Tiles, WarpLoop
+from .outer import DENSE, OuterLoop, Tiles, WarpLoop
 from .recording import Replay
 from .sparse import PrunedNetwork, SparseGemm, products
 from .sparse_tiles import TileLoop
@@ -85,7 +85,7 @@ def at_pitch(lab: Lab, at: Callable[[Lab], Lab], of: Callable[[Lab], float]) -> 
 
 def cycles(lab: Lab, tiles: Tiles, target: str = DSTC) -> float:
     """Of an average tile."""
-    return per_turn(lab, SpwmmaLoop(tiles, lab.sizes.turns), target) / tiles.count
+    return per_turn(lab, OuterLoop(tiles, lab.sizes.turns), target) / tiles.count
 
 
 def relative(lab: Lab, a: float, b: float) -> float:
@@ -150,7 +150,7 @@ def one(lab: Lab, what: str) -> float:
     """Cycles of an instruction at the ideal pitch."""
     lab = ideal(lab)
     if what == "OHMMA":
-        return per_turn(lab, OhmmaLoop(Tiles(32, 32), lab.sizes.turns), DSTC) / DENSE
+        return per_turn(lab, OuterLoop(Tiles(32, 32), lab.sizes.turns, singly=True), DSTC) / DENSE
     if what == "SPWMMA":
         return cycles(lab, Tiles(32, 32))
     loop = WarpLoop(what == "OWMMA", lab.sizes.loop)

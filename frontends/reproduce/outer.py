@@ -7,6 +7,7 @@ are zeros that the bitmaps call non-zero: what a product's values are changes no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,45 +57,25 @@ class Tiles:
             return np.broadcast_to(np.arange(SIDE) < d, shape)
         return rng.random(shape) < d
 
-    def issued(self) -> int:
-        """Closed form: OHMMAs, from how many bits are set."""
-        n = np.bitwise_count(self.words()).astype(int)
-        groups = -(-n[:, :DEPTH] // ROWS) * -(-n[:, DEPTH:] // COLUMNS)
-        return int(groups.sum())
-
 
 @dataclass(frozen=True)
-class SpwmmaLoop:
-    """A turn is an SPWMMA for each tile; one warp has the chip to itself."""
+class OuterLoop:
+    """A turn is an SPWMMA for each tile, or all its OHMMAs `singly`; one warp has the chip to itself."""
 
     tiles: Tiles
     turns: int
+    singly: bool = False
 
     def program(self, machine: Machine) -> Program:
-        b = KernelBuilder("spwmma_loop", (32, 1, 1), machine, matrix=True, accumulators=SIDE**2)
+        b = KernelBuilder("outer_loop", (32, 1, 1), machine, matrix=True, accumulators=SIDE**2)
         start, bitmaps = _operands(b, self.tiles)
         with turns(b, self.turns):
             for bitmap in bitmaps:
-                b.emit(SPWMMA, Half.F16, 0, start, bitmap)
-        b.emit(EXIT)
-        return _program(machine, b, self.tiles)
-
-
-@dataclass(frozen=True)
-class OhmmaLoop:
-    """A turn is all OHMMAs of a tile, one by one."""
-
-    tiles: Tiles
-    turns: int
-
-    def program(self, machine: Machine) -> Program:
-        b = KernelBuilder("ohmma_loop", (32, 1, 1), machine, matrix=True, accumulators=SIDE**2)
-        start, bitmaps = _operands(b, self.tiles)
-        with turns(b, self.turns):
-            for k in range(DEPTH):
-                for i in range(SIDE // ROWS):
-                    for j in range(SIDE // COLUMNS):
-                        b.emit(OHMMA, Half.F16, 0, start, bitmaps[0], k, i, j)
+                if not self.singly:
+                    b.emit(SPWMMA, Half.F16, 0, start, bitmap)
+                    continue
+                for k, i, j in product(range(DEPTH), range(SIDE // ROWS), range(SIDE // COLUMNS)):
+                    b.emit(OHMMA, Half.F16, 0, start, bitmap, k, i, j)
         b.emit(EXIT)
         return _program(machine, b, self.tiles)
 

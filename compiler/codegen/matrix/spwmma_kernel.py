@@ -228,7 +228,7 @@ class SparseKernel(Emitter):
         if (r + 1) * t.warps > s.units_a:
             u = uadd(b, self.warp, r * t.warps)
             if isinstance(u, int):
-                there: Any = PT if u < s.units_a else Not(PT)  # type: ignore[arg-type]
+                there: Any = PT if u < s.units_a else Not(PT)  # type: ignore[arg-type]  # PT is a guard that can be negated, too
             else:
                 there = ucompare(b, Cmp.LT, u, s.units_a)
             inside = b.reg()
@@ -307,7 +307,7 @@ class SparseKernel(Emitter):
         """From where the walk is: addresses, the pixel of the conv unit, the shift inside a segment."""
         b, a = self.b, self.walk_a
         at: Number = a.base[0]
-        tap = b.ureg()
+        tap: Number = b.ureg()
         b.emit(USHF, Direction.R, tap, a.base[0], 4)
         if a.tap is not None:
             segments = b.ureg()
@@ -315,7 +315,7 @@ class SparseKernel(Emitter):
             b.emit(ULOP, Logic.AND, self.next_shift, a.tap, SEGMENT - 1)
             at = umul(b, segments, self.op.layout.channels, a.base[0])
             # channels of a tap never leave it: the unit is asked for segments only
-            tap = umul(b, segments, 1 << 16, tap)  # type: ignore[assignment]
+            tap = umul(b, segments, 1 << 16, tap)
         b.emit(UMOV, self.pixel, tap)
         for base, target, size in (
             (self.base_a, self.values_at, SLOT),
