@@ -6,184 +6,63 @@ runs random code (regions that diverge, loops, barriers, every addressing form),
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from random_operands import (
+    ADDRESS,
+    FREE,
+    GRID,
+    IN_BASE,
+    INPUT,
+    LOCAL,
+    MINE,
+    NEXT,
+    OUT,
+    OUT_BASE,
+    POOL,
+    PREDS,
+    REGION,
+    REGISTERS,
+    SHARED,
+    SPECIAL,
+    TARGET,
+    THREADS,
+    TID,
+    UPOOL,
+    WARPS,
+)
+from random_products import Products
 
 from knapper.isa import instructions as i
 from knapper.isa.core import (
-    CUSTOM,
-    TABLE,
     Convergence,
-    Extent,
     Guard,
     Instr,
-    Label,
-    Modifier,
     Pred,
     Reg,
     Signed,
     Src,
     Unsigned,
     UReg,
-    alignment,
 )
-from knapper.isa.machine import Machine
 from knapper.isa.modifiers import (
     SR,
     Bits32,
     Cmp,
     Direction,
-    Element,
     IntType,
     Logic,
-    Mode,
-    Space,
-    Start,
+    Memory,
     Trans,
     Width,
 )
 from knapper.isa.program import BASE, Kernel, Launch, Operand, Port, Program
 
-EXTENSIONS = ("tensor", "sparse24", "conv", "systolic")
-VOLTA, SMA = (Machine.load(name).to_dict() for name in ("volta-8tc", "sma3"))
-ACCUMULATORS = 1024  # words of accumulator memory
-TARGET = {
-    **VOLTA,
-    **SMA,
-    "extensions": ["base", *EXTENSIONS],
-    "units": {**VOLTA["units"], **SMA["units"]},
-    "accumulator_bytes": {"value": 4 * ACCUMULATORS, "provenance": "assumed"},
-}
-"""A machine with all that the programs use."""
-WARPS, THREADS, GRID = 3, 84, (2, 1, 1)  # the last warp has 20 threads
-INPUT, REGION = 4096, 512  # bytes of input; bytes of output a thread
-SHARED = 1024  # bytes of shared memory a warp
-LOCAL = 64
-POOL, UPOOL, PREDS = range(8, 56), range(8, 32), range(6)
-TID, OUT, TRIPS, ADDRESS = Reg(0), Reg(2), Reg(3), Reg(4)
-IN_BASE, OUT_BASE, MINE, NEXT = (
-    UReg(0),
-    UReg(2),
-    UReg(4),
-    UReg(5),
-)  # MINE: this warp's part of shared memory, NEXT: another's
-REGISTERS = 56
 
-
-class Writer:
+class Writer(Products):
     """Writes one random program."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
-        self.code: list[Callable[[], Instr]] = []
-        self.marks: dict[object, int] = {}
-        self.depth = 0
-        self.free = FREE
-
-    def emit(self, instr: Instr | Callable[[], Instr]) -> None:
-        self.code.append(instr if callable(instr) else lambda: instr)
-
-    def mark(self, name: object) -> None:
-        self.marks[name] = len(self.code)
-
-    def at(self, name: object) -> Label:
-        return Label(self.marks[name])
-
-    # --- operands
-
-    def reg(self, words: int = 1) -> Reg:
-        return Reg(
-            self.rng.choice(
-                [r for r in POOL if r % alignment(words) == 0 and r + words <= REGISTERS]
-            )
-        )
-
-    def ureg(self, words: int = 1) -> UReg:
-        return UReg(self.rng.choice([r for r in UPOOL if r % words == 0]))
-
-    def guard(self) -> Guard:
-        return Guard(self.rng.choice(PREDS) + 8 * self.rng.randrange(2))
-
-    def immediate(self) -> int:
-        edge = [
-            0,
-            1,
-            31,
-            32,
-            0x80000000,
-            0x7F800000,
-            0x3F800000,
-            0xFFFFFFFF,
-            0x7FC00000,
-            0x00800000,
-        ]
-        return self.rng.choice([self.rng.getrandbits(32), self.rng.choice(edge)])
-
-    def operand(self, cls: type[Instr], name: str, kind: Any, b: Any, words: int) -> Any:
-        """A random value for a field."""
-        if b.only:
-            return self.rng.choice(b.only)
-        if kind is Src:
-            kinds = [UReg, UReg, int] if cls.unit == "uniform" else [Reg, Reg, UReg, int]
-            return Src.of(self.operand(cls, name, self.rng.choice(kinds), b, words))
-        if kind is int:
-            return self.immediate()
-        if kind is Reg:
-            return Reg(255) if self.rng.random() < 0.03 else self.reg(words)
-        if kind is UReg:
-            return UReg(63) if self.rng.random() < 0.03 else self.ureg(words)
-        if kind is Pred:
-            return Pred(7) if self.rng.random() < 0.03 else Pred(self.rng.choice(PREDS))
-        if kind is Guard:
-            return self.guard()
-        if kind is Unsigned:
-            return Unsigned(self.rng.randrange(1 << b.width))
-        assert issubclass(kind, Modifier), (cls, name)
-        return self.rng.choice(list(kind))
-
-    def draw(self, cls: type[Instr]) -> Instr:
-        """A random instruction of a class whose fields are free."""
-        while True:
-            values: dict[str, Any] = {"guard": Guard(7)}
-            if cls.unit != "uniform" and self.rng.random() < 0.3:
-                values["guard"] = self.guard()
-            for name, (kind, b) in cls.layout.items():
-                if issubclass(kind, Modifier):
-                    values[name] = self.operand(cls, name, kind, b, 1)
-            for name, (kind, b) in cls.layout.items():
-                if name not in values:
-                    words = b.words if isinstance(b.words, int) else b.words(type("I", (), values))
-                    values[name] = self.operand(cls, name, kind, b, words)
-            instr = cls(**values)
-            if not instr.refusal():
-                return instr
-
-    # --- memory: an address register first
-
-    def address(self, space: int, size: int) -> Reg:
-        """ADDRESS = a random multiple of `size` below `space` in each lane; sometimes consecutive, sometimes the same."""
-        form = self.rng.randrange(4)
-        if form == 0 and 32 * size <= space:
-            self.emit(i.S2R(SR.LANEID, ADDRESS))
-            self.emit(
-                i.SHF(Direction.L, IntType.U32, ADDRESS, ADDRESS, Src.of(size.bit_length() - 1))
-            )
-        elif form == 1:
-            self.emit(i.MOV(ADDRESS, Src.of(self.rng.randrange(space // size) * size)))
-        else:
-            self.emit(
-                i.LOP(Logic.AND, Bits32._32, ADDRESS, self.reg(), Src.of((space - 1) & -size))
-            )
-        return ADDRESS
-
-    def width(self, store: bool = False) -> Width:
-        return self.rng.choice([w for w in Width if not (store and w.name.startswith("S"))])
-
-    def some(self) -> Guard:
-        return self.guard() if self.rng.random() < 0.3 else Guard(7)
 
     def memory(self, cls: type[Instr]) -> None:
         w = self.width(cls in (i.STG, i.STS, i.STL))
@@ -214,6 +93,8 @@ class Writer:
             self.emit(i.LOP(Logic.AND, Bits32._32, ADDRESS, self.reg(), Src.of(0x7F & -w.bytes)))
             self.emit(i.IADD(IntType.S32, ADDRESS, ADDRESS, Src.of(OUT)))
             self.emit(i.STG(w, OUT_BASE, ADDRESS, Signed(off + 32), d, guard=guard))
+        elif cls is i.BMENC:
+            self.encode(d, guard)
         elif cls in (i.LDS, i.STS):
             a, off = self.address(SHARED // 2, w.bytes), Signed(off + SHARED // 4)
             shared: dict[type[Instr], Callable[[], Instr]] = {
@@ -228,6 +109,17 @@ class Writer:
                 i.STL: lambda: i.STL(w, a, off, d, guard=guard),
             }
             self.emit(local[cls]())
+
+    def encode(self, d: Reg, guard: Guard) -> None:
+        """Each lane stores within its thread's part of the output, or anywhere in the warp's part of shared memory."""
+        memory, off = self.rng.choice(list(Memory)), self.rng.choice((0, 2))
+        if memory is Memory.S:
+            a, base, off = self.address(SHARED // 2, 2), MINE, off + SHARED // 4
+        else:
+            self.emit(i.LOP(Logic.AND, Bits32._32, ADDRESS, self.reg(), Src.of(0x7E)))
+            self.emit(i.IADD(IntType.S32, ADDRESS, ADDRESS, Src.of(OUT)))
+            a, base = ADDRESS, OUT_BASE
+        self.emit(i.BMENC(memory, d, base, a, Signed(off), self.reg(), guard=guard))
 
     def ldsm(self) -> None:
         trans = self.rng.choice(list(Trans))
@@ -267,8 +159,8 @@ class Writer:
                 self.loop()
             elif kind < 0.13 and self.depth == 0:
                 self.meet()
-            elif kind < 0.16 and self.depth == 0 and self.free is FREE:
-                self.systolic()
+            elif kind < 0.19 and self.depth == 0 and self.free is FREE:
+                self.rng.choice((self.systolic, self.sparse))()
             else:
                 self.item()
 
@@ -315,59 +207,6 @@ class Writer:
         w = self.width()
         self.emit(i.LDS(w, self.reg(w.words), NEXT, self.address(SHARED, w.bytes), Signed(0)))
         self.emit(i.BAR(Unsigned(self.rng.randrange(16))))
-
-    # --- systolic commands
-
-    def systolic(self) -> None:
-        """A stretch in systolic mode: what is legal there, and bursts of commands."""
-        self.emit(i.MODE(Mode.SYSTOLIC))
-        self.free = CALM
-        for _ in range(self.rng.randrange(1, 4)):
-            self.body(3)
-            self.burst()
-        self.free = FREE
-        self.emit(i.MODE(Mode.SIMD))
-
-    def burst(self) -> None:
-        """Groups of the whole warps; those with idle lanes go round."""
-        end = object()
-        self.emit(i.UISETP(Cmp.GE, IntType.U32, Pred(6), MINE, Src.of(THREADS // 32 * SHARED)))
-        self.emit(lambda: i.BRA(self.at(end), guard=Guard(6)))
-        self.emit(i.ACC_ST(Extent(8), UReg(63), Signed(64), self.reg(8)))
-        for _ in range(self.rng.randrange(1, 4)):
-            self.group()
-            for _ in range(self.rng.randrange(3)):
-                self.emit(self.draw(self.rng.choice(SCALAR)))
-            self.emit(i.SMA_WAIT(Unsigned(self.rng.randrange(3))))
-        self.emit(i.SMA_WAIT(Unsigned(0)))
-        self.emit(i.ACC_LD(Extent(8), self.reg(8), UReg(63), Signed(64)))
-        self.mark(end)
-
-    def group(self) -> None:
-        """Weights, and products with them; sometimes of another type than they were loaded as."""
-        type, units = self.rng.choice(list(Element)), Extent(self.rng.randrange(1, 4))
-        place = (
-            MINE,
-            Signed(self.rng.choice([0, 4, 64])),
-            Unsigned(self.rng.choice([0, 32, 36, 96])),
-        )
-        self.emit(i.SMA_LDB(type, units, *place))
-        self.emit(i.SMA_SWAP(units))
-        for _ in range(self.rng.randrange(1, 3)):
-            type = self.rng.choice([type, type, *Element])
-            space, start = self.rng.choice(list(Space)), self.rng.choice(list(Start))
-            u = Extent(self.rng.randrange(1, units + 1))
-            columns = u * (8 if type is Element.F32 else 16)
-            m = self.rng.randrange(1, (256 if space is Space.ACC else 32 * 16) // columns + 1)
-            c = (
-                Src.of(64 + self.rng.randrange(256 - m * columns + 1))
-                if space is Space.ACC
-                else None
-            )
-            c = c or Src.of(self.reg(-(-m * columns // 32)))
-            pitch = Unsigned(self.rng.choice([0, 4, 16] if m <= 48 else [0, 4]))
-            self.emit(i.LSMA(type, start, space, c, u, Extent(m), MINE, place[1], pitch))
-        self.emit(i.SMA_COMMIT())
 
     # --- beginning and end
 
@@ -419,7 +258,8 @@ class Writer:
             self.emit(i.STG(Width._128, OUT_BASE, OUT, Signed(384 + 16 * n), Reg(8 + 4 * n)))
         self.emit(i.EXIT())
 
-    def program(self, length: int) -> Program:
+    def program(self, length: int, window: int = 0) -> Program:
+        """`window`: of the collector of the machine."""
         self.prologue()
         self.body(length)
         self.epilogue()
@@ -435,34 +275,13 @@ class Writer:
         )  # fmt: skip
         x, y = Port("x", "u32", (INPUT // 4,), BASE), Port("y", "u32", (out_bytes // 4,), out)
         return Program(
-            TARGET,
+            {**TARGET, "collector_window": {"value": window, "provenance": "assumed"}},
             {"random": kernel},
             (launch,),
             (x,),
             (y,),
             arena_bytes=INPUT + out_bytes,
         )
-
-
-SPECIAL: list[type[Instr]] = [
-    i.LDG,
-    i.STG,
-    i.LDS,
-    i.STS,
-    i.LDL,
-    i.STL,
-    i.LDG_IM2COL,
-    i.LDSM,
-    i.ULDC,
-]
-CONTROL = {i.EXIT, i.BRA, i.BSSY, i.BSYNC, i.BAR}
-SYSTOLIC = [cls for cls in TABLE.values() if cls.extension == "systolic"]
-BUILT_IN = [
-    cls for op, cls in TABLE.items() if op not in CUSTOM and cls.extension in ("base", *EXTENSIONS)
-]
-FREE = [cls for cls in BUILT_IN if cls not in CONTROL and cls not in SPECIAL + SYSTOLIC]
-CALM = [cls for cls in FREE if "systolic" in cls.modes]
-SCALAR = [cls for cls in FREE if cls.unit == "uniform" and cls is not i.R2UR]
 
 
 def numbers(seed: int) -> np.ndarray[Any, Any]:
