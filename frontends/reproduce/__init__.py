@@ -4,7 +4,8 @@
     sma ──────┤
     im2col ───┤
     tilewise ─┤
-    dstc ─────┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
+    dstc ─────┤
+    ant ──────┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
                         │                                workloads · microbench · cutlass · simulators    what is executed
                         └── lab.run(workload, target)
 
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from knapper.isa.errors import UsageError
 
-from . import baseline, dstc, im2col, sma, tilewise
+from . import ant, baseline, dstc, im2col, sma, tilewise
 from .claims import Claim, Lab, Row
 
 SETS: dict[str, Callable[[], Iterable[Claim]]] = {
@@ -26,6 +27,7 @@ SETS: dict[str, Callable[[], Iterable[Claim]]] = {
     "im2col": im2col.rows,
     "tilewise": tilewise.rows,
     "dstc": dstc.rows,
+    "ant": ant.rows,
 }
 """By name, in the order in which they are shown."""
 

@@ -24,6 +24,7 @@ CLASSES = {
     "published": "a paper's result",
     "silicon": "a measurement on hardware that set no number of ours",
     "derived": "arithmetic on the model's own rules: what the model must give",
+    "analytic": "a result of a paper's own analytic model, which ours is another version of: no emulation on either side",
     "recalled": "remembered from a paper, not read: no evidence",
     "calibrated": "a measurement that set a number of ours",
     "fitted": "a number of ours was chosen to meet it",

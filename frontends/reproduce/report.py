@@ -12,8 +12,8 @@ INTRODUCTION = """\
 # Reproduced numbers
 
 `knapper reproduce --markdown docs/reproduce-table.md` writes this page. Every number of ours comes from programs that were compiled and executed,
-every instruction of them, and timed on the target's description; none is fitted to a row. Rows of the classes {evidence} are evidence, and
-the command's exit code is 1 if one of them fails; the others are shown for what they are:
+every instruction of them, and timed on the target's description, but where its row says otherwise; none is fitted to a row. Rows of the
+classes {evidence} are evidence, and the command's exit code is 1 if one of them fails; the others are shown for what they are:
 
 {classes}
 
