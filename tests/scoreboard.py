@@ -18,6 +18,7 @@ from knapper.isa.machine import Machine
 
 TICK = 256
 TRANSFERS = ("FILL.DUP", "DMA.LD")
+PUSHES = ("IM2COL.PUSH", "GATHK.PUSH")
 STEADY = 1_000_000
 """Cycles after which a program counts as hung."""
 
@@ -177,7 +178,7 @@ class Scoreboard:
 
     def registers(self, i: Instr) -> list[tuple[Any, bool]]:
         """Each register that it names, and whether its result goes there in the scoreboard's sense."""
-        quiet = i.mnemonic in ("LSMA", "SMA.LDB", "SMA.SWAP", "IM2COL.PUSH")
+        quiet = i.mnemonic in ("LSMA", "SMA.LDB", "SMA.SWAP", *PUSHES)
         return [
             ((type(a.first).prefix or "P", int(a.first) + n), "w" in a.use and not quiet)
             for a in i.accesses()
@@ -221,7 +222,7 @@ class Scoreboard:
             w.since = max(w.since, ceil(Fraction(done, TICK)))
         if i.mnemonic in ("BAR", "MODE"):
             self.barrier(w, i, step, t)
-        if i.mnemonic in ("SMA.LDB", "SMA.SWAP", "LSMA", *TRANSFERS, "IM2COL.PUSH"):
+        if i.mnemonic in ("SMA.LDB", "SMA.SWAP", "LSMA", *TRANSFERS, *PUSHES):
             w.commands.append((i, step.pc))
         if i.mnemonic == "SMA.COMMIT":
             self.commit(w, done)
@@ -407,7 +408,7 @@ class Scoreboard:
         """Ticks that a pass takes of the array by itself."""
         if i.mnemonic == "SMA.LDB":
             return self.m.array_rows * TICK
-        if i.mnemonic == "IM2COL.PUSH":
+        if i.mnemonic in PUSHES:
             return takes.work
         rows = int(i.m)
         if self.m.dataflow == "ws":

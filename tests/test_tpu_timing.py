@@ -46,6 +46,13 @@ def push(start: Start = Start.ADD) -> Instr:
     )  # fmt: skip
 
 
+def gathered(start: Start) -> Instr:
+    """A push of kept rows of a tile."""
+    return i.GATHK_PUSH(
+        type=Element.BF16, start=start, c=Src.of(0), units=Extent(1), cd=Unsigned(0), tap=Src.of(UReg(10)), m0=UReg(8), m=UReg(9)
+    )  # fmt: skip
+
+
 def lsma(m: int, start: Start = Start.ADD) -> Instr:
     return i.LSMA(
         type=Element.BF16, start=start, space=Space.ACC, c=Src.of(0), units=Extent(1), m=Extent(m), base=UReg(0), offset=Signed(0),
@@ -77,7 +84,12 @@ class Engines(Program):
             for command in weights() if rng.random() < 0.7 else []:
                 self.emit(command)
             start = rng.choice((Start.ADD, Start.SET))
-            self.emit(lsma(rng.choice((1, 100, 200)), start) if rng.random() < 0.3 else push(start))
+            if rng.random() < 0.3:
+                self.emit(lsma(rng.choice((1, 100, 200)), start))
+                continue
+            if rng.random() < 0.3:
+                self.emit(i.TWDESC(td=Src.of(1), u=UReg(32)))
+            self.emit(rng.choice((push, gathered))(start))
         self.emit(i.SMA_COMMIT())
         if rng.random() < 0.5:
             self.emit(i.SMA_WAIT(n=Unsigned(rng.randrange(3))))
