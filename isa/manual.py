@@ -18,6 +18,7 @@ from . import (
     base,
     conv,
     dma,
+    formats,
     functions,
     gather,
     image,
@@ -157,6 +158,7 @@ def chapters() -> Iterator[tuple[str, str]]:
         "Numbers",
         f"{RULES}\nThe lane algebra, in which `execute` says what an instruction does:\n{_rest(lanes)}",
     )
+    yield "Number formats", f"{_rest(formats.format)}\n\n{_formats()}"
     yield "Special functions", prose(functions)
     yield "Encoding", _encoding()
     yield "Assembly", prose(asm)
@@ -172,6 +174,20 @@ def _encoding() -> str:
     ]
     picture = _rest(base)
     return "\n".join(lines) + "\n\n" + textwrap.indent(picture, "    ")
+
+
+def _formats() -> str:
+    """A row a format."""
+    rows = [
+        f"| `{f}` | {f.bits} | {len(f.values)} | {f.smallest:.7g} | {least:.7g} | {f.largest:.7g} |"
+        for f in formats.FORMATS.values()
+        for least in [f.values[f.values > 0][0]]
+    ]
+    head = [
+        "| format | bits | values | least | least above 0 | largest |",
+        "|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows])
 
 
 def _families(extension: str) -> Iterator[str]:
