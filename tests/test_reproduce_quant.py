@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knapper.frontends.reproduce import ant
+from knapper.frontends.reproduce import ant, squant
 from knapper.frontends.reproduce.ant_model import (
     DATA,
     DESIGNS,
@@ -159,3 +159,19 @@ def test_without_quirks_kernels_have_their_width_and_all_designs_the_same_layers
     assert counts == {True: [49, 49, 50, 49, 49, 49], False: [49] * 6}
     plain, theirs = (network_cost("inceptionv3", "ant-os", q).cycles for q in (False, True))
     assert plain < theirs
+
+
+# --- SQuant
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_each_stage_of_squant_saves_behind_a_relu_and_costs_around_zero(bits: int) -> None:
+    e, ec, ek, ekc = (squant.lost(bits, mode, 0, True) for mode in ("e", "ec", "ek", "ekc"))
+    assert ekc < ek < ec < e
+    assert squant.lost(bits, "ekc", 0, False) > squant.lost(bits, "e", 0, False)
+
+
+def test_rows_of_squants_bounds_pass() -> None:
+    bounds = [c for c in squant.rows() if c.name.startswith("SQ2")]
+    assert len(bounds) == 6
+    assert [c.name for c in bounds if not c.row(Lab(), interval=False).passes] == []

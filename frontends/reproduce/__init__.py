@@ -5,7 +5,8 @@
     im2col ───┤
     tilewise ─┤
     dstc ─────┤
-    ant ──────┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
+    ant ──────┤
+    squant ───┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
                         │                                workloads · microbench · cutlass · simulators    what is executed
                         └── lab.run(workload, target)
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from knapper.isa.errors import UsageError
 
-from . import ant, baseline, dstc, im2col, sma, tilewise
+from . import ant, baseline, dstc, im2col, sma, squant, tilewise
 from .claims import Claim, Lab, Row
 
 SETS: dict[str, Callable[[], Iterable[Claim]]] = {
@@ -28,6 +29,7 @@ SETS: dict[str, Callable[[], Iterable[Claim]]] = {
     "tilewise": tilewise.rows,
     "dstc": dstc.rows,
     "ant": ant.rows,
+    "squant": squant.rows,
 }
 """By name, in the order in which they are shown."""
 
