@@ -105,7 +105,8 @@ def _channels(x: Array, low: int, high: int, mode: str) -> Array:
     candidates = None if whole else _kernels(t, q, e, low, high)
     if "c" in mode:
         (candidates or _everything(t, e, low, high)).choose(q, e, o)
-    return np.clip(q, low, high).T.reshape(o, c, taps).astype(np.int32)
+    made: Array = np.clip(q, low, high).T.reshape(o, c, taps).astype(np.int32)
+    return made
 
 
 @dataclass(frozen=True, eq=False)
