@@ -263,9 +263,9 @@ class Scoreboard:
             self.port[shared] = begun + int(reads * self.m.units["lsu_shared"].interval * TICK)
             self.port[port] = max(self.port[port], self.port[shared])
         taken = self.pass_port(begins, step.pc) if memory else begins
-        if i.resource() != "lsu_global":
+        if not self.is_global(i):
             return taken + takes - one + latency - start
-        loads = any(written for _, written in self.registers(i))
+        loads = i.mnemonic != "BMENC" and any(written for _, written in self.registers(i))
         misses = self.memory.l1_misses if loads else Fraction(1)
         to_dram = self.memory.l2_misses if loads else self.memory.written_back
         s = self.sectors.get(step.pc, 0)
@@ -275,7 +275,13 @@ class Scoreboard:
         if ticks := round(float(s * misses * to_dram) * self.memory.dram_ticks):
             self.dram = max(begins, self.dram) + ticks
             taken = max(taken, self.dram)
-        return taken + takes - one + (self.latency() if loads else unit.latency * TICK) - start
+        if i.mnemonic == "BMENC":  # a bitmap comes from no memory
+            return begins + takes - one + latency - start
+        return taken + takes - one + (self.latency() if loads else latency) - start
+
+    def is_global(self, i: Any) -> bool:
+        """Whether it loads from global memory or stores there."""
+        return i.resource() == "lsu_global" or (i.mnemonic == "BMENC" and i.memory.name == "G")
 
     def ohmma(self) -> Fraction:
         """Ticks of one: a product of 16×16×16, on whichever wiring, takes as long as 32."""

@@ -186,6 +186,7 @@ class Program:
             lambda: i.BOHMMA(d=R(), bm=R(), k=Unsigned(2), guard=guard),
             lambda: i.OWMMA(type=Half.F16, d=R(8), a=R(4), b=R(4), c=R(8), guard=guard),
             lambda: i.BMENC(memory=Place.S, d=R(), base=U(), a=R(), offset=Signed(0), v=R(), guard=guard),
+            lambda: i.BMENC(memory=Place.G, d=R(), base=U(2), a=R(), offset=Signed(0), v=R(), guard=guard),
             lambda: i.BMSLICE(d=R(2), a=R(2), s=Src.of(3), guard=guard),
             lambda: i.BTST(p=Pred(rng.randrange(6)), a=U(), bit=Src.of(4)),
             lambda: i.ACC_LD(count=count, d=R(int(count)), base=U(), offset=Signed(0), guard=guard),
@@ -339,7 +340,7 @@ def count(code: list[Any], blocks: list[list[list[Step]]], rng: random.Random) -
                 c["skipped"][step.pc] += step.skipped
     issued = c["executed"] - c["skipped"]
     for pc, instr in enumerate(code):
-        if instr.unit in ("lsu_global", "lsu_local"):
+        if instr.unit in ("lsu_global", "lsu_local") or getattr(instr, "memory", None) is Place.G:
             c["sectors"][pc] = rng.choice((1, 4, 16, 32)) * issued[pc]
         elif instr.unit == "lsu_shared" or isinstance(instr, i.BMENC):
             c["wavefronts"][pc] = rng.choice((1, 2, 5)) * issued[pc]
