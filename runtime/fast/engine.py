@@ -55,9 +55,17 @@ class Process:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-@cache
+_FIRST = threading.Lock()
+
+
 def process() -> Process:
-    """Made on first use."""
+    """Made on first use, once, whichever threads ask."""
+    with _FIRST:
+        return _process()
+
+
+@cache
+def _process() -> Process:
     builders = Builders()
     return Process(builders, Units(Host.detect(), builders))
 

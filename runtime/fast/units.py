@@ -192,15 +192,24 @@ class Units:
         for name in names:
             self.find(name, shelf)
 
-    def find(self, name: str, shelf: list[ObjectFile]) -> bool:
-        """Load the unit, and before it what it needs; whether that worked."""
+    def find(
+        self, name: str, shelf: list[ObjectFile], on_the_way: frozenset[str] = frozenset()
+    ) -> bool:
+        """Load the unit, and before it what it needs; whether that worked.
+
+        Processes that compiled at the same time may have left files that need each other: neither can be the first.
+        """
         if name in self.symbols:
             return True
+        if name in on_the_way:
+            return False
         for file in shelf:
             if name not in file.members or any(m in self.symbols for m in file.members):
                 continue
             code = file.code()
-            if code is not None and all(self.find(n, shelf) for n in file.needs):
+            if code is not None and all(
+                self.find(n, shelf, on_the_way | {*file.members}) for n in file.needs
+            ):
                 self.adopt(file.members, code)
                 return True
         return False
