@@ -416,6 +416,9 @@ REDUCTIONS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "wide average pool": ("AveragePool", (4, 9, 9), {"kernel_shape": (7, 7), "pads": (3, 3, 3, 3)}),
     "instance norm": ("InstanceNormalization", (5, 13, 7), {}),
     "group norm": ("GroupNormalization", (6, 13, 7), {"num_groups": 2}),
+    "sum of rows": ("ReduceSum", (96, 37), {"axes": (1,), "keepdims": 0}),
+    "sum of a prime number of rows": ("ReduceSum", (131, 3), {"axes": (1,), "keepdims": 0}),
+    "softmax over many channels": ("Softmax", (70, 5, 9), {"axis": 1}),
     "running sum": ("CumSum", (5, 60), {"axis": 2}),
     "log-sum-exp": ("ReduceLogSumExp", (50, 3), {"axes": (1,), "keepdims": 0}),
 }  # fmt: skip
@@ -447,6 +450,16 @@ def test_the_order_of_a_sum_does_not_depend_on_the_batch(name: str, cache: Path)
     for i in range(8):
         (got,) = alone.run(inputs | {first: images[i : i + 1]}).outputs.values()
         assert got.tobytes() == together[i : i + 1].tobytes()
+
+
+def test_a_global_pool_is_shared_by_threads_and_costs_about_what_it_takes(cache: Path) -> None:
+    """Channels lie side by side, so a thread that summed a whole image would leave most of the machine idle."""
+    w = Writer()
+    w.op("GlobalAveragePool", w.value(draw(4, 28, 28, 64).astype(np.float16)), layout="NHWC")
+    program = compiled(w.case()[0], cache)
+    (launch,) = program.launches
+    assert launch.grid[0] == 4 * 64 // 32
+    assert program.kernels[launch.kernel].block == (32, 16, 1)
 
 
 def test_a_pad_of_four_axes_needs_more_than_seven_predicates(cache: Path) -> None:

@@ -1,11 +1,12 @@
 """How the blocks of a group are spread over threads: our own rule, in the place of TVM's default GPU schedules.
 
 A group arrives as one PrimFunc, a sequence of loop nests. Elementwise ones are inlined into their readers; each reduction goes
-into the nest of the block that reads its result. Three shapes of kernel come of it:
+into the nest of the block that reads its result. Four shapes of kernel come of it:
 
     elementwise   thread ── 2, 4 or 8 neighbours of the last axis, vectorized
     sequential    thread ── one result (or a vector of neighbours), all of its reduction, in row-major order
     cooperative   warp ──── one result: lanes take neighbours of the reduced axis, then a shuffle tree; 256 threads from 2049 on
+    columns       block ─── up to 32 results side by side: of each, up to 16 threads take elements in turn, then a tree
 
 Order of summation is a function of the reduced extents alone, never of the batch or of how many results there are: batch 8
 equals eight runs of batch 1 bit for bit. TVM's rules do not keep that (they fall back by the number of outer dimensions), take a
@@ -26,6 +27,10 @@ WARP_LIMIT = 2048
 """Reduced extent up to which one warp reduces."""
 ROWS = 4
 """Warps a block where each has its own row."""
+COLUMNS, SHARERS = 32, 16
+"""Results of a block that reduces along an axis whose elements lie apart, and threads that share one."""
+AT_ONCE = 16
+"""Steps of a thread that are written out."""
 PARALLEL, REDUCE = 0, 2
 """IterVar.iter_type."""
 
@@ -95,16 +100,33 @@ class _Blocks:
         return REDUCE not in self.kinds(b)
 
     def is_contiguous(self, b: Any) -> bool:
-        """Whether the innermost reduced iterator walks neighbours of some operand."""
-        block = self.sch.get(b)
+        """Whether the innermost reduced iterator walks neighbours of some operand, however a reshape that was inlined words its indices."""
+        from tvm.sym import Analyzer, detect_linear_equation
+
+        block, analyzer = self.sch.get(b), Analyzer()
+        for v in block.iter_vars:
+            analyzer.bind(v.var, v.dom)
         innermost = block.iter_vars[-1].var
         for read in block.reads:
-            stride = 1
+            offset, stride = 0, 1
             for span, n in zip(reversed(read.region), reversed(read.source.shape), strict=True):
-                if stride == 1 and span.min.same_as(innermost):
-                    return True
-                stride *= int(n)
+                offset, stride = offset + span.min * stride, stride * int(n)
+            found = detect_linear_equation(analyzer.simplify(offset), [innermost])
+            if found and analyzer.can_prove(found[0] == 1):
+                return True
         return False
+
+    def reads_once(self, b: Any) -> bool:
+        """Whether no element is reduced into two results, as the windows of a pool do."""
+        from tvm.tirx.analysis import undefined_vars
+
+        block = self.sch.get(b)
+        extents = {v.var: int(v.dom.extent) for v in block.iter_vars}
+        return all(
+            prod(extents[v] for v in {v for s in read.region for v in undefined_vars(s.min)})
+            <= prod(map(int, read.source.shape))
+            for read in block.reads
+        )
 
     def result_bits(self, b: Any) -> int:
         from .export import bits, dtype
@@ -145,10 +167,12 @@ class _Rule(_Blocks):
                 self._alone(r)
             self._elementwise(final)
             return
-        if self._cooperates(reductions):
+        if not self._is_shared(reductions):
+            self._sequential(reductions, final, rows)
+        elif all(self.is_contiguous(r) for r in reductions):
             self._cooperative(reductions, final, rows)
         else:
-            self._sequential(reductions, final, rows)
+            self._columns(reductions, final, rows)
 
     def _alone(self, r: Any) -> None:
         """A reduction whose result goes to memory: it gets a copying block to be nested in."""
@@ -186,11 +210,12 @@ class _Rule(_Blocks):
             for c in self.sch.get_consumers(r)
         )
 
-    def _cooperates(self, reductions: list[Any]) -> bool:
+    def _is_shared(self, reductions: list[Any]) -> bool:
+        """Whether several threads share a reduction."""
         length = min(prod(self.extents(r, REDUCE)) for r in reductions)
-        return length >= WARP and all(self.is_contiguous(r) for r in reductions)
+        return length >= WARP and all(self.reads_once(r) for r in reductions)
 
-    # --- the three shapes
+    # --- the four shapes
 
     def _elementwise(self, b: Any) -> None:
         n = prod(self.extents(b, PARALLEL))
@@ -247,7 +272,7 @@ class _Rule(_Blocks):
             prod(self.extents(reductions[0], PARALLEL)),
             prod(self.extents(reductions[0], REDUCE)),
         )
-        threads = WARP if length <= WARP_LIMIT else BLOCK
+        threads = _lanes(length)
         loops = self._reordered(final, rows)
         row = sch.fuse(*loops[: len(rows)]) if rows else self._around(final)
         block, group = sch.split(row, [None, gcd(n, ROWS) if threads == WARP else 1])
@@ -265,14 +290,39 @@ class _Rule(_Blocks):
                 vectorize=False,
             )
 
+    def _columns(self, reductions: list[Any], final: Any, rows: list[int]) -> None:
+        """Neighbouring results lie side by side in memory, so a warp takes as many of them, and warps share what is reduced."""
+        sch = self.sch
+        n = prod(self.extents(reductions[0], PARALLEL))
+        threads = _sharers(prod(self.extents(reductions[0], REDUCE)))
+        loops = self._reordered(final, rows)
+        row = sch.fuse(*loops[: len(rows)]) if rows else self._around(final)
+        width = largest_divisor(n, COLUMNS)
+        block, column = sch.split(row, [None, width])
+        sch.bind(block, "blockIdx.x")
+        sch.bind(column, "threadIdx.x")
+        others = loops[len(rows) :]
+        self._dealt(sch.fuse(*others) if others else sch.add_unit_loop(final), threads)
+        for r in reversed(reductions):
+            self._under(r, column)
+            self._dealt(sch.fuse(*sch.get_loops(r)[2:][-len(self.extents(r, REDUCE)) :]), threads)
+
+    def _dealt(self, loop: Any, threads: int) -> None:
+        """Deal a loop out to threadIdx.y; a few steps at a time are written out, so that their loads pass together."""
+        n = -(-int(self.sch.get(loop).extent) // threads)
+        steps, few, thread = self.sch.split(loop, [None, largest_divisor(n, AT_ONCE), threads])
+        self.sch.reorder(thread, steps, few)
+        self.sch.bind(thread, "threadIdx.y")
+        self.sch.unroll(few)
+
     def _tuple(self, r: Any) -> None:
         """A reduction of several values at once, such as argmax, whose results go to memory."""
         sch, loops = self.sch, self.sch.get_loops(r)
         reduced = len(self.extents(r, REDUCE))
         n, length = prod(self.extents(r, PARALLEL)), prod(self.extents(r, REDUCE))
         rows = loops[:-reduced] or [self._around(r)]
-        if self._cooperates([r]):
-            threads = WARP if length <= WARP_LIMIT else BLOCK
+        if self._is_shared([r]) and self.is_contiguous(r):
+            threads = _lanes(length)
             block, group = sch.split(
                 sch.fuse(*rows), [None, gcd(n, ROWS) if threads == WARP else 1]
             )
@@ -308,11 +358,14 @@ class _Rule(_Blocks):
         """Deal a loop out to threadIdx.x: each takes 4 or 2 neighbours at a time where that comes out even."""
         n = int(self.sch.get(loop).extent)
         width = next((w for w in (4, 2) if n % (w * threads) == 0), 1)
-        steps, thread, inner = self.sch.split(loop, [None, threads, width])
-        self.sch.reorder(thread, steps, inner)
+        few = 1 if vectorize else largest_divisor(-(-n // (width * threads)), AT_ONCE // width)
+        steps, at_once, thread, inner = self.sch.split(loop, [None, few, threads, width])
+        self.sch.reorder(thread, steps, at_once, inner)
         self.sch.bind(thread, "threadIdx.x")
         if vectorize and width > 1:
             self.sch.vectorize(inner)
+        elif few > 1:
+            self.sch.unroll(at_once)
 
     def _spread(self, b: Any, loops: list[Any], n: int, width: int) -> tuple[Any, Any, Any]:
         """Bind loops to blocks and threads, with `width` neighbours of the last axis in each: (block, thread, inner)."""
@@ -336,6 +389,29 @@ class _Rule(_Blocks):
             if last % width == 0 and width * bits <= 128 and n // width >= 4096 * (width // 4):
                 return width
         return last if last <= 4 else 1
+
+
+def steps(length: int, *, side_by_side: bool) -> int:
+    """Elements that a thread takes of a reduction of so many, which lie side by side in memory or apart."""
+    if length < WARP:
+        return length
+    return -(-length // (_lanes(length) if side_by_side else _sharers(length)))
+
+
+def _lanes(length: int) -> int:
+    """Threads that share a reduction of elements side by side."""
+    return WARP if length <= WARP_LIMIT else BLOCK
+
+
+def _sharers(length: int) -> int:
+    """Threads that share one of elements that lie apart: a divisor, so that none has to ask whether it takes part."""
+    even = largest_divisor(length, SHARERS)
+    return even if even >= 4 else SHARERS
+
+
+def largest_divisor(n: int, limit: int) -> int:
+    """The largest divisor of n up to a limit."""
+    return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
 def _threads(n: int) -> int:

@@ -18,6 +18,7 @@ from knapper.isa.program import Kernel
 from ...ir import OPS, Array, Node, evaluate
 from ...launches import MATRIX
 from ...structure import Canonical
+from ...tvm.schedule import AT_ONCE
 from ..generator import (
     MODES,
     Emitted,
@@ -28,6 +29,7 @@ from ..generator import (
     modes_of,
     register,
 )
+from .reduced import serial
 from .translate import Translated, translate
 
 Json = Any
@@ -72,7 +74,7 @@ class Simd:
             yield {MODES: (SYSTOLIC, SYSTOLIC)}
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
-        """Cycles by the busiest of issue slots, special functions and memory.
+        """Cycles by the busiest of issue slots, special functions, memory, and a thread's own chain of loads and sums.
 
         It is made of types alone: the plan must not depend on what a cache happens to hold, or ask a worker.
         """
@@ -85,6 +87,7 @@ class Simd:
             instructions * machine.units["alu"].interval / lanes,
             special * machine.units["sfu"].interval / lanes,
             moved * machine.clock_hz / machine.dram_bytes_per_second,
+            *(_chain(n, group, machine) for n in group.nodes),
         )
         return float(machine.launch_cycles + busy)
 
@@ -157,6 +160,13 @@ def _instructions(n: Node, group: Group) -> float:
     types = group.graph().types()
     elements = max([t.count for t in n.types] + [types[v].count for v in n.inputs if v])
     return float(elements * (FUNCTION if n.op in COSTLY else ARITHMETIC))
+
+
+def _chain(n: Node, group: Group, machine: Machine) -> float:
+    """Cycles of the thread that adds up most: loads pass some at a time, sums one after the other."""
+    elements = serial(n, group.graph().types())
+    rounds = -(-elements // AT_ONCE)
+    return rounds * machine.l2_latency + elements * machine.units["fma"].latency
 
 
 SIMD = register(Simd())
