@@ -112,7 +112,7 @@ def test_what_the_model_must_give_it_gives_exactly(lab: Lab) -> None:
         "S-3.oracle", "S-5.oracle2", "S-5.oracle3", "S-6.tn128", "S-6.tn192", "S-9.volta-4tc", "S-9.sma2",
         "C3.array", "C5.vgg16.3", "C5.resnet50.4", "C5.resnet50.5", "C5.resnet50.6", "C5.resnet50.7", "C5.alexnet.6", "C5.alexnet.10",
         "C5.alexnet.11", "C7.stride1.taps3", "C7.stride1.taps5", "C7.stride1.taps7", "C7.stride2.taps3", "C7.stride2.taps5",
-        "C7.stride2.taps7", "C7.stride4.taps3", "D-2.A24", "D-2.A16", "D-2.A8", "D-2.B16", "D-3", "T1.rows", "T1.transposed",
+        "C7.stride2.taps7", "C7.stride4.taps3", "D-2.A24", "D-2.A16", "D-2.A8", "D-2.B16", "D-3", "T1.rows", "T1.transposed", "AN7.types",
     }  # fmt: skip
     for c in exact:
         assert c.row(lab, interval=False).passes, c.name

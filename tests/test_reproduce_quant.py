@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knapper.compiler.quantization import search
 from knapper.frontends.reproduce import ant, squant
 from knapper.frontends.reproduce.ant_model import (
     DATA,
@@ -27,6 +28,7 @@ from knapper.frontends.reproduce.ant_model import (
     network_cost,
 )
 from knapper.frontends.reproduce.claims import Lab
+from knapper.isa.formats import FORMATS
 
 # --- the analytic model, once more: one tile, one order, one loop at a time
 
@@ -175,3 +177,18 @@ def test_rows_of_squants_bounds_pass() -> None:
     bounds = [c for c in squant.rows() if c.name.startswith("SQ2")]
     assert len(bounds) == 6
     assert [c.name for c in bounds if not c.row(Lab(), interval=False).passes] == []
+
+
+# --- ANT's types
+
+
+@pytest.mark.parametrize("name", ant.GAUSSIAN)
+def test_a_type_loses_of_a_gaussian_what_samples_say(name: str) -> None:
+    x = np.random.default_rng(0).normal(size=(1, 400_000))
+    _, (error,) = search.best(x, FORMATS[name].values)
+    assert ant.least_error(name) == pytest.approx(error, rel=0.02)
+
+
+def test_rows_of_types_pass() -> None:
+    types = [c for c in ant.rows() if c.name in ("AN7.types", "AN6.flint4", "AN6.i3")]
+    assert [c.name for c in types if c.row(Lab(), interval=False).passes] == [c.name for c in types]
