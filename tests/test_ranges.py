@@ -48,6 +48,15 @@ def test_every_bin_holds_what_lies_in_it() -> None:
     assert s.counts.tolist() == np.histogram(x, edges)[0].tolist()
 
 
+def test_means_of_channels() -> None:
+    x = np.random.default_rng(0).normal(size=(6, 3, 4, 5)).astype(np.float32)
+    s = of([x[:2], x[2:]])
+    assert s.means(1) == pytest.approx(x.mean((0, 2, 3)), abs=1e-6)
+    assert s.means(-1) == pytest.approx(x.mean((0, 1, 2)), abs=1e-6)
+    assert of([x, x[..., :4]]).means(-1) is None
+    assert of([x, x[..., :4]]).means(1) is not None
+
+
 def test_zeros_only_then_something() -> None:
     s = of([np.zeros(10, np.float32), np.full(3, 2.0, np.float32)])
     assert (s.low, s.high, s.count, s.counts.sum()) == (0, 2, 13, 13)
@@ -195,6 +204,8 @@ DAMAGED: dict[str, Any] = {
     "too many": lambda h: with_(h, counts=[0] * 100_000),
     "huge": lambda h: with_(h, counts=[1 << 80]),
     "far": lambda h: with_(h, first=1 << 70),
+    "sums": lambda h: with_(h, sums=[[1], [float("nan")]]),
+    "one sum": lambda h: with_(h, sums=[[1]]),
     "nested": lambda h: with_(h, counts=[[1]]),
 }
 

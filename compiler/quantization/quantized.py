@@ -12,6 +12,8 @@ from math import prod
 
 import numpy as np
 
+from knapper.isa.formats import FORMATS
+
 from ..ir import Array
 
 
@@ -37,6 +39,11 @@ class Quantized:
     def with_rows(self, q: Array) -> Quantized:
         """With values from [channels, …] rows (`rows`)."""
         return replace(self, values=from_rows(q, self.shape, self.axis))
+
+    def stored(self) -> Quantized:
+        """With values of the format's own storage type."""
+        f = FORMATS[self.format]
+        return replace(self, values=self.values.astype(storage(f.smallest, f.largest)))
 
 
 def rows(w: Array, axis: int) -> Array:

@@ -16,7 +16,8 @@ The file has the statistics and not a method's result: layers may come to have o
 
     {"schema": "knapper.ranges/1", "method": "mse",
      "values": {"relu1": {"low": 0, "high": 7.2, "moving": [0, 6.9], "count": 4096, "sum": …, "squares": …, "positive": [1800, …, …],
-                          "width": 0.00390625, "first": 0, "counts": [2200, 3, …]}}}
+                          "width": 0.00390625, "first": 0, "counts": [2200, 3, …],
+                          "sums": [[…], […]]}}}
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from knapper.isa.formats import Format
 from knapper.isa.formats.format import INT
 
 from ..ir import Array
-from .statistics import BINS, SMALLEST, Statistics
+from .statistics import BINS, LONGEST, SMALLEST, Statistics
 
 SCHEMA = "knapper.ranges/1"
 METHODS = ("minmax", "moving", "percentile", "entropy", "mse", "gauss")
@@ -295,7 +296,9 @@ FIELDS = (
 
 
 def _plain(v: Any) -> Any:
-    return v.tolist() if isinstance(v, np.ndarray) else list(v) if isinstance(v, tuple) else v
+    if isinstance(v, np.ndarray):
+        return v.tolist()
+    return list(map(_plain, v)) if isinstance(v, tuple) else v
 
 
 def _statistics(name: str, held: Mapping[str, Any]) -> Statistics:
@@ -316,18 +319,11 @@ def _statistics(name: str, held: Mapping[str, Any]) -> Statistics:
     if not sound or width < SMALLEST or math.frexp(width)[0] != 0.5 or squares < 0:
         raise ValueError(f"%{name} is inconsistent")
     above = (int(positive[0]), _number(positive[1]), _number(positive[2]))
-    return Statistics(
-        low,
-        high,
-        (_number(moving[0]), _number(moving[1])),
-        count,
-        total,
-        squares,
-        above,
-        width,
-        first,
-        bins,
-    )
+    sums = tuple(np.array([_number(v) for v in _list(a)]) for a in _list(held["sums"]))
+    if len(sums) != 2 or max(map(len, sums)) > LONGEST:
+        raise ValueError(f"%{name} has sums of wrong lengths")
+    ends = (_number(moving[0]), _number(moving[1]))
+    return Statistics(low, high, ends, count, total, squares, above, width, first, bins, sums)
 
 
 def _list(v: Any) -> list[Any]:

@@ -22,6 +22,7 @@ from ..ir import Array
 BINS = 2048
 """At least half as many bins, at most as many, lie between zero and the greatest magnitude."""
 SMALLEST = 2.0**-140
+LONGEST = 1 << 14
 CONSTANT = 0.01
 """What a batch weighs in the moving extremes (onnxruntime's averaging constant)."""
 
@@ -40,6 +41,8 @@ class Statistics:
     width: float
     first: int
     counts: Array
+    sums: tuple[Array, Array] = (np.zeros(0), np.zeros(0))
+    """Along axis 1 (channels of images) and along the last; empty where batches differ in them, or are too long."""
 
     @staticmethod
     def of(x: Array) -> Statistics:
@@ -59,6 +62,7 @@ class Statistics:
         return Statistics(
             low, high, (low, high), flat.size, *moments,
             (above.size, float(above.sum()), float(np.square(above).sum())), width, first, np.bincount(bins - first),
+            (_sums(x, 1), _sums(x, -1)),
         )  # fmt: skip
 
     def with_(self, x: Array) -> Statistics:
@@ -79,6 +83,7 @@ class Statistics:
             min(self.low, other.low), max(self.high, other.high), (low, high), self.count + other.count,
             self.sum + other.sum, self.squares + other.squares,
             tuple(map(sum, zip(self.positive, other.positive, strict=True))), width, first, counts,  # type: ignore[arg-type]
+            (_added(self.sums[0], other.sums[0]), _added(self.sums[1], other.sums[1])),
         )  # fmt: skip
 
     def _of_width(self, width: float) -> Statistics:
@@ -105,6 +110,11 @@ class Statistics:
         n, total, squares = self.positive
         return math.sqrt(max(squares / n - (total / n) ** 2, 0.0)) if n else 0.0
 
+    def means(self, axis: int) -> Array | None:
+        """Of each slice along axis 1, or along the last one (-1), if they are known."""
+        found = self.sums[0 if axis == 1 else 1]
+        return found * len(found) / self.count if len(found) else None
+
     @property
     def centres(self) -> Array:
         """The middle of each bin; bins at the ends, and the one that a Relu's zeros are in, count as what is in them."""
@@ -113,6 +123,18 @@ class Statistics:
             c[0] = 0.0  # almost all of that bin, where there is a Relu
         inside: Array = np.clip(c, self.low, self.high)
         return inside
+
+
+def _sums(x: Array, axis: int) -> Array:
+    """Of each slice along an axis."""
+    if x.ndim <= 1 or x.shape[axis] > LONGEST:
+        return np.zeros(0)
+    found: Array = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).sum(1, np.float64)
+    return found
+
+
+def _added(a: Array, b: Array) -> Array:
+    return a + b if a.shape == b.shape else np.zeros(0)
 
 
 def _width(top: float) -> float:
