@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -281,18 +281,7 @@ class Ranges:
         )
 
 
-FIELDS = (
-    "low",
-    "high",
-    "moving",
-    "count",
-    "sum",
-    "squares",
-    "positive",
-    "width",
-    "first",
-    "counts",
-)
+FIELDS = tuple(f.name for f in fields(Statistics))
 
 
 def _plain(v: Any) -> Any:
