@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
     commands = root.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for declare in (
-        _demo, _compile, _run, _time, _check, _dis, _asm, _inspect, _prune, _ops, _passes, _targets, _isa, _explain, _reproduce,
+        _demo, _compile, _run, _time, _check, _eval, _dis, _asm, _inspect, _prune, _ops, _passes, _targets, _isa, _explain, _reproduce,
     ):  # fmt: skip
         declare(commands)
     return root
@@ -295,6 +295,67 @@ def _check(commands: Any) -> None:
     _compiling(p)
     _running(p)
     _json(p)
+
+
+def _eval(commands: Any) -> None:
+    p = _command(
+        commands, "eval", "commands.evaluate:evaluate_file", "how often a network is right about labelled data",
+        "  knapper eval model.elf --data test.npz --mean .485,.456,.406 --std .229,.224,.225\n"
+        "  knapper eval model.onnx --data imagenet/val --precision fp32 --reference onnxruntime\n\n"
+        "A model is compiled first, for as many images at once as keep launches busy. Intervals are of 95 %.",
+    )  # fmt: skip
+    p.add_argument("file", metavar="IMAGE|MODEL", help="what `compile` wrote, or an .onnx file")
+    _data(p, "test")
+    p.add_argument(
+        "--metric", action="append", default=[], choices=("top1", "top5", "agreement", "sqnr"),
+        help="may be repeated (default: all that can be told)",
+    )  # fmt: skip
+    p.add_argument("--scores", metavar="NAME", help="the output that has them (the first)")
+    p.add_argument(
+        "--reference", metavar="FILE|onnxruntime",
+        help="also compare with an image, with a model in onnxruntime, or with MODEL in it",
+    )  # fmt: skip
+    p.add_argument("--batch", type=int, metavar="N", help="compile MODEL for N samples at once")
+    _compiling(p)
+    p.add_argument("--engine", choices=("fast", "reference"), default="fast", help="default: fast")
+    _workers(p)
+    _json(p)
+
+
+def _data(p: Any, split: str) -> None:
+    """The options of every command that reads samples."""
+    p.add_argument(
+        "--data", required=True, metavar="FILE.npz|DIR", help="samples; in a folder, pictures"
+    )
+    p.add_argument(
+        "--images",
+        metavar="NAME",
+        help=f"their array, where names do not tell; {split} comes first",
+    )
+    p.add_argument(
+        "--labels", metavar="NAME|FILE", help="the array of labels, or a file of lines [NAME] CLASS"
+    )
+    p.add_argument(
+        "--limit", type=int, metavar="N", help="N samples, spread over all (default: all)"
+    )
+    p.add_argument("--mean", default="0", metavar="X[,Y,Z]", help="(scale · pixel − mean) / std: 0")
+    p.add_argument("--std", default="1", metavar="X[,Y,Z]", help="1")
+    p.add_argument("--scale", metavar="X", help="1/255 for 8-bit pixels, 1 for all else")
+    p.add_argument("--bgr", action="store_true", help="swap the colours")
+    p.add_argument(
+        "--resize", type=int, metavar="N",
+        help="shorter side of a picture before its middle is cut out: 8/7 of the network's; 0: no cutting",
+    )  # fmt: skip
+    p.add_argument(
+        "--classes", metavar="FILE", help="folders' names in the order of the network's classes"
+    )
+    p.add_argument("--offset", type=int, default=0, metavar="N", help="to add to labels: 0")
+
+
+def _workers(p: Any) -> None:
+    p.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores"
+    )
 
 
 def _dis(commands: Any) -> None:

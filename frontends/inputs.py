@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
@@ -66,6 +67,12 @@ def array(path: str) -> Array:
             raise UsageError("E702", f"has {len(loaded)} arrays, one is wanted", where=path)
         return next(iter(loaded.values()))
     return loaded
+
+
+def arrays(path: str) -> dict[str, Array]:
+    """All arrays of an .npz file by name; that of an .npy file is called after the file."""
+    loaded = _numpy(path)
+    return loaded if isinstance(loaded, dict) else {Path(path).stem: loaded}
 
 
 def _seed(text: str) -> int:

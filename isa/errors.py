@@ -90,6 +90,10 @@ CODES: dict[str, str] = {
     "E723": "There is no engine of that name: fast is the compiled one, reference the specification in plain Python.",
     "E725": "A run without timing has no record.",
     "E726": "A recorded run needs what the machine to time it on lacks: an extension, a host, units of one shape, registers, shared memory.",
+    "E730": "Samples of eval or calibrate cannot be found in a file or folder: no array, or several, may be meant; there are none of an input.",
+    "E731": "Labels are none, are not as many as samples, or name classes that the network does not have.",
+    "E732": "A metric needs what is not there: labels, a reference, an output of that name or with samples along its first axis.",
+    "E733": "A picture cannot be read, or Pillow, which reads pictures, is not installed: pip install 'knapper[images]'.",
     # 7xx how knapper was called
     "E701": "No input, or no open dimension, has that name; or an input was not given. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",

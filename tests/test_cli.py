@@ -19,6 +19,7 @@ COMMANDS = [
     "compile",
     "run",
     "check",
+    "eval",
     "dis",
     "asm",
     "inspect",

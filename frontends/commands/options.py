@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from knapper.isa.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..dataset import Choice, Split
+    from ..feed import Pixels
 
 TARGET = "volta-8tc"
 """The machine that is meant where none is named."""
@@ -67,3 +72,40 @@ def pair(option: str, text: str) -> tuple[str, str]:
     if not equals or not name:
         raise UsageError("E704", f"{option} {text}: expected NAME=VALUE")
     return name, value
+
+
+# --- labelled data ------------------------------------------------------------------------------------------------------
+
+
+def choice(a: argparse.Namespace, split: Split = "test") -> Choice:
+    """Which samples are meant: --images, --labels, --classes, --offset, --limit, --resize."""
+    from ..dataset import Choice
+
+    if a.resize is not None and a.resize < 0:
+        raise UsageError("E704", f"--resize {a.resize}: expected 0 or more")
+    return Choice(
+        a.images or "", a.labels or "", split, a.limit, a.classes or "", a.offset, a.resize
+    )
+
+
+def pixels(a: argparse.Namespace) -> Pixels:
+    """What becomes of values: --scale, --mean, --std, --bgr."""
+    from ..feed import Pixels
+
+    scale = None if a.scale is None else _decimal("--scale", a.scale)
+    mean, std = (
+        tuple(_decimal(o, t) for t in text.split(","))
+        for o, text in (("--mean", a.mean), ("--std", a.std))
+    )
+    return Pixels(scale, mean, std, a.bgr)
+
+
+def _decimal(option: str, text: str) -> float:
+    """A number, or the ratio of two: 1/255."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / (float(below) if slash else 1)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(
+            "E704", f"{option} {text}: expected a number, such as 0.5 or 1/255"
+        ) from None

@@ -1,0 +1,222 @@
+"""eval: how often an image is right about labelled data, with an interval, and beside another network.
+
+knapper eval model.elf --data test.npz --mean .485,.456,.406 --std .229,.224,.225
+knapper eval model.elf --data imagenet/val --reference model.onnx
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from knapper.isa.errors import UsageError, raise_all
+
+from .. import files
+from ..api import Image, load
+from ..progress import Progress
+from ..tables import table
+from .options import TARGET, choice, consts, pixels, shapes
+
+if TYPE_CHECKING:
+    from knapper.compiler.ir import Graph
+
+    from ..dataset import Data
+    from ..evaluate import Evaluation, Network
+
+log = logging.getLogger("knapper")
+ELF = b"\x7fELF"
+IDLE = ("target", "precision", "pipeline", "shape", "const", "batch")
+"""Options that have nothing to decide about an image."""
+WORK = 1 << 29
+"""Multiply-accumulates that a launch should be worth at least: below that, images go together."""
+MOST = 32
+"""Images that go together, at most, where nobody says."""
+FLOATS = ("f16", "bf16", "f32", "f64")
+
+
+def evaluate_file(a: argparse.Namespace) -> None:
+    """`knapper eval`."""
+    from ..dataset import open_data
+    from ..evaluate import evaluate
+
+    _check(a)
+    network = open_network(a)
+    data = open_data(a.data, network.inputs, choice(a))
+    reference = _reference(a, network)
+    _refuse(a, data, reference)
+    started = time.perf_counter()
+    with Progress("evaluating", quiet=a.quiet > 0) as progress:
+        found = evaluate(
+            network, data, pixels(a), reference=reference, output=a.scores or "", workers=a.threads, tell=progress
+        )  # fmt: skip
+    seconds = time.perf_counter() - started
+    shown = [m for m in found.metrics if not a.metric or m in a.metric]
+    if missing := [m for m in a.metric if m not in shown]:
+        raise UsageError("E732", f"--metric {missing[0]}: scores have {found.classes} classes")
+    if not shown:
+        hint = "labels for top1 and top5, --reference for agreement and sqnr"
+        raise UsageError("E706", "nothing was compared", where=a.data, hint=hint)
+    rows = {m: _metric(found, m) for m in shown}
+    if a.json:
+        print(json.dumps(_facts(a, data, found, rows, seconds)))
+    else:
+        print(report(a, network, data, found, rows, seconds))
+
+
+def _check(a: argparse.Namespace) -> None:
+    problems = [
+        UsageError("E704", f"--{name} {value}: expected 1 or more")
+        for name in ("limit", "threads", "batch")
+        if (value := getattr(a, name)) is not None and value < 1
+    ]
+    raise_all(problems)
+
+
+def _refuse(a: argparse.Namespace, data: Data, reference: Network | None) -> None:
+    """UsageError E732 for metrics without what they need, before the work."""
+    if data.labels is None and {"top1", "top5"} & {*a.metric}:
+        hint = "--labels NAME|FILE says where they are"
+        raise UsageError("E732", "top1 and top5 need labels", where=a.data, hint=hint)
+    if reference is None and {"agreement", "sqnr"} & {*a.metric}:
+        hint = "--reference FILE.elf, FILE.onnx or onnxruntime"
+        raise UsageError("E732", "agreement and sqnr need another network", hint=hint)
+
+
+# --- networks -----------------------------------------------------------------------------------------------------------
+
+
+def open_network(a: argparse.Namespace) -> Network:
+    """The image, or the model compiled."""
+    from ..evaluate import Emulated
+
+    return Emulated(_image(a), a.engine)
+
+
+def _image(a: argparse.Namespace) -> Image:
+    if _is_image(a.file):
+        for option in IDLE:
+            if getattr(a, option):
+                raise UsageError("E704", f"--{option} does not apply: {a.file} is compiled already")
+        return load(a.file)
+    from knapper.compiler import driver
+    from knapper.isa.machine import Machine
+
+    from ..origin import origin
+    from .build import refuse_both
+
+    refuse_both(a)
+    machine = Machine.load(a.target or TARGET)
+    graph = batched(a)
+    precision = a.precision or "fp16"
+    return Image(driver.compile_graph(graph, machine, a.pipeline, precision, meta=origin(a.file)))
+
+
+def _is_image(path: str) -> bool:
+    return files.read(path)[: len(ELF)] == ELF
+
+
+def batched(a: argparse.Namespace) -> Graph:
+    """The model with so many images at once that launching costs little; as it is, if it takes no other number."""
+    from knapper.isa.errors import KnapperError
+
+    from ..onnx import read
+
+    given, values = shapes(a.shape), consts(a.const)
+    one = read(a.file, given, values)
+    size = a.batch or _batch(one)
+    if any(t.rank == 0 or t.shape[0] != 1 for t in one.inputs.values()) or size == 1:
+        if a.batch and any(t.rank == 0 or t.shape[0] != a.batch for t in one.inputs.values()):
+            raise UsageError(
+                "E704", f"--batch {a.batch}: the model's inputs do not begin with one sample"
+            )
+        return one
+    wide = {n: (size, *t.shape[1:]) for n, t in one.inputs.items()}
+    try:
+        found = read(a.file, given | wide, values, replace_fixed=True)
+    except KnapperError:
+        if a.batch:
+            raise
+        return one
+    types = found.types()
+    if all(types[v].shape[:1] == (size,) for v in found.outputs.values()):
+        return found
+    if a.batch:
+        raise UsageError("E704", f"--batch {a.batch}: the model's outputs do not have it")
+    return one
+
+
+def _batch(g: Graph) -> int:
+    from knapper.compiler.work import node_macs
+
+    types = g.types()
+    macs = sum(node_macs(n, types) for n in g.nodes)
+    size = min(MOST, WORK // max(macs, 1))
+    return 1 << max(size.bit_length() - 1, 0)
+
+
+def _reference(a: argparse.Namespace, network: Network) -> Network | None:
+    from ..evaluate import Emulated, InOnnxruntime
+
+    if not a.reference:
+        return None
+    name = a.file if a.reference == "onnxruntime" else a.reference
+    if _is_image(name):
+        if a.reference == "onnxruntime":
+            hint = "--reference MODEL.onnx"
+            raise UsageError("E704", f"{a.file} is an image: which model?", hint=hint)
+        return Emulated(load(name), a.engine)
+    return InOnnxruntime(name, network.inputs)
+
+
+# --- what is printed ----------------------------------------------------------------------------------------------------
+
+
+def _metric(found: Evaluation, metric: str) -> dict[str, Any]:
+    if metric == "sqnr":
+        return {"value": found.sqnr}
+    share = found.right(metric)
+    row = {"value": share.value, "right": share.right, "of": share.of, "interval": share.interval}
+    if metric == "agreement" or found.scored.other is None:
+        return row
+    lost, *interval = found.lost(metric)
+    theirs = found.right(metric, reference=True).value
+    return row | {"reference": theirs, "lost": lost, "lost_interval": interval}
+
+
+def _facts(
+    a: argparse.Namespace, data: Data, found: Evaluation, rows: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    return {
+        "file": a.file, "data": a.data, "about": data.about, "samples": len(found), "metrics": rows,
+        "reference": a.reference, "seconds": seconds,
+    }  # fmt: skip
+
+
+def report(
+    a: argparse.Namespace, network: Network, data: Data, found: Evaluation, rows: Mapping[str, Any], seconds: float
+) -> str:  # fmt: skip
+    """A line for each metric, and what was measured."""
+    lines: list[tuple[str, ...]] = [("samples", f"{len(found):,}: {data.about}")]
+    first = next(iter(data.take([0]).values())).dtype
+    for name, t in network.inputs.items():
+        how = pixels(a).show(first) if t.dtype in FLOATS else "x"
+        lines.append((name, f"{t}" if how == "x" else f"{t} = {how}"))
+    for metric, row in rows.items():
+        lines.append((metric, _line(metric, row)))
+        if "lost" in row:
+            low, high = row["lost_interval"]
+            lost = f"{100 * row['lost']:.2f} points of the reference's {row['reference']:.2%} (95 %: {100 * low:.2f} to {100 * high:.2f})"
+            lines.append(("  lost", lost))
+    lines.append(("time", f"{seconds:.1f} s, {1e3 * seconds / len(found):.1f} ms a sample"))
+    return table(lines)
+
+
+def _line(metric: str, row: Mapping[str, Any]) -> str:
+    if metric == "sqnr":
+        return f"{row['value']:.2f} dB"
+    low, high = row["interval"]
+    return f"{row['value']:.2%}  ({row['right']:,} of {row['of']:,}; 95 %: {low:.2%} to {high:.2%})"
