@@ -137,7 +137,7 @@ class Share:
         """Where the share of all images is with 95 % confidence, by Wilson's score.
 
         >>> [round(x, 4) for x in Share(1768, 2000).interval]
-        [0.8693, 0.8973]
+        [0.8692, 0.8973]
         """
         n, p, z = self.of, self.value, Z
         middle, half = p + z * z / 2 / n, z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
