@@ -11,6 +11,12 @@ elsewhere. So launches can always be ordered. If A read from B and B from A, a n
 before B's sink, that before a node of A, that before A's sink; and B's read from A would come before
 B's sink, which closes a circle in the graph of nodes, and there is none.
 
+A product of integers takes besides what the other operand of an epilogue is made of, as long as that comes
+from 8 bits in memory: no fp32 residual is stored.
+
+    Conv ─ Cast(f32) ─ Mul ─ Add ─ Relu ─ Round ─ Clip ─ Cast(u8)
+    Cast(f32) ─ Sub ─ Mul ──┘          one launch
+
 A Cast that rounds is part of what it rounds, one that widens part of what reads it, so a pair of them
 between two launches moves no boundary: `precision` puts them where the boundaries of the float32
 graph are, and `fuse` finds the same boundaries again.
@@ -52,7 +58,11 @@ EPILOGUE = ELEMENTWISE & _ops("""
     Mish Mul Neg PRelu Reciprocal Relu Round Sigmoid Sin Softplus Softsign Sqrt Sub Swish Tanh
     ThresholdedRelu
 """)
-"""Those that a matrix kernel can do to its accumulators."""
+"""Those that a matrix kernel can do to its accumulators, …"""
+INTEGERS = _ops("Abs Add Cast Clip Max Min Mul Neg Relu Sub")
+"""… to i32, …"""
+CHOOSING = _ops("Cast Clip Max Min Relu")
+"""… and to narrower integers."""
 MOVES = _ops("Slice Pad")
 """Read at most as much as they write of each operand: they go with anything elementwise."""
 INJECTIVE = _ops("Concat DepthToSpace Expand Gather SpaceToDepth Split Tile Transpose Trilu")
@@ -75,6 +85,8 @@ ANCHORS = INJECTIVE | ONCE | OFTEN | WINDOWS
 FLOATS = ("f16", "bf16", "f32", "f64")
 REGISTER = ("f16", "bf16", "f32")
 """Stored types that an epilogue reads and writes."""
+BYTES = ("i8", "u8")
+"""Those that a product of integers has besides, and i32."""
 OTHER = 100
 """The width of what is no float: neither narrower nor wider."""
 LARGEST = 32
@@ -255,24 +267,52 @@ class _Partition:
                 return None
             c = self.cell_of[outside[0]]
             ended = self.shown(grown) or grown[-1].core.op == ENCODE
-            if ended or not self._joins_epilogue(c, root):
+            if ended or (feeders := self._joins_epilogue(c, root, grown)) is None:
                 return None
-            grown.append(c)
+            grown += [*feeders, c]
             if not self.users(grown, grown[:-1]):
                 return grown
         return None
 
-    def _joins_epilogue(self, c: Cell, root: Cell) -> bool:
+    def _joins_epilogue(self, c: Cell, root: Cell, region: list[Cell]) -> list[Cell] | None:
+        """The cells that join with this one, which make its operands for it alone; None: it does not join."""
         if c.core.op == ENCODE:
-            return self.free(c) and self._encodes(c.core, root.core)
-        read, made = ([self.types[v] for v in vs] for vs in (c.reads, c.makes))
+            return [] if self.free(c) and self._encodes(c.core, root.core) else None
+        fits = c.shape == root.shape and self._computes(c, root)
+        return self._feeders(c, root, region) if fits else None
+
+    def _computes(self, c: Cell, root: Cell) -> bool:
+        """Whether a matrix kernel can compute a cell beside its product."""
+        types = [self.types[v] for v in (*c.reads, *c.makes)]
         return (
             c.core.op in EPILOGUE
             and self.free(c)
-            and c.shape == root.shape
-            and all(t.dtype in REGISTER for t in (*read, *made))
-            and all(self._lies_over(t, root.core) for t in read)
+            and all(self._in_register(t, c.core.op, root) for t in types)
+            and all(self._lies_over(self.types[v], root.core) for v in c.reads)
         )
+
+    def _in_register(self, t: Type, op: str, root: Cell) -> bool:
+        if t.dtype in REGISTER or not self._whole(root):
+            return t.dtype in REGISTER
+        return op in (INTEGERS if t.dtype == "i32" else CHOOSING if t.dtype in BYTES else ())
+
+    def _whole(self, root: Cell) -> bool:
+        """Whether a product is one of integers."""
+        return root.core.types[0].dtype == "i32"
+
+    def _feeders(self, c: Cell, root: Cell, region: list[Cell]) -> list[Cell]:
+        """The cells that make operands of a product of integers from bytes in memory, for one cell alone."""
+        found: list[Cell] = []
+        for v in sorted(c.reads) if self._whole(root) else ():
+            f = self.cell_of.get(self.maker.get(v, -1))
+            if f is None or f in region or self.shown([f]) or not self._computes(f, root):
+                continue
+            own = [*self._feeders(f, root, region), f]
+            made = {v for x in own for v in x.makes} | self.g.constants.keys()
+            begins = [self.types[v].dtype for x in own for v in x.reads - made]
+            if not self.users([*own, c], own) and {*begins} <= {*BYTES}:
+                found += own
+        return found
 
     def _encodes(self, n: Node, root: Node) -> bool:
         """Whether a product puts its own result under bitmaps: a sparse one, whose stream of positions is that of what it reads."""

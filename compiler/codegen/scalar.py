@@ -1,8 +1,8 @@
-"""The one table of scalar lowerings: op name → instructions on fp32 registers.
+"""The one table of scalar lowerings: op name → instructions on fp32 registers, and beside it one for integers of 32 bits.
 
 Epilogues of matrix kernels and the SIMD translator both look functions up here, so that an op has the same bits wherever it runs.
 
-    y = SCALAR["HardSigmoid"](b, x, alpha=0.2, beta=0.5)
+    y = SCALAR["HardSigmoid"](b, x, alpha=0.2, beta=0.5)            n = INTEGER["Add"](b, i, j)
 
 A function takes the builder, operand registers and the op's attributes, and gives a new register. Every multiply and add rounds by itself.
 """
@@ -22,25 +22,43 @@ from knapper.isa.instructions import (
     FMUL,
     FRND,
     FSETP,
+    IADD,
+    IMNMX,
+    IMUL,
+    ISUB,
     LOP,
     MOV,
     MUFU,
     SEL,
 )
-from knapper.isa.modifiers import Bits32, Cmp, FloatType, Fn, Logic, MinMax, Rounding, Scalar
+from knapper.isa.modifiers import (
+    Bits32,
+    Cmp,
+    FloatType,
+    Fn,
+    IntType,
+    Logic,
+    MinMax,
+    Rounding,
+    Scalar,
+)
 
-from .builder import KernelBuilder, VPred, VReg
+from .builder import RZ, KernelBuilder, VPred, VReg
 
 Lowering = Callable[..., VReg]
 SCALAR: dict[str, Lowering] = {}
-F32 = FloatType.F32
+INTEGER: dict[str, Lowering] = {}
+"""On i32, wrapping. Ops of `CHOOSING` serve narrower types as well, whose registers hold the extended number."""
+CHOOSING = frozenset({"Clip", "Identity", "Max", "Min", "Relu"})
+"""Ops whose result is one of the numbers that they are given."""
+F32, S32 = FloatType.F32, IntType.S32
 
 
-def lowers(name: str) -> Callable[[Lowering], Lowering]:
+def lowers(name: str, table: dict[str, Lowering] = SCALAR) -> Callable[[Lowering], Lowering]:
     """Enter a function into the table."""
 
     def enter(f: Lowering) -> Lowering:
-        SCALAR[name] = f
+        table[name] = f
         return f
 
     return enter
@@ -100,10 +118,12 @@ def special(b: KernelBuilder, fn: Fn, x: VReg) -> VReg:
     return d
 
 
-def convert(b: KernelBuilder, x: VReg, to: Scalar, frm: Scalar) -> VReg:
+def convert(
+    b: KernelBuilder, x: VReg, to: Scalar, frm: Scalar, rounding: Rounding = Rounding.RN
+) -> VReg:
     """x as another type of at most 32 bits."""
     d = b.reg()
-    b.emit(CVT, to, frm, Rounding.RN, d, x)
+    b.emit(CVT, to, frm, rounding, d, x)
     return d
 
 
@@ -297,3 +317,71 @@ def _(b: KernelBuilder, x: VReg, *, approximate: str = "none") -> VReg:
     else:
         gate = special(b, Fn.ERF, scaled(b, x, math.sqrt(0.5)))
     return arith(b, FMUL, scaled(b, x, 0.5), plus(b, gate, 1))
+
+
+# --- integers
+
+
+def _wrapping(name: str, cls: Any) -> None:
+    def lower(b: KernelBuilder, x: VReg, y: VReg) -> VReg:
+        return whole(b, cls, x, y)
+
+    INTEGER[name] = lower
+
+
+def whole(b: KernelBuilder, cls: Any, x: Any, y: Any) -> VReg:
+    """A new register = cls(x, y) in 32 bits."""
+    d = b.reg()
+    b.emit(cls, S32, d, x, y)
+    return d
+
+
+for _name, _cls in {"Add": IADD, "Sub": ISUB, "Mul": IMUL}.items():
+    _wrapping(_name, _cls)
+
+
+def _least(b: KernelBuilder, op: MinMax, x: VReg, y: Any) -> VReg:
+    d = b.reg()
+    b.emit(IMNMX, op, S32, d, x, y)
+    return d
+
+
+@lowers("Min", INTEGER)
+def _(b: KernelBuilder, x: VReg, *more: VReg) -> VReg:
+    for y in more:
+        x = _least(b, MinMax.MIN, x, y)
+    return x
+
+
+@lowers("Max", INTEGER)
+def _(b: KernelBuilder, x: VReg, *more: VReg) -> VReg:
+    for y in more:
+        x = _least(b, MinMax.MAX, x, y)
+    return x
+
+
+@lowers("Identity", INTEGER)
+def _(b: KernelBuilder, x: VReg) -> VReg:
+    return x
+
+
+@lowers("Neg", INTEGER)
+def _(b: KernelBuilder, x: VReg) -> VReg:
+    return whole(b, ISUB, RZ, x)
+
+
+@lowers("Abs", INTEGER)
+def _(b: KernelBuilder, x: VReg) -> VReg:
+    """The least integer is its own, as numpy has it."""
+    return _least(b, MinMax.MAX, x, INTEGER["Neg"](b, x))
+
+
+@lowers("Relu", INTEGER)
+def _(b: KernelBuilder, x: VReg) -> VReg:
+    return _least(b, MinMax.MAX, x, 0)
+
+
+@lowers("Clip", INTEGER)
+def _(b: KernelBuilder, x: VReg, *, min: int, max: int) -> VReg:
+    """Bounds are values of the operand's type."""
+    return _least(b, MinMax.MIN, _least(b, MinMax.MAX, x, min & 0xFFFFFFFF), max & 0xFFFFFFFF)

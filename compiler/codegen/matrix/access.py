@@ -265,7 +265,13 @@ def pixel_of(
 
 
 def im2col(
-    b: KernelBuilder, base: VUReg, g: Geometry, image: Image, rows: Pixels, bk: int
+    b: KernelBuilder,
+    base: VUReg,
+    g: Geometry,
+    image: Image,
+    rows: Pixels,
+    bk: int,
+    signed: bool = False,
 ) -> Bounded:
     """Tiles whose k step lies within one tap: bk divides the channels of a group."""
     w = image.window
@@ -275,7 +281,8 @@ def im2col(
         Dim(w.kh, w.dy * w.w * image.pitch, w.dy << 16),
     )
     tap = umov(b, 0) if w.taps > 1 else None
-    access = Bounded(base, g, width_of(g.v * image.element), dims, tap, umov(b, w.h << 16 | w.w))
+    width = width_of(g.v * image.element, signed)
+    access = Bounded(base, g, width, dims, tap, umov(b, w.h << 16 | w.w))
     for m in g.moves:
         offset, pix = rows[m.row]
         access.places[m] = (offset, m.col * image.element, pix)

@@ -161,7 +161,7 @@ class Block:
         count = p.m if p.m % self.bm else None
         if self.way == "im2col":
             rows = ways.pixels(b, g, image, self.m0, count, mul(b, g.col, self.element))
-            return ways.im2col(b, base, g, image, rows, self.bk)
+            return ways.im2col(b, base, g, image, rows, self.bk, signed)
         rows = ways.pixels(b, g, image, self.m0, count)
         return ways.gather(b, base, param(b, 2), g, image, rows, self.bk, self.steps, signed)
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from knapper.isa.instructions import ACC_LD, BAR, BRA, IADD, ISETP, LDG, UIADD, UISUB, ULOP
-from knapper.isa.modifiers import Bits32, Cmp, Logic, Scalar
+from knapper.isa.modifiers import Bits32, Cmp, Logic
 from knapper.isa.systolic import LANES
 
 from ..builder import PT, KernelBuilder, VPred, VReg, VUReg
 from ..generator import Group
-from ..scalar import convert
-from .access import WIDTHS
 from .channel_first_nest import Job, Nest, barriers
 from .channel_first_shape import ROLES, Tiles
 from .code import (
@@ -30,7 +28,7 @@ from .code import (
     umov,
     umul,
 )
-from .epilogue import BYTES, TYPES, Epilogue, Frame, Spot, varying_operands
+from .epilogue import BYTES, NUMBER, Epilogue, Frame, Spot, loading, varying_operands
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,10 @@ class Pieces(Epilogue):
             for v in self._varying():
                 own = self.ahead[v, s.row, s.col]
                 dtype = self.types[v].dtype
-                wide = fixed(self.b, own) if dtype == "f32" else convert(self.b, own, Scalar.F32, TYPES[dtype])  # fmt: skip
-                self.values[self._key(v, s, "f32")] = wide
+                number = self.widened(own, dtype)
+                self.values[self._key(v, s, NUMBER)] = (
+                    fixed(self.b, own) if number is own else number
+                )
         self._move(self._varying(), rows)
         self._fetch_all(spots, more)
 
@@ -89,8 +89,8 @@ class Pieces(Epilogue):
             for v in self._varying():
                 d = self.ahead.setdefault((v, s.row, s.col), self.b.reg())
                 a, offset = self._address(v, s)
-                width = WIDTHS[BYTES[self.types[v].dtype]]
-                self.b.emit(LDG, width, d, self._base(v), a, offset, guard=guard)
+                how = loading(self.types[v].dtype)
+                self.b.emit(LDG, how, d, self._base(v), a, offset, guard=guard)
 
     def _varying(self) -> list[str]:
         return [v for v in self.read if self._rowwise(v)]

@@ -7,30 +7,53 @@ the column only are made once a column, and so on.
 No load passes a store, which might write what it reads. So operands of many spots are loaded before the first of them is stored,
 as many as there is `room` for in registers: their latencies pass together.
 
+Integers are in registers as 32 bits, narrower ones extended, so only a Cast tells them apart. One from fp32 to 8 bits is a conversion that
+rounds and saturates, which takes in the Round and the Clip before it.
+
     row = thread's row + spot.row        col = thread's col + spot.col
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from knapper.isa.instructions import FADD, IMNMX, ISETP, LDG, SEL, STG
-from knapper.isa.modifiers import Bits32, Cmp, MinMax, Scalar
+import numpy as np
 
-from ...ir import Node
+from knapper.isa.instructions import FADD, IADD, IMNMX, ISETP, LDG, SEL, STG
+from knapper.isa.modifiers import Bits32, Cmp, MinMax, Rounding, Scalar, Width
+
+from ...ir import DTYPES, Node, Type
+from ...ops.unary import clip_bounds
 from ..builder import PT, KernelBuilder, VPred, VReg, VUReg
 from ..generator import Group
-from ..scalar import SCALAR, arith, convert
-from .access import WIDTHS
+from ..scalar import CHOOSING, INTEGER, SCALAR, arith, convert, whole
+from .access import WIDTHS, width_of
 from .code import S32, Number, add, fixed, move_base, mul, param, uadd, umul
 from .product import Broadcast, Product, broadcast_of
 
 TYPES = {"f16": Scalar.F16, "bf16": Scalar.BF16, "f32": Scalar.F32}
-BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "i32": 4, "u32": 4, "i64": 8, "u64": 8}
+INTEGERS = {
+    "i8": Scalar.S8,
+    "u8": Scalar.U8,
+    "i16": Scalar.S16,
+    "u16": Scalar.U16,
+    "i32": Scalar.S32,
+}
+BYTES: dict[str, int] = {
+    dtype: np.dtype(DTYPES[dtype]).itemsize
+    for dtype in (*TYPES, *INTEGERS, "f64", "u32", "i64", "u64")
+}
+NUMBER = "number"
+"""The form of a value in which it is computed with."""
 EXACT = frozenset({"Relu", "Max", "Min", "Abs", "Neg", "Identity"})
 """Ops whose result is one of the operands or its negation: nothing to round."""
+
+
+def loading(dtype: str) -> Width:
+    """How an element is loaded: narrow integers are extended."""
+    return width_of(BYTES[dtype], signed=dtype[0] == "i")
 
 
 @dataclass(frozen=True)
@@ -78,15 +101,63 @@ def refusal(group: Group, p: Product) -> str | None:
     for n in group.nodes:
         if n is p.node:
             continue
-        if n.op not in SCALAR and n.op != "Cast":
-            return f"{n.op} has no scalar lowering"
-        for v in (*n.inputs, *n.outputs):
-            if types[v].dtype not in TYPES:
-                return f"{n.op} works on {types[v]}"
-            if isinstance(why := broadcast_of(p, types[v]), str):
-                return why
+        operands = [types[v] for v in (*n.inputs, *n.outputs)]
+        if why := _unlowered(n, operands):
+            return why
+        for t in operands:
+            if isinstance(over := broadcast_of(p, t), str):
+                return over
+    if p.bias and p.out_type.dtype in INTEGERS and types[p.bias].dtype != p.out_type.dtype:
+        return f"a bias of {types[p.bias].dtype} on sums of {p.out_type.dtype}"
     stored = [v for v in group.outputs if types[v].shape != p.out_type.shape]
     return f"result %{stored[0]} is smaller than the product" if stored else None
+
+
+def _unlowered(n: Node, types: list[Type]) -> str | None:
+    """Why a node has no instructions on operands and results of these types, or None."""
+    if n.op not in SCALAR and n.op not in INTEGER and n.op != "Cast":
+        return f"{n.op} has no scalar lowering"
+    for t in types:
+        known = SCALAR if t.dtype in TYPES else _integer(t.dtype)
+        if known is None or (n.op != "Cast" and n.op not in known):
+            return f"{n.op} works on {t}"
+    return None
+
+
+def _integer(dtype: str) -> Container[str] | None:
+    return INTEGER if dtype == "i32" else CHOOSING if dtype in INTEGERS else None
+
+
+def conversions(group: Group, p: Product) -> int:
+    """Of a result, on the way from its sum to memory. A float takes one, at the end."""
+    if p.out_type.dtype not in INTEGERS:
+        return 1
+    maker = {v: n for n in group.nodes for v in n.outputs}
+    casts = [n for n in group.nodes if n.op == "Cast"]
+    ways = [from_float(n, maker)[1] for n in casts if n.types[0].dtype in INTEGERS]
+    return len(casts) + sum(n.op == "Round" for n in group.nodes) - ways.count(Rounding.RN)
+
+
+def from_float(n: Node, maker: Mapping[str, Node]) -> tuple[str, Rounding]:
+    """What a Cast from fp32 to an integer converts, and how.
+
+    CVT saturates. So a Clip to the type's own range is nothing besides, nor a Round before that, nor a Relu where no number is negative.
+    """
+    info, rounding, x = np.iinfo(DTYPES[n.types[0].dtype]), Rounding.RZ, n.inputs[0]
+
+    def before(op: str) -> Node | None:
+        m = maker.get(x)
+        return m if m is not None and m.op == op and m.types[0].dtype == "f32" else None
+
+    if m := before("Clip"):
+        low, high = (m.attr(name) for name in ("min", "max"))
+        if low <= info.min and high >= info.max:
+            x = m.inputs[0]
+    if m := before("Round"):
+        x, rounding = m.inputs[0], Rounding.RN
+        if info.min == 0 and (m := before("Relu")):
+            x = m.inputs[0]
+    return x, rounding
 
 
 def operands(group: Group, p: Product) -> list[str]:
@@ -322,10 +393,10 @@ class Epilogue:
         by_col = value in self.own or self.ways[value].col > 0
         return (value, s.row if self._rowwise(value) else None, s.col if by_col else None, form)
 
-    def _value(self, value: str, s: Spot, form: str = "f32") -> VReg:
-        """A value's register: as an fp32 number, or `raw`, in its stored type."""
+    def _value(self, value: str, s: Spot, form: str = NUMBER) -> VReg:
+        """A value's register: as a number in fp32 or of 32 bits, or `raw`, in its stored type."""
         dtype = self.types[value].dtype
-        form = "f32" if dtype == "f32" else form
+        form = NUMBER if dtype == "f32" or dtype in INTEGERS else form
         key = self._key(value, s, form)
         if key not in self.values:
             with self.b.under(self._guard(s) if self._rowwise(value) else PT):
@@ -336,35 +407,72 @@ class Epilogue:
         node = self.maker.get(value)
         if node is not None:
             self.b.role(self.role[node.outputs[0]])
+        if dtype in INTEGERS or dtype == "f32":
+            return self._fetch(value, s) if node is None else self._number(node, s)
         if dtype not in TYPES:
             return s.acc
         if form == "raw":
-            if node is None:
-                return self._fetch(value, s)
-            return convert(self.b, self._number(node, s), TYPES[dtype], Scalar.F32)
-        if dtype == "f32":
-            return self._fetch(value, s) if node is None else self._number(node, s)
+            return self._fetch(value, s) if node is None else self._rounded(node, s)
         if node is not None and node.op in EXACT:
             return self._number(node, s)
-        return convert(self.b, self._value(value, s, "raw"), Scalar.F32, TYPES[dtype])
+        return self.widened(self._value(value, s, "raw"), dtype)
+
+    def widened(self, raw: VReg, dtype: str) -> VReg:
+        """The number in a register that was loaded."""
+        if dtype == "f32" or dtype in INTEGERS:
+            return raw
+        return convert(self.b, raw, Scalar.F32, TYPES[dtype])
 
     def _fetch(self, value: str, s: Spot) -> VReg:
         base = self._base(value)
         a, offset = self._address(value, s)
         d = self.b.reg()
-        self.b.emit(LDG, WIDTHS[BYTES[self.types[value].dtype]], d, base, a, offset)
+        self.b.emit(LDG, loading(self.types[value].dtype), d, base, a, offset)
         return d
 
+    def _rounded(self, node: Node, s: Spot) -> VReg:
+        """The node's result in its stored type of 16 bits."""
+        to = TYPES[node.types[0].dtype]
+        if node.op == "Cast" and self.types[node.inputs[0]].dtype in INTEGERS:
+            return convert(self.b, self._value(node.inputs[0], s), to, Scalar.S32)
+        return convert(self.b, self._number(node, s), to, Scalar.F32)
+
     def _number(self, node: Node, s: Spot) -> VReg:
-        """The node's result in fp32, before it is rounded to its stored type."""
+        """The node's result as a number, before a float is rounded to its stored type."""
         if node is self.p.node:
             return self._product(s)
-        xs = [self._value(v, s) for v in node.inputs]
+        dtype = node.types[0].dtype
+        if node.op == "Cast":
+            return self._cast(node, s, dtype)
+        xs, attrs = [self._value(v, s) for v in node.inputs], node.attrs
         self.b.role(self.role[node.outputs[0]])
-        return xs[0] if node.op == "Cast" else SCALAR[node.op](self.b, *xs, **node.attrs)
+        if dtype not in INTEGERS:
+            return SCALAR[node.op](self.b, *xs, **attrs)
+        if node.op == "Clip":
+            bounds: Any = (node.attr("min"), node.attr("max"))
+            attrs = dict(zip(("min", "max"), clip_bounds(dtype, *bounds), strict=True))
+        return INTEGER[node.op](self.b, *xs, **attrs)
+
+    def _cast(self, node: Node, s: Spot, to: str) -> VReg:
+        """A Cast's result as a number."""
+        source = node.inputs[0]
+        if self.types[source].dtype in INTEGERS:
+            x = self._value(source, s)
+            self.b.role(self.role[node.outputs[0]])
+            same = to in ("i32", self.types[source].dtype)
+            return x if same else convert(self.b, x, INTEGERS.get(to, Scalar.F32), Scalar.S32)
+        source, rounding = from_float(node, self.maker) if to in INTEGERS else (source, None)
+        x = self._value(source, s)
+        self.b.role(self.role[node.outputs[0]])
+        return x if rounding is None else convert(self.b, x, INTEGERS[to], Scalar.F32, rounding)
 
     def _product(self, s: Spot) -> VReg:
-        return arith(self.b, FADD, s.acc, self._value(self.p.bias, s)) if self.p.bias else s.acc
+        if not self.p.bias:
+            return s.acc
+        bias = self._value(self.p.bias, s)
+        if self.p.out_type.dtype in INTEGERS:
+            return whole(self.b, IADD, s.acc, bias)
+        return arith(self.b, FADD, s.acc, bias)
 
     def _store(self, value: str, s: Spot, guard: Any) -> None:
         register = self._value(value, s, "raw")

@@ -18,7 +18,7 @@ from knapper.isa.instructions import BRA, FFMA, IMAD, LDS, UIADD, UMOV
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Bits32, Cmp, FloatType, IntType, Scalar, Width
 
-from ...ir import Array
+from ...ir import Array, Type
 from ..builder import KernelBuilder, VReg, VUReg
 from ..generator import Group, lanes_refuse, register
 from ..scalar import convert
@@ -40,7 +40,6 @@ class Kind:
     multiply: Any
     type: Any
     stored: str
-    signed: bool = False
     widen: Scalar | None = None
 
 
@@ -53,9 +52,9 @@ KINDS = {
     "u32": Kind(1, IMAD, IntType.U32, "u32"),
     "i64": Kind(2, IMAD, IntType.S64, "i64"),
     "u64": Kind(2, IMAD, IntType.U64, "u64"),
-    "i8": Kind(1, IMAD, IntType.U32, "i32", signed=True),
+    "i8": Kind(1, IMAD, IntType.U32, "i32"),
     "u8": Kind(1, IMAD, IntType.U32, "i32"),
-    "i16": Kind(1, IMAD, IntType.U32, "i32", signed=True),
+    "i16": Kind(1, IMAD, IntType.U32, "i32"),
     "u16": Kind(1, IMAD, IntType.U32, "i32"),
 }
 """The low half of a product is the same signed and unsigned; IMAD.S32 makes addresses and is not counted as a product."""
@@ -169,23 +168,27 @@ class Lanes(TiledKernel[Threads]):
 
     def tile_a(self, start: int) -> tuple[Tile, int]:
         v = self.block.vector_a(self.vector)
-        return self._tile(self.p.trans_a, self.t.bm, start, v, self.block.a_access)
+        return self._tile(self.p.trans_a, self.t.bm, start, v, self.block.a_access, self.p.a_type)
 
     def tile_b(self, start: int) -> tuple[Tile, int]:
         if self.block.packed:
             return self._packed(start)
         v = self.block.vector_b(self.vector)
-        return self._tile(not self.p.trans_b, self.t.bn, start, v, self.block.b_access)
+        return self._tile(
+            not self.p.trans_b, self.t.bn, start, v, self.block.b_access, self.p.b_type
+        )
 
     def _pitch(self, across: bool, extent: int) -> int:
         """Bytes from row to row of a tile; rows of [x][k] are set off by 16 bytes, which spreads them over the banks."""
         return extent * self.size if across else self.t.bk * self.size + 16
 
-    def _tile(self, across: bool, extent: int, start: int, v: int, reach: Any) -> tuple[Tile, int]:
+    def _tile(
+        self, across: bool, extent: int, start: int, v: int, reach: Any, type: Type
+    ) -> tuple[Tile, int]:
         rows, cols = (self.t.bk, extent) if across else (extent, self.t.bk)
         pitch = self._pitch(across, extent)
         g = grid(self.b, rows, cols, v, self.t.threads, pitch, self.size)
-        access, end = reach(self.b, g, self.how.signed), start + rows * pitch
+        access, end = reach(self.b, g, type.dtype[0] == "i"), start + rows * pitch
         return Tile(access, g, start, self.size, self._widened()), end
 
     def _widened(self) -> Callable[[KernelBuilder, VReg], VReg] | None:
@@ -301,10 +304,10 @@ class Ffma(TiledEngine[Threads]):
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
         if why := lanes_refuse(machine):
             return why
-        if p.dtype not in KINDS or p.a_type.dtype != p.b_type.dtype:
+        if p.dtype not in KINDS:
             return f"operands are {p.a_type.dtype} and {p.b_type.dtype}"
-        floating = p.dtype in ("f32", "f16", "bf16")
-        if not floating and (len(group.nodes) > 1 or p.bias):
+        narrow = p.dtype in ("f32", "f16", "bf16") or p.out_type.dtype == "i32"
+        if not narrow and (len(group.nodes) > 1 or p.bias):
             return f"a product of {p.dtype} takes no epilogue"
         return None
 

@@ -17,6 +17,8 @@ from ...ir import Node, Type
 from ..generator import Group
 
 PRODUCTS = frozenset({"Conv", "MatMul"})
+BYTES = frozenset({"i8", "u8"})
+"""Types that may multiply each other."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Product:
-    """A group seen as a product. Pitches are elements from one row in memory to the next."""
+    """A group seen as a product. `dtype` is A's type, and B's unless both are bytes. Pitches are elements from one row in memory to the next."""
 
     node: Node
     dtype: str
@@ -120,6 +122,9 @@ def _product(group: Group) -> Product | str:
     made = {v for n in group.nodes for v in n.outputs}
     if made & set(node.inputs):
         return f"{node.op} reads a value made in the same launch"
+    a, b = (types[v].dtype for v in node.inputs[:2])
+    if a != b and not {a, b} <= BYTES:
+        return f"operands of different types: {a} and {b}"
     p = _conv(node, types) if node.op == "Conv" else _matmul(node, types)
     if isinstance(p, Product) and 0 in (p.batch, p.m, p.n, p.k):
         return f"{node.op} has nothing to multiply: {p.batch} times {p.m} by {p.k} by {p.n}"
@@ -166,8 +171,6 @@ def _matmul(node: Node, types: dict[str, Type]) -> Product | str:
         bool(node.attrs.get("trans_a", False)),
         bool(node.attrs.get("trans_b", False)),
     )
-    if a.dtype != b.dtype:
-        return f"operands of different types: {a.dtype} and {b.dtype}"
     sa = a.shape if a.rank > 1 else (1, *a.shape)
     sb, trans_b = (b.shape, trans_b) if b.rank > 1 else ((1, *b.shape), True)
     m, k = sa[:-3:-1] if trans_a else sa[-2:]

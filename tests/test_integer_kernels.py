@@ -1,0 +1,97 @@
+"""Products of integers, with all that makes 8 bits of their sums: on every target the integers of the ops' references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from integer_cases import integers, known, matmul_of
+from matrix_cases import Writer, cache, check, draw
+
+from knapper.compiler import launches
+from knapper.compiler.codegen.scalar import CHOOSING, INTEGER
+from knapper.compiler.ir import DTYPES
+from knapper.compiler.pipeline import parse
+
+__all__ = ["cache"]  # the fixture
+
+CONVS: dict[str, dict[str, Any]] = {
+    "1x1": {"x": (1, 7, 7, 32), "o": 48, "k": 1},
+    "1x1, channels that fill no step": {"x": (1, 9, 9, 40), "o": 24, "k": 1, "after": "sums"},
+    "3x3": {"x": (1, 9, 7, 32), "o": 32, "k": 3, "pad": 1, "after": "residual"},
+    "3x3 with stride, batch": {"x": (2, 9, 7, 16), "o": 24, "k": 3, "stride": 2, "pad": 1},
+    "RGB": {"x": (2, 12, 11, 3), "o": 20, "k": 7, "stride": 2, "pad": 3, "types": ("i8", "i8")},
+    "groups": {"x": (1, 8, 8, 64), "o": 64, "k": 3, "pad": 1, "group": 4, "after": "residual"},
+    "ragged groups": {"x": (1, 6, 5, 12), "o": 20, "k": 3, "pad": 1, "group": 2, "out": "i8"},
+    "weights that are computed": {"x": (1, 6, 6, 24), "o": 24, "k": 3, "pad": 1, "known": False},
+    "dilated": {"x": (1, 9, 9, 16), "o": 24, "k": 3, "pad": 2, "dilation": 2, "types": ("i8", "u8")},
+}  # fmt: skip
+MATMULS: dict[str, dict[str, Any]] = {
+    "plain": {"a": (33, 40), "b": (40, 24)},
+    "known": {"a": (33, 40), "b": (40, 24), "known": True, "after": "relu"},
+    "both transposed": {"a": (40, 32), "b": (24, 40), "trans_a": True, "trans_b": True},
+    "B transposed, batch": {"a": (3, 2, 17, 64), "b": (2, 20, 64), "trans_b": True},
+    "rows folded": {"a": (3, 5, 16), "b": (16, 20), "known": True, "after": "residual"},
+    "odd everything": {"a": (35, 33), "b": (33, 21), "types": ("u8", "u8")},
+    "vector by vector": {"a": (50,), "b": (50,)},
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_simd_lanes_convolve_bytes(name: str, cache: Path) -> None:
+    check(integers(**CONVS[name]), "ffma", cache, count=1)
+
+
+@pytest.mark.parametrize("name", MATMULS)
+def test_simd_lanes_multiply_bytes(name: str, cache: Path) -> None:
+    check(matmul_of(**MATMULS[name]), "ffma", cache, count=1)
+
+
+@pytest.mark.parametrize("to", ["i8", "u8", "i16", "u16", "i32"])
+def test_sums_become_any_integer(to: str, cache: Path) -> None:
+    """Wrapping from i32, saturating and truncating from fp32; with a Clip to less than the type has, or to more."""
+    for low, high in ((-np.inf, np.inf), (-1000.0, 70.0), (-1e9, 1e9), (0.0, 255.0)):
+        w = Writer()
+        y = w.op("MatMul", w.value(draw((20, 32), "i8")), w.value(draw((32, 16), "i8")), out="i32")
+        a = w.op("Cast", w.op("Abs", w.op("Neg", y)), to=to)
+        x = w.op("Mul", w.op("Cast", y, to="f32"), known(w, 0.01))
+        b = w.op("Cast", w.op("Clip", x, min=low, max=high), to=to)
+        c = w.op("Cast", w.op("Clip", w.op("Round", w.op("Relu", x)), min=low, max=high), to=to)
+        check(w.case(a, b, c), "ffma", cache, count=1)
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8", "i32"])
+def test_integers_beside_sums(dtype: str, cache: Path) -> None:
+    """An operand of integers, by row and by column; what wraps, wraps."""
+    w = Writer()
+    y = w.op("MatMul", w.value(draw((20, 32), "i8")), w.value(draw((32, 16), "i8")), out="i32")
+    row, column = w.value(draw((20, 1), dtype)), w.value(draw((16,), dtype))
+    row, column = (w.op("Cast", w.op("Clip", v, min=-5, max=99), to="i32") for v in (row, column))
+    z = w.op("Add", w.op("Mul", y, row), column)
+    z = w.op("Sub", z, w.op("Min", z, w.value(draw((20, 16), "i32"))))
+    check(w.case(w.op("Clip", z, min=-(2**31), max=2**20), w.op("Cast", z, to="f16")), "ffma", cache, count=1)  # fmt: skip
+
+
+def test_epilogues_of_integers_have_lowerings() -> None:
+    assert launches.INTEGERS - {"Cast"} <= INTEGER.keys()
+    assert launches.CHOOSING - {"Cast"} <= CHOOSING <= INTEGER.keys()
+    assert {*launches.BYTES, *launches.REGISTER, "i32"} <= DTYPES.keys()
+
+
+@pytest.mark.parametrize("after", ["relu", "residual"])
+def test_a_product_takes_all_that_makes_bytes_of_its_sums(after: str) -> None:
+    graph, _ = integers((1, 6, 6, 16), 16, 3, pad=1, after=after)
+    (fuse,) = parse("fuse")
+    assert {n.group for n in fuse.run(graph).nodes} == {"conv_0"}
+
+
+def test_what_others_read_too_is_not_made_in_an_epilogue() -> None:
+    graph, _ = integers((1, 6, 6, 16), 16, 3, pad=1, after="residual")
+    scaled = next(n for n in graph.nodes if n.op == "Sub").outputs[0]
+    (fuse,) = parse("fuse")
+    shown = graph.with_(outputs={**graph.outputs, "r": scaled})
+    named = {n.op: n.group for n in fuse.run(shown).nodes}
+    assert named["Sub"] == "sub_0"
+    assert named["Round"] == named["Conv"]
