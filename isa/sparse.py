@@ -109,8 +109,8 @@ class Outer(Needy, unit="outer"):
 class SPWMMA(Outer, opcode=0x180, name="SPWMMA.323216.F32", extension="sparse"):
     """C[32, 32] += A[32, 16] · B[16, 32], zeros left out.
 
-    For k = 0 … 15 the sequencer issues ceil(nA / 8) · ceil(nB / 16) OHMMAs of the 8 that a step without zeros takes, none if nA or nB is 0. c is the
-    word in accumulator memory where the tile begins.
+    For k = 0 … 15 the sequencer issues ceil(nA / 8) · ceil(nB / 16) OHMMAs of the 8 that a step without zeros takes. If nA or nB is 0 it issues
+    none, and reads no value of the other. c is the word in accumulator memory where the tile begins.
     """
 
     type: Half = bits(14)
@@ -123,8 +123,9 @@ class SPWMMA(Outer, opcode=0x180, name="SPWMMA.323216.F32", extension="sparse"):
         tile = Tile.load(m, self.c)
         starts, bitmaps = _starts(m, self.start), m.read(self.bm, U32)
         for k in range(STEPS):
-            a, b = (_vector(m, self.type.lane, starts, bitmaps, n) for n in (k, STEPS + k))
-            tile.add(a, b)
+            if bitmaps[k] and bitmaps[STEPS + k]:
+                a, b = (_vector(m, self.type.lane, starts, bitmaps, n) for n in (k, STEPS + k))
+                tile.add(a, b)
         tile.store(m)
 
     def work(self, bitmaps: NDArray[np.uint32]) -> Work:

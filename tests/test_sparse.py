@@ -108,9 +108,11 @@ def test_every_product_is_an_event_with_its_own_counts() -> None:
     cases = [sides(rng, d, e) for d, e in ((0.5, 0.5), (0, 1), (1, 1), (0.05, 0.9))]
     zero = np.zeros((32, 32))
     records = [record(rng, *c, zero, Half.F16, SHARED * (n % 2)) for n, c in enumerate(cases)]
-    paths = everywhere(SESSIONS[Half.F16], np.concatenate(records)).stats.launches[0].counts.paths
+    (launch,) = everywhere(SESSIONS[Half.F16], np.concatenate(records)).stats.launches
+    paths = launch.counts.paths
     assert paths.of_block.tolist() == [0, 1]
     warps = [w for block in paths.warps for w in block]
+    read = 0
     for warp, case, one in zip(warps, cases, records, strict=True):
         (event,) = [e for e in warp["next"].tolist() if e & WORK and e != END]
         bitmaps = one[BITMAPS:STARTS].view(np.uint32)
@@ -120,7 +122,10 @@ def test_every_product_is_an_event_with_its_own_counts() -> None:
             if a.any() and b.any()
         )
         assert event == work(bank_cycles(bitmaps, 0), issued(*case), -(-2 * values // 128))
+        read += 2 * values
         assert Work.of(bitmaps).issued == issued(*case)
+    products = launch.facts.opcodes == i.SPWMMA.opcode
+    assert launch.counts.instructions["smem_read"][products].sum() == read  # of what is multiplied
 
 
 @TYPES

@@ -48,16 +48,16 @@ def spwmma(m: TraceWarp, i: Any) -> None:
     """SPWMMA."""
     code, c = m.code, prepared(m, i)
     bitmaps = code.load(m.row(i.bm), vector(I32), 64)
+    issued, values = work(m, bitmaps)
     if m.checked:
         slowly(m, i, c)
     else:
         with code.either(inside(m, i, bitmaps), likely=True) as (fast, slow):
             with fast:
-                quickly(m, i, c)
+                quickly(m, i, c, values)
             with slow:
                 slowly(m, i, c)
     settle(m, c)
-    issued, values = work(m, bitmaps)
     with code.when(m.state.timing != 0):
         cycles = bank_cycles(m, m.row(i.bm), bitmaps, issued)
         passes = (values + (PASS - 1)) >> (PASS.bit_length() - 1)
@@ -120,13 +120,11 @@ def inside(m: TraceWarp, i: Any, bitmaps: Any) -> Num:
     return fine == FULL
 
 
-def quickly(m: TraceWarp, i: Any, c: Any) -> None:
-    """All steps, values spread straight from shared memory."""
+def quickly(m: TraceWarp, i: Any, c: Any, values: Num) -> None:
+    """All steps, values spread straight from shared memory. `values`: how many take part."""
     code = m.code
     shared = m.state.pointer_to("shared")
     rows = [m.row(i.start), m.row(i.start + 1), m.row(i.bm)]
-    count = code.intrinsic("llvm.ctpop", vector(I32), [code.load(rows[2], vector(I32), 64)])
-    values = code.of(code.intrinsic("llvm.vector.reduce.add", I32, [count], [count.type]))
     total = counter(code, m.state, m.record.pointer)
     total.smem_read = total.smem_read + values.wide() * 2
     with code.each(code.num(STEPS)) as k:
@@ -210,10 +208,12 @@ def settle(m: TraceWarp, c: Any) -> None:
 
 def slowly(m: TraceWarp, i: Any, c: Any) -> None:
     """All steps, values loaded lane by lane."""
-    code = m.code
+    code, row = m.code, m.row(i.bm)
     with untimed(m), code.each(code.num(STEPS)) as k:
-        a, b = (Part(m, i, n).loaded() for n in (k, k + STEPS))
-        step(m, i.type.lane, c, a, b)
+        a, b = (word(code, row, n) for n in (k, k + STEPS))
+        with code.when((a != 0) & (b != 0)):
+            sides = [Part(m, i, n).loaded() for n in (k, k + STEPS)]
+            step(m, i.type.lane, c, *sides)
 
 
 class Part:
