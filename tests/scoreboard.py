@@ -18,6 +18,7 @@ from knapper.isa.machine import Machine
 
 TICK = 256
 TRANSFERS = ("FILL.DUP", "DMA.LD")
+PRODUCTS = ("SPWMMA.323216.F32", "OHMMA.8161.F32")
 PUSHES = ("IM2COL.PUSH", "GATHK.PUSH")
 STEADY = 1_000_000
 """Cycles after which a program counts as hung."""
@@ -166,6 +167,9 @@ class Scoreboard:
             return idle and (i.guard in (7, 15) or w.ready["P", int(i.guard.pred)] <= t * TICK)
         if any(w.ready[r] > t * TICK for r, _ in self.registers(i)):
             return False
+        waits = "stored" if i.mnemonic in PRODUCTS else "sums" if i.mnemonic == "ACC.LD" else ""
+        if waits and w.ready[waits] > t * TICK:
+            return False
         if i.mnemonic == "SMA.WAIT":
             earlier = w.groups[: len(w.groups) - i.n]
             if any(g.done is None or g.done > t * TICK for g in earlier):
@@ -218,6 +222,10 @@ class Scoreboard:
         for r, written in self.registers(i):
             if written:
                 w.ready[r] = done
+        if i.mnemonic == "ACC.ST":
+            w.ready["stored"] = done
+        if i.mnemonic in PRODUCTS:
+            w.ready["sums"] = self.port[self.port_of(i, w)] + self.turn(i, step)[1]
         if step.jumped:
             w.since = max(w.since, ceil(Fraction(done, TICK)))
         if i.mnemonic in ("BAR", "MODE"):

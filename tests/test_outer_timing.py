@@ -149,6 +149,25 @@ def test_registers_and_accumulation_buffer_exchange_a_register_a_cycle() -> None
     assert each(DSTC, lambda: i.ACC_ST(s=Reg(0), **at)) == 32
 
 
+@pytest.mark.parametrize("cycles", [20, 128])
+def test_sums_are_read_when_the_products_before_are_in_them(cycles: int) -> None:
+    """The last of 32 registers is there a latency after the 31st cycle, and the last sums a latency after the product; products follow each other."""
+    at: dict[str, Any] = {"count": Extent(32), "base": UReg(0), "offset": Signed(0)}
+    store, load = i.ACC_ST(s=Reg(0), **at), i.ACC_LD(d=Reg(64), **at)
+    product = i.SPWMMA(type=Half.F16, c=Src.of(0), start=Reg(40), bm=Reg(42))
+    m = DSTC.with_(**{"units.tensor.interval": 32}, launch_cycles=0)
+    outer, systolic = m.units["outer"].latency, m.units["systolic"].latency
+
+    def took(*code: Instr) -> int:
+        events = [(pc, work(cycles, 4), 1) for pc, x in enumerate(code) if x is product]
+        use = i.MOV(Reg(100), Src.of(Reg(95)))  # the last register that comes
+        return timed(m, [*code, use], lambda _: events).cycles
+
+    apart = took(store, load)
+    assert took(store, product, load) - apart == systolic - 1 + cycles + outer
+    assert took(store, product, product, load) - took(store, product, load) == cycles
+
+
 def test_blocks_share_the_accumulators_of_an_sm() -> None:
     """32 KB are 8 tiles: two blocks of four warps with one each."""
     code = Kernel.encode([i.EXIT()])

@@ -36,7 +36,7 @@ from .report import Roofline, Timing
 from .residency import Residency
 from .sm import run
 from .state import REASONS, STREAM, TICK, TRANSFER, State, blank
-from .tables import PREDICATES, SECTOR, UNIFORMS, Costs, Structure
+from .tables import ACCUMULATORS, PREDICATES, SECTOR, UNIFORMS, Costs, Structure
 
 KEPT = 4096
 """Launches whose timing is kept, of a program on a machine."""
@@ -193,7 +193,7 @@ class Run:
         sequence = sequence[sequence != NO_BLOCK]
         state = blank(
             places=min(self.residents.blocks, len(sequence)), warps=kernel.warps,
-            slots=kernel.registers + UNIFORMS + PREDICATES, subcores=machine.subcores,
+            slots=kernel.registers + UNIFORMS + PREDICATES + ACCUMULATORS, subcores=machine.subcores,
             ports=self.costs.port_count, code=len(ops), **self.fixed.queues,
         )  # fmt: skip
         end = run(ops, self.fixed.spans, events, path, sequence, *state, self.timer.jump)

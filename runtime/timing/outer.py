@@ -8,7 +8,7 @@ does (`units.tensor.interval`): dense outer products are as fast as dense inner 
               from what the engine recorded in the warp's path, so that every one takes what its own bitmaps take
     OWMMA     32
     BOHMMA    bohmma_percent of one: 0 if it goes on beside the products
-    ACC.LD    a register each interval of its unit, and ACC.ST likewise
+    ACC.LD    a register each interval of its unit, and ACC.ST likewise; it waits for the warp's products before it, as these for its ACC.STs
     BMENC     its unit twice: to compare, and to place what is stored
 
 Values come from shared memory, through the port that LDSM, LDS and STS of all sub-cores take, at 128 bytes each of its intervals:
@@ -33,12 +33,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import Instr
+from knapper.isa.instructions import ACC_LD, ACC_ST
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Memory
 from knapper.isa.sparse import BMENC, DENSE, OHMMA, OWMMA, PASS, SPWMMA, STEPS, TILE
 
 from ..collector import COLUMNS, ROWS
-from .state import END, PASSES, TICK, WORK
+from .state import END, LEAVES, PASSES, READS, STORED, SUMMED, TICK, WORK
 
 SHARED = "lsu_shared"
 """The unit whose port values come through."""
@@ -107,6 +108,18 @@ def reads(i: Instr, machine: Machine) -> tuple[int, int]:
         return 0, 0
     a_pass = TICK * machine.units[SHARED].interval
     return (0, a_pass) if isinstance(i, SPWMMA) else (a_pass * ALL // DENSE, 0)
+
+
+def accumulators(i: Instr) -> tuple[tuple[int, int], ...]:
+    """The scoreboard's slots of accumulators that an instruction names, and what it does to them (`state.SPAN`).
+
+    Products do not wait for each other, nor does what the port brings in order: they follow each other through one pipeline.
+    """
+    if isinstance(i, (SPWMMA, OHMMA)):
+        return (STORED, READS), (SUMMED, LEAVES)
+    if isinstance(i, ACC_LD):
+        return ((SUMMED, READS),)
+    return ((STORED, LEAVES),) if isinstance(i, ACC_ST) else ()
 
 
 def dense(i: Instr, machine: Machine) -> tuple[int, int]:

@@ -10,7 +10,9 @@ oldest; a block's warps are older than those of blocks that started after it). A
 Nothing that happens later changes when a result is ready, so a warp's wait for registers is known when it comes to an
 instruction (`fetch`), and the simulation goes from one cycle in which something may issue to the next such.
 
-A product of condensed vectors needs two ports: it takes its own until shared memory, from its start on, has delivered its last value.
+A product of condensed vectors needs two ports: it takes its own until shared memory, from its start on, has delivered its last value. A warp's
+accumulators are two slots of its scoreboard more: of what it stored there, for which products wait, and of its products, for which what loads
+sums waits. Products do not wait for each other.
 
 Memory: an access takes the port of its unit, by how many sectors miss the SM's share of L2 and of DRAM, and a vector memory's port, each a
 queue that is busy until some time. Its latency begins when the slowest of them has taken it in. Stores do the same and are forgotten.
@@ -46,6 +48,7 @@ from .state import (
     FETCHING,
     FREE,
     ISSUED,
+    LEAVES,
     LOOP,
     MEMORY,
     NEVER,
@@ -156,8 +159,9 @@ def fetch(
         sm.port[w] = op.port + (engine(sm, w) if op.kind == COMMIT else s * op.spread)
         latest = 0
         for i in range(op.first, op.last):
-            for r in range(spans[i].slot, spans[i].slot + spans[i].words):
-                latest = max(latest, board[w, r])
+            if spans[i].write != LEAVES:
+                for r in range(spans[i].slot, spans[i].slot + spans[i].words):
+                    latest = max(latest, board[w, r])
         if op.kind == WAIT:
             if not settled(sm, line, w, op.work):
                 sm.awaits[w], sm.after[w] = op.work + 1, after
@@ -286,6 +290,8 @@ def execute(
     if op.kind == PLAIN:
         taken = max(memory(sm, op, start), vector_port(sm, start, op.vector))
     result: int = (taken if op.memory > 0 else start) + op.latency
+    if op.other > 0:
+        result = sm.free[sm.port[w]] + op.latency
     for i in range(op.first, op.last):
         if spans[i].write:
             for r in range(spans[i].slot, spans[i].slot + spans[i].words):

@@ -41,7 +41,11 @@ transfer to its arrival, that the pipeline takes to empty after a group; the n o
 port is taken when its guard leaves it out; `other`: the port of shared memory, where a product of condensed vectors reads; `reads`: ticks of
 it, and `a_pass`: ticks of it for each pass that an event says; `first`, `last`: its entries in `spans`, last excluded."""
 SPAN = np.dtype([("slot", "i4"), ("words", "i4"), ("write", "i4")])
-"""Scoreboard slots that an instruction names: the first, how many, and whether it writes them."""
+"""Scoreboard slots that an instruction names: the first, how many, and what it does to them: READS, WRITES or LEAVES."""
+READS, WRITES, LEAVES = range(3)
+"""Wait for a slot; wait for it and make it late by the result; make it late without a wait, as what comes after it in its unit's own order."""
+STORED, SUMMED = range(2)
+"""Scoreboard slots of accumulators, behind those of registers: what a warp's ACC.STs brought there, and what its products of condensed vectors."""
 
 PLAIN, BARRIER, DRAIN, LOAD_WEIGHTS, SWAP_WEIGHTS, STREAM, TRANSFER, COMMIT, WAIT = range(9)
 """Kinds of instruction: what computes or moves data; BAR; MODE; the three kinds of systolic command; a command to the DMA engine; COMMIT; WAIT."""

@@ -51,7 +51,8 @@ from .state import (
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-UNIFORMS, PREDICATES = 63, 7
+UNIFORMS, PREDICATES, ACCUMULATORS = 63, 7, 2
+"""Slots of a scoreboard behind those of registers."""
 SECTORS = 4
 """Sectors of 32 bytes that a load/store unit's port takes an interval."""
 SECTOR = 32
@@ -68,13 +69,14 @@ class Field:
     """A register operand of a variant, as decoded records hold it."""
 
     slot: int
-    """-1: the guard."""
+    """-1: the guard. Of accumulators which of their slots."""
     bank: str
-    """R, U or P."""
+    """R, U, P, or A: accumulators."""
     words: int
     read: bool
     """It is only read."""
-    write: bool
+    write: int
+    """What becomes of it (`state.SPAN`)."""
 
     @staticmethod
     def all_of(v: Variant) -> list[Field]:
@@ -84,8 +86,8 @@ class Field:
         for name, (kind, b) in v.instr.layout.items():
             if b.use and (bank := bank_of(kind, getattr(v.instr, name))):
                 words, write = words_of(v.instr, b.words), writes and "w" in b.use
-                out.append(Field(v.slots.get(name, -1), bank, words, b.use == READ, write))
-        return out
+                out.append(Field(v.slots.get(name, -1), bank, words, b.use == READ, int(write)))
+        return out + [Field(n, "A", 1, False, does) for n, does in outer.accumulators(v.instr)]
 
 
 def words_of(instr: Instr, words: Any) -> int:
@@ -108,7 +110,8 @@ class Structure:
     first: Ints
     """Scoreboard slot of each register operand; what is absent (RZ, PT) has no words. [n, operands]"""
     words: Ints
-    write: NDArray[np.bool_]
+    write: Ints
+    """What becomes of it (`state.SPAN`)."""
     guard: Ints
     """Slot of the guard, or -1. [n]"""
     reads: Ints
@@ -164,7 +167,7 @@ class _Structures:
         self.fields = [Field.all_of(v) for v in decoded.variants]
         columns = max(map(len, self.fields), default=1)
         self.first, self.words = (np.zeros((n, columns), np.int64) for _ in range(2))
-        self.write = np.zeros((n, columns), np.bool_)
+        self.write = np.zeros((n, columns), np.int64)
         self.reads = np.full((n, NARROW * columns), -1)
         self.guard = np.full(n, -1)
 
@@ -177,7 +180,9 @@ class _Structures:
         index = {name: i for i, name in enumerate(units)}
         instrs = [v.instr for v in self.decoded.variants]
         unit = np.array([index[i.resource()] for i in instrs], np.int64)
-        stores = np.array([not any(f.write for f in fields) for fields in self.fields], np.bool_)
+        stores = np.array(
+            [not any(f.write and f.bank != "A" for f in fields) for fields in self.fields], np.bool_
+        )
         v = self.decoded.variant
         return Structure(
             self.first, self.words, self.write, self.guard, self.distinct(), tuple(units), unit[v], tuple(instrs), v, stores[v],
@@ -188,22 +193,31 @@ class _Structures:
         """All instructions of one variant."""
         records, registers = self.decoded.records[members], self.registers[members]
         for column, f in enumerate(fields):
-            slot = records["guard"] if f.slot < 0 else records["slot"][:, f.slot]
-            number = slot.astype(np.int64) // (ROW if f.bank == "R" else 4)
+            number = self.number(f, records)
             limit, base = {
                 "R": (registers, 0 * registers),
                 "U": (0 * registers + UNIFORMS, registers),
                 "P": (0 * registers + PREDICATES, registers + UNIFORMS),
+                "A": (0 * registers + ACCUMULATORS, registers + UNIFORMS + PREDICATES),
             }[f.bank]
             there = number < limit
             self.first[members, column] = base + number
             self.words[members, column] = np.where(there, f.words, 0)
             self.write[members, column] = f.write
-            if f.slot < 0:
+            if f.bank == "P" and f.slot < 0:
                 self.guard[members] = np.where(there, base + number, -1)
             if f.bank == "R" and f.read and f.words <= NARROW:
                 for word in range(f.words):
                     self.reads[members, NARROW * column + word] = np.where(there, number + word, -1)
+
+    @staticmethod
+    def number(f: Field, records: NDArray[Any]) -> Ints:
+        """Of the operand, in its bank, as each record has it."""
+        if f.bank == "A":
+            return np.full(len(records), f.slot, np.int64)
+        slot = records["guard"] if f.slot < 0 else records["slot"][:, f.slot]
+        number: Ints = slot.astype(np.int64) // (ROW if f.bank == "R" else 4)
+        return number
 
     def distinct(self) -> Ints:
         """`reads` without repetitions, in as few columns as it takes."""
