@@ -56,12 +56,14 @@ class Step:
     registers: int
     shared_bytes: int
     loads_b: int = 1
+    narrow: float = 1.0
+    """Bytes of an element of B as it is loaded, by those of A."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A launch: blocks of so many warps that take so many k steps; a result costs `epilogue` instructions. `weights` are bytes of B that
-    come from DRAM, no launch having made them."""
+    """A launch: blocks of so many warps that take so many k steps; a result costs `epilogue` instructions, `converts` of them conversions.
+    `weights` are bytes of B that come from DRAM, no launch having made them."""
 
     product: Product
     tile: Tile
@@ -69,8 +71,9 @@ class Work:
     warps: int
     steps: int
     epilogue: int
-    weights: int
+    weights: float
     step: Step
+    converts: int = 1
 
     @property
     def instructions(self) -> float:
@@ -117,7 +120,7 @@ def in_rounds(
 def _round(w: Work, resident: int, machine: Machine) -> float:
     """Cycles of blocks that run on an SM together."""
     s, p, units = w.step, w.product, machine.units
-    nbytes = from_l2(p, w.tile, resident * s.shared_bytes, machine, resident, s.loads_b)
+    nbytes = from_l2(p, w.tile, resident * s.shared_bytes, machine, resident, s.loads_b, s.narrow)
     from_dram = w.weights + read_again(p, w.tile, machine.sms * resident, machine)
     missing = min(from_dram / (w.blocks * w.steps * nbytes), 1.0)
     speed = rate(w.blocks, machine, missing)
@@ -125,7 +128,7 @@ def _round(w: Work, resident: int, machine: Machine) -> float:
     busy = max(_busy(w, resident, machine), resident * nbytes / speed)
     step = max(busy, _alone(w, machine), load)
     share = max(1.0, resident * w.warps / machine.subcores)
-    epilogue = s.results * share * max(units["cvt"].interval, 2 * w.epilogue)
+    epilogue = s.results * share * max(w.converts * units["cvt"].interval, 2 * w.epilogue)
     first = load + 2 * units["lsu_shared"].latency + 2 * ADDRESSES * share
     return first + w.steps * step + epilogue
 
@@ -156,7 +159,13 @@ def read_again(p: Product, t: Tile, at_once: int, machine: Machine) -> float:
 
 
 def from_l2(
-    p: Product, t: Tile, held: int, machine: Machine, blocks: int = 1, loads_b: int = 1
+    p: Product,
+    t: Tile,
+    held: int,
+    machine: Machine,
+    blocks: int = 1,
+    loads_b: int = 1,
+    narrow: float = 1.0,
 ) -> float:
     """Bytes of A and B that a block loads from L2 in a step, while shared memory holds `held` bytes of an SM that runs `blocks` blocks.
 
@@ -167,7 +176,7 @@ def from_l2(
     if w is not None:
         a = min(a, (t.bm * w.sy * w.sx + (w.kh - 1) * w.dy * w.w) * p.channels)
     a *= scattered(p)
-    b = t.bn * p.k
+    b = t.bn * p.k * narrow
     loaded, distinct = (t.bm * p.k * scattered(p) + b * loads_b) * size, (a + b) * size
     return beyond_l1(loaded, distinct, held, blocks, machine) / -(-p.k // t.bk)
 
@@ -205,11 +214,14 @@ def _alone(w: Work, machine: Machine) -> float:
     return working + shared.latency + units["barrier"].latency
 
 
-def tiled(step: Step, p: Product, t: Tile, nodes: int, known: bool, machine: Machine) -> float:
+def tiled(
+    step: Step, p: Product, t: Tile, nodes: int, known: bool, machine: Machine, converts: int = 1
+) -> float:
     """Cycles of a launch of `nodes` nodes whose blocks compute tiles `t` of a product; `known`: B is, so no launch has just made it."""
     count, steps = -(-p.m // t.bm) * -(-p.n // t.bn) * p.batch, -(-p.k // t.bk)
-    weights = p.b_type.bytes if known else 0
-    return cycles(Work(p, t, count, -(-t.threads // 32), steps, 2 + nodes, weights, step), machine)
+    weights = p.b_type.bytes * step.narrow if known else 0
+    warps = -(-t.threads // 32)
+    return cycles(Work(p, t, count, warps, steps, 2 + nodes, weights, step, converts), machine)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from ..builder import KernelBuilder, VPred, VReg, VUReg
 from .code import S32, Number, add, divmod_, lane_id, mul, thread_id, ucompare, udivmod, umul
 
 FRAGMENT = 512
-"""Bytes of a 16×16 fragment of 16-bit elements. In shared memory its rows lie without a gap, so no access conflicts."""
+"""Bytes of a 16×16 fragment of 16-bit elements, or of 16×32 bytes. In shared memory its rows lie without a gap, so no access conflicts."""
+ROW = 32
+"""Bytes of its rows."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +54,30 @@ def dealt(rows: int, cols: int, warps: int) -> tuple[int, int]:
 
 
 def fragments(
-    b: KernelBuilder, rows: int, cols: int, v: int, warps: int, warp: VUReg | int
+    b: KernelBuilder, rows: int, cols: int, v: int, warps: int, warp: VUReg | int, size: int = 2
 ) -> Geometry:
-    """rows × cols fragments of 16 × 16, one a warp at a time, fragment (r, c) at place c · rows + r; v of 16 bits a lane.
+    """rows × cols fragments of 16 rows, one a warp at a time, fragment (r, c) at place c · rows + r; v elements of `size` bytes a lane.
 
-    A warp carries a fragment in 8 / v moves: lane l takes chunk l % (16 / v) of row l // (16 / v), then 2v rows further down.
+    With n = v · size bytes a lane a warp carries a fragment in 16 / n moves: lane l takes chunk l % (32 / n) of row l // (32 / n), then n
+    rows further down.
     """
-    lane = lane_id(b)
-    row, chunk = divmod_(b, lane, 16 // v)
+    lane, n, across = lane_id(b), v * size, ROW // size
+    row, chunk = divmod_(b, lane, ROW // n)
     col = mul(b, chunk, v)
-    place = mul(b, lane, 2 * v)
-    down, across = dealt(rows, cols, warps)
-    c, r = (0, 0) if isinstance(warp, int) else udivmod(b, warp, down) if across > 1 else (0, warp)
-    row, col = add(b, row, umul(b, r, 16)), add(b, col, umul(b, c, 16))
-    first = warp if down == rows or across == 1 else umul(b, c, rows, r)
+    place = mul(b, lane, n)
+    down, side = dealt(rows, cols, warps)
+    c, r = (0, 0) if isinstance(warp, int) else udivmod(b, warp, down) if side > 1 else (0, warp)
+    row, col = add(b, row, umul(b, r, 16)), add(b, col, umul(b, c, across))
+    first = warp if down == rows or side == 1 else umul(b, c, rows, r)
     place = add(b, place, umul(b, first, FRAGMENT))
-    last_r, last_c = _short(b, rows, down, r), _short(b, cols, across, c)
+    last_r, last_c = _short(b, rows, down, r), _short(b, cols, side, c)
     moves = []
-    for j in range(0, cols, across):
+    for j in range(0, cols, side):
         for i in range(0, rows, down):
-            guard = last_r if i + down > rows else last_c if j + across > cols else None
+            guard = last_r if i + down > rows else last_c if j + side > cols else None
             moves += [
-                Move(16 * i + 2 * v * s, 16 * j, (j * rows + i) * FRAGMENT + 64 * v * s, guard)
-                for s in range(8 // v)
+                Move(16 * i + n * s, across * j, (j * rows + i) * FRAGMENT + ROW * n * s, guard)
+                for s in range(16 // n)
             ]
     return Geometry(v, tuple(moves), row, col, place)
 

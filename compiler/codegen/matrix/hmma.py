@@ -17,27 +17,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product as pairs
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from knapper.isa.instructions import HMMA, LDG, LDSM
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import SR, Cmp, Half, Trans, Width
-from knapper.isa.tensor import ACCUMULATOR
+from knapper.isa.modifiers import SR, Cmp, Half, Trans
+from knapper.isa.tensor import ACCUMULATOR, OPERAND
 
 from ...ir import Array
 from ..builder import PT, RZ, KernelBuilder, VPred, VReg, VUReg
 from ..generator import Group, register
 from . import blocks, cost
-from .access import Dim
+from .access import Dim, width_of
 from .code import Number, divmod_, lane_id, mul, special, uadd, ucompare, udivmod, umul
 from .cuts import heights, widths
 from .engine import TiledEngine, TiledKernel, Tiling
 from .epilogue import Frame, Spot
-from .geometry import FRAGMENT, dealt, fragments
+from .geometry import FRAGMENT, Geometry, dealt, fragments
 from .pipeline import Buffers, Tile
 from .product import Product
 
 ELEMENT = 2
+VECTOR = 16
+"""Bytes that a load takes at most."""
 WARPS = (1, 2, 4, 8)
 """Of a block, along m and along n."""
 HEIGHTS = (192, 128, 96, 64, 48, 32, 16)
@@ -55,6 +57,16 @@ class Fragments(Tiling):
     """A block tile cut into warps along m and n; each computes fm × fn fragments, kk deep."""
 
     warps: tuple[int, int]
+    resource: ClassVar[str] = "tensor"
+    """The unit that multiplies."""
+    unit: ClassVar[int] = 16
+    """k of a fragment, …"""
+    element: ClassVar[int] = ELEMENT
+    """… and bytes of an element, so that a row of it has 32."""
+    depths: ClassVar[tuple[int, ...]] = DEPTHS
+    """k of a step, …"""
+    shallow: ClassVar[tuple[int, ...]] = (32,)
+    """… and where taps are mixed."""
 
     @property
     def wm(self) -> int:
@@ -83,28 +95,38 @@ class Fragments(Tiling):
 
     @property
     def kk(self) -> int:
-        return self.bk // 16
+        return self.bk // self.unit
+
+    @property
+    def of_b(self) -> int:
+        """Registers of a fragment of B, 128 bytes each."""
+        return OPERAND
 
 
-def tilings(p: Product, packed: bool, machine: Machine, unit: int = 16) -> Iterator[Fragments]:
-    """Block tiles that may pay for this product, whose steps are multiples of `unit`."""
+F = TypeVar("F", bound=Fragments)
+
+
+def tilings(
+    cls: type[F], p: Product, packed: bool, machine: Machine, unit: int = 0, **more: Any
+) -> Iterator[F]:
+    """Block tiles that may pay for this product, whose steps are multiples of `unit` (0: a fragment's); `more` are their other options."""
     for bn in widths(p.n, 16, WIDTHS):
         for bm in heights(p, bn, 16, HEIGHTS, machine):
             for wm, wn in pairs(WARPS, WARPS):
                 if bm // 16 % wm or bn // 16 % wn:
                     continue
-                for bk in _depths(p, unit):
-                    t = Fragments(bm, bn, bk, (wm, wn))
+                for bk in _depths(cls, p, unit or cls.unit):
+                    t = cls(bm, bn, bk, (wm, wn), **more)
                     if _fits(p, t, packed, machine):
                         yield t
 
 
-def _depths(p: Product, unit: int) -> list[int]:
-    """k a step: as deep as the channels of a tap allow, or for mixed taps 32."""
-    dense = blocks.access(p, 16) not in ("gather", "tilewise")
-    depths = [bk for bk in DEPTHS if bk % unit == 0]
-    deep = [bk for bk in depths if p.channels % bk == 0 and 2 * bk <= max(p.k, 32)]
-    return deep if dense and deep else [32]
+def _depths(cls: type[F], p: Product, unit: int) -> Sequence[int]:
+    """k a step: as deep as the channels of a tap allow, or for mixed taps two fragments or so."""
+    dense = blocks.access(p, cls.unit) not in ("gather", "tilewise")
+    depths = [bk for bk in cls.depths if bk % unit == 0]
+    deep = [bk for bk in depths if p.channels % bk == 0 and 2 * bk <= max(p.k, 2 * cls.unit)]
+    return deep if dense and deep else cls.shallow
 
 
 def _fits(p: Product, t: Fragments, packed: bool, machine: Machine) -> bool:
@@ -112,42 +134,51 @@ def _fits(p: Product, t: Fragments, packed: bool, machine: Machine) -> bool:
     return (
         t.count <= 8
         and t.fm * t.fn * 8 <= 200
-        and 2 * (t.bm + (0 if packed else t.bn)) * t.bk * ELEMENT <= machine.shared_bytes_per_block
+        and _shared(t, packed) <= machine.shared_bytes_per_block
         and registers(p, t, packed) <= 232
     )
+
+
+def _shared(t: Fragments, packed: bool) -> int:
+    """Bytes of shared memory of a block: two buffers of each tile that goes through it."""
+    return 2 * (t.bm + (0 if packed else t.bn)) * t.bk * t.element
 
 
 def registers(p: Product, t: Fragments, packed: bool) -> int:
     """Roughly what a thread needs: accumulators, fragments, tiles in flight, and where those come from."""
     m, n, dense = t.bm // 16, t.bn // 16, blocks.access(p, t.bk) == "dense"
     a, b = (t.kk, m) if p.trans_a else (m, t.kk), (n, t.kk) if p.trans_b else (t.kk, n)
-    flight = _in_flight(*a, blocks.vector_a(p, 8), t.count, dense)
-    flight += 0 if packed else _in_flight(*b, blocks.vector_b(p, 8), t.count, True)
-    fragments = 4 * t.fm + 4 * t.fn * (t.kk if packed else 1)
+    most = VECTOR // t.element
+    flight = _in_flight(*a, blocks.vector_a(p, most) * t.element, t.count, dense)
+    flight += 0 if packed else _in_flight(*b, blocks.vector_b(p, most) * t.element, t.count, True)
+    fragments = 4 * t.fm + t.of_b * t.fn * (t.kk if packed else 1)
     return t.fm * t.fn * 8 + fragments + flight + 16
 
 
-def _in_flight(rows: int, cols: int, v: int, warps: int, dense: bool) -> int:
-    """Registers of one operand's moves, v elements each, with their addresses and pixels.
+def _in_flight(rows: int, cols: int, nbytes: int, warps: int, dense: bool) -> int:
+    """Registers of one operand's moves, so many bytes each, with their addresses and pixels.
 
     An address and a pixel of an image serve a whole row.
     """
     down, across = dealt(rows, cols, warps)
     moves, own = -(-rows // down) * -(-cols // across), -(-rows // down)
-    return 8 // v * (moves * -(-v // 2) + 2 * (moves if dense else own))
+    return VECTOR // nbytes * (moves * -(-nbytes // 4) + 2 * (moves if dense else own))
 
 
 def step(p: Product, t: Fragments, packed: bool, way: str) -> cost.Step:
     """What a block does in a k step."""
-    tile_a, tile_b = t.bm * t.bk * ELEMENT // 128, t.bn * t.bk * ELEMENT // 128
+    tile_a, tile_b = (
+        t.bm * t.bk * t.element // 128,
+        t.bn * t.bk * t.element * t.of_b // OPERAND // 128,
+    )
     gathers = {"gather": 4, "tilewise": 1 if p.trans_a else 2}.get(way, 0) * tile_a
     direct = t.wm * tile_b if packed else 0  # every row of warps loads the weights for itself
     staged = tile_a + gathers + (0 if packed else tile_b)
     read = t.count * (t.fm + (0 if packed else t.fn)) * t.kk * 4
     return cost.Step(
-        "tensor", t.fm * t.fn * t.kk, t.kk, shared=staged + read, loads=staged + direct, others=12, results=t.fm * t.fn * 8,
-        registers=min(registers(p, t, packed), 255), shared_bytes=2 * (t.bm + (0 if packed else t.bn)) * t.bk * ELEMENT,
-        loads_b=t.wm if packed else 1,
+        t.resource, t.fm * t.fn * t.kk, t.kk, shared=staged + read, loads=staged + direct, others=12, results=t.fm * t.fn * 8,
+        registers=min(registers(p, t, packed), 255), shared_bytes=_shared(t, packed), loads_b=t.wm if packed else 1,
+        narrow=t.of_b / OPERAND,
     )  # fmt: skip
 
 
@@ -158,12 +189,20 @@ class Weights:
     """
 
     def __init__(
-        self, b: KernelBuilder, base: VUReg, lane: VReg, kk: int, fn: int, row: int, steps: Number
+        self,
+        b: KernelBuilder,
+        base: VUReg,
+        lane: VReg,
+        kk: int,
+        fn: int,
+        row: int,
+        steps: Number,
+        words: int = OPERAND,
     ) -> None:
-        self.b, self.base, self.lane, self.row = b, base, lane, row
+        self.b, self.base, self.lane, self.row, self.length = b, base, lane, row, words
         self.tap: VUReg | None = None
         self.dims = (Dim(steps, kk * row),)
-        self.registers = [[b.reg(4) for _ in range(fn)] for _ in range(kk)]
+        self.registers = [[b.reg(words) for _ in range(fn)] for _ in range(kk)]
         for k in range(kk):
             self.refill(k)
 
@@ -176,7 +215,8 @@ class Weights:
 
     def refill(self, kk: int) -> None:
         for j, d in enumerate(self.registers[kk]):
-            self.b.emit(LDG, Width._128, d, self.base, self.lane, kk * self.row + j * FRAGMENT)
+            place = kk * self.row + j * 128 * self.length
+            self.b.emit(LDG, width_of(4 * self.length), d, self.base, self.lane, place)
 
 
 class Shared:
@@ -195,16 +235,16 @@ class Shared:
         """The tile's loads do it."""
 
 
-F = TypeVar("F", bound=Fragments)
-
-
 class Fragmented(TiledKernel[F]):
     """One launch being emitted."""
 
     peel = True
-    vector = 8
     accumulator = ACCUMULATOR
     """Registers of a fragment of C."""
+
+    @property
+    def vector(self) -> int:
+        return VECTOR // self.t.element
 
     def packed_weights(self, padded: Array) -> Array:
         """[z, k, n, lane, 8]: a lane's 16 bytes are the four words of its registers, word r from row 4r + lane // 8."""
@@ -243,9 +283,9 @@ class Fragmented(TiledKernel[F]):
         t, p = self.t, self.p
         rows, cols = (t.kk, t.bm // 16) if p.trans_a else (t.bm // 16, t.kk)
         self.stride_a = rows if p.trans_a else 1
-        g = fragments(self.b, rows, cols, self.block.vector_a(self.vector), t.count, self.warp)
-        end = start + t.bm * t.bk * ELEMENT
-        return Tile(self.block.a_access(self.b, g), g, start, ELEMENT), end
+        g = self._geometry(rows, cols, self.block.vector_a(self.vector))
+        end = start + t.bm * t.bk * t.element
+        return Tile(self.block.a_access(self.b, g), g, start, t.element), end
 
     def tile_b(self, start: int) -> tuple[Tile, int] | None:
         """(k, n) fragments, or (n, k) if B lies transposed in memory; packed weights go straight into registers."""
@@ -254,19 +294,20 @@ class Fragmented(TiledKernel[F]):
         t, p = self.t, self.p
         rows, cols = (t.bn // 16, t.kk) if p.trans_b else (t.kk, t.bn // 16)
         self.stride_b = 1 if p.trans_b else rows
-        g = fragments(self.b, rows, cols, self.block.vector_b(self.vector), t.count, self.warp)
-        end = start + t.bn * t.bk * ELEMENT
-        return Tile(self.block.b_access(self.b, g), g, start, ELEMENT), end
+        g = self._geometry(rows, cols, self.block.vector_b(self.vector))
+        end = start + t.bn * t.bk * t.element
+        return Tile(self.block.b_access(self.b, g), g, start, t.element), end
+
+    def _geometry(self, rows: int, cols: int, v: int) -> Geometry:
+        return fragments(self.b, rows, cols, v, self.t.count, self.warp, self.t.element)
 
     def _weights(self) -> Weights:
         """B from packed weights, which each warp loads for itself."""
-        b, t, columns = self.b, self.t, self.block.packed_columns // 16
-        row = columns * FRAGMENT
-        at = uadd(
-            b, umul(b, self.block.nt, t.bn // 16 * FRAGMENT), umul(b, self.wn, t.fn * FRAGMENT)
-        )
-        base = self.block.weights(b, at, t.kk * row)
-        return Weights(b, base, mul(b, lane_id(b), 16), t.kk, t.fn, row, self.block.steps)
+        b, t, size = self.b, self.t, 128 * self.t.of_b
+        row = self.block.packed_columns // 16 * size
+        at = uadd(b, umul(b, self.block.nt, t.bn // 16 * size), umul(b, self.wn, t.fn * size))
+        base, lane = self.block.weights(b, at, t.kk * row), mul(b, lane_id(b), 4 * t.of_b)
+        return Weights(b, base, lane, t.kk, t.fn, row, self.block.steps, t.of_b)
 
     # --- the product
 
@@ -368,7 +409,7 @@ class Hmma(TiledEngine[Fragments]):
         return wrong_type(p)
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Fragments]:
-        return tilings(p, blocks.packs(group, p), machine)
+        return tilings(Fragments, p, blocks.packs(group, p), machine)
 
     def cycles(self, group: Group, p: Product, t: Fragments, way: str, machine: Machine) -> float:
         each = step(p, t, blocks.packs(group, p), way)

@@ -173,7 +173,9 @@ class HmmaSp(Hmma):
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Fragments]:
         """Whole products in a step, and whole pairs of fragments in a warp unless it is the only one."""
-        return (t for t in tilings(p, True, machine, DEPTH) if t.wn == 1 or t.fn % 2 == 0)
+        return (
+            t for t in tilings(Fragments, p, True, machine, DEPTH) if t.wn == 1 or t.fn % 2 == 0
+        )
 
     def cycles(self, group: Group, p: Product, t: Fragments, way: str, machine: Machine) -> float:
         dense = step(p, t, True, way)
