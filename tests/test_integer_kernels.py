@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from integer_cases import integers, known, matmul_of
-from matrix_cases import Writer, cache, check, draw
+from matrix_cases import DEPTHWISE, Writer, cache, check, draw
 
 from knapper.compiler import launches
 from knapper.compiler.codegen.scalar import CHOOSING, INTEGER
@@ -42,6 +42,12 @@ MATMULS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", CONVS)
 def test_simd_lanes_convolve_bytes(name: str, cache: Path) -> None:
     check(integers(**CONVS[name]), "ffma", cache, count=1)
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
+@pytest.mark.parametrize("types", [("u8", "i8"), ("i8", "u8")])
+def test_bytes_are_filtered_by_channel(name: str, types: tuple[str, str], cache: Path) -> None:
+    check(integers(**{**DEPTHWISE[name], "types": types}), "direct", cache, count=2)
 
 
 @pytest.mark.parametrize("name", MATMULS)

@@ -4,7 +4,7 @@
 
     for a tap row:   load the input pixels under it once;   for each tap:   acc[pixel] = fma(x[pixel · stride + tap], w[tap], acc[pixel])
 
-Loads go through the conv unit, which gives zeros outside the image. Operands of 16 bits are widened after the load.
+Loads go through the conv unit, which gives zeros outside the image. Operands of 16 bits are widened after the load, bytes by it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from knapper.isa.instructions import BRA, EXIT, FFMA, IADD, ISETP, LDG, LDG_IM2COL, MOV, SEL, UIADD
+from knapper.isa.instructions import (
+    BRA,
+    EXIT,
+    FFMA,
+    IADD,
+    IMAD,
+    ISETP,
+    LDG,
+    LDG_IM2COL,
+    MOV,
+    SEL,
+    UIADD,
+)
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import SR, Bits32, Cmp, FloatType, Scalar
+from knapper.isa.modifiers import SR, Bits32, Cmp, FloatType, IntType, Scalar
 
 from ...ir import Array
-from ...ops.numeric import accumulate, finish
+from ...ops.numeric import accumulate, accumulator, finish
 from ..builder import RZ, KernelBuilder, VReg
 from ..generator import Emitted, Group, Options, lanes_refuse, register
 from ..scalar import convert
 from . import blocks, evaluate
-from .access import FAR, WIDTHS, Image, Sums, pixel_of
+from .access import FAR, Image, Sums, pixel_of
 from .code import (
     S32,
     add,
@@ -43,7 +55,7 @@ from .code import (
 )
 from .cost import ADDRESSES, WEIGHT
 from .engine import Emitter, Engine
-from .epilogue import TYPES, Epilogue, Frame, Spot, operands
+from .epilogue import BYTES, INTEGERS, TYPES, Epilogue, Frame, Spot, conversions, loading, operands
 from .product import Product
 
 THREADS = 128
@@ -68,7 +80,7 @@ def chain(p: Product, x: Array, w: Array, pixels: int) -> Array:
     weights = w.reshape(-1, p.out_pitch)
     alone = replace(p, axes=(), k=p.k * p.a_pitch)
     taps = evaluate.pixels(alone, x, 0).reshape(p.m, -1, p.a_pitch).repeat(multiplier, 2)
-    out = np.zeros((p.m, p.out_pitch), np.float32)
+    out = np.zeros((p.m, p.out_pitch), accumulator(x.dtype))
     for m in range(0, p.m, pixels):
         part = taps[m : m + pixels]
         out[m : m + pixels] = accumulate(
@@ -91,8 +103,8 @@ class Pixels(Emitter):
         self.w = self.p.window
         self.runs = -(-self.w.ow // pixels)
         self.count = self.w.images * self.w.oh * self.runs * self.p.n
-        self.dtype = TYPES[self.p.dtype]
-        self.element = 4 if self.p.dtype == "f32" else 2
+        self.whole = self.p.dtype in INTEGERS
+        self.element = BYTES[self.p.dtype]
 
     def emit(self) -> Emitted:
         p = self.p
@@ -171,27 +183,27 @@ class Pixels(Emitter):
     def _row(self) -> None:
         """One row of taps: input pixels once, then tap by tap."""
         w, taps = self.w, range(self.w.kw)
+        multiply = (IMAD, IntType.U32) if self.whole else (FFMA, FloatType.F32)
         wanted = sorted({i * w.sx + j * w.dx for i in range(self.pixels) for j in taps})
         sums = Sums(self.b, self.address)
         xs = {x: self._input(sums, x) for x in wanted}
         for j in taps:
             weight = self._wide(self._weight(j))
             for i, acc in enumerate(self.acc):
-                self.b.emit(FFMA, FloatType.F32, acc, xs[i * w.sx + j * w.dx], weight, acc)
+                self.b.emit(*multiply, acc, xs[i * w.sx + j * w.dx], weight, acc)
 
     def _input(self, sums: Sums, x: int) -> VReg:
         d = self.b.reg()
         a, offset = sums.near(x * self.p.a_pitch * self.element)
-        self.b.emit(
-            LDG_IM2COL, WIDTHS[self.element], d, self.image_base, a, offset, self.pix, x, self.size
-        )
+        how = loading(self.p.dtype)
+        self.b.emit(LDG_IM2COL, how, d, self.image_base, a, offset, self.pix, x, self.size)
         return self._wide(d)
 
     def _weight(self, tap: int) -> VReg:
         d = self.b.reg()
         self.b.emit(
             LDG,
-            WIDTHS[self.element],
+            loading(self.p.b_type.dtype),
             d,
             self.weight_base,
             self.weight,
@@ -200,7 +212,8 @@ class Pixels(Emitter):
         return d
 
     def _wide(self, x: VReg) -> VReg:
-        return x if self.dtype is Scalar.F32 else convert(self.b, x, Scalar.F32, self.dtype)
+        narrow = self.p.dtype in ("f16", "bf16")
+        return convert(self.b, x, Scalar.F32, TYPES[self.p.dtype]) if narrow else x
 
 
 class Direct(Engine):
@@ -213,7 +226,7 @@ class Direct(Engine):
             return "is no depthwise convolution"
         if why := lanes_refuse(machine):
             return why
-        return f"operands are {p.dtype}" if p.dtype not in TYPES else None
+        return f"operands are {p.dtype}" if p.dtype not in (*TYPES, *INTEGERS) else None
 
     def candidates(self, group: Group, machine: Machine) -> Iterable[Options]:
         w = blocks.product(group).window
@@ -229,7 +242,8 @@ class Direct(Engine):
         assert w is not None
         warps = -(-w.images * w.oh * -(-w.ow // pixels) * p.n // 32)
         inputs = w.kh * ((pixels - 1) * w.sx + (w.kw - 1) * w.dx + 1)
-        converted = 0 if p.dtype == "f32" else inputs + w.taps + pixels
+        converted = inputs + w.taps if p.dtype in ("f16", "bf16") else 0
+        converted += pixels * conversions(group, p) if p.dtype != "f32" else 0
         issued = inputs + w.taps * (1 + pixels) + converted
         issued += pixels * (2 + len(group.nodes)) + ADDRESSES // 2
         share = math.ceil(warps / (machine.sms * machine.subcores))
