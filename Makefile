@@ -11,7 +11,7 @@ test: .venv
 	$(PYTHON) -m pytest
 
 deep: .venv
-	KNAPPER_PROFILE=deep $(PYTHON) -m pytest tests/test_convolution_bits.py
+	KNAPPER_PROFILE=deep $(PYTHON) -m pytest tests/test_convolution_bits.py tests/test_sparse_bits.py
 
 lint: .venv
 	.venv/bin/ruff check
