@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -26,15 +25,13 @@ from knapper.runtime.budget import EngineName
 from .api import Image
 from .dataset import Data
 from .feed import Feed, Pixels
+from .workers import Stopped, spread
 
-T = TypeVar("T")
 Values = Mapping[str, Array]
 Run = Callable[[Values], Values]
 Tell = Callable[[float, int, str], None]
 Z = 1.959964
 """Of a normal distribution, 95 % is within so many deviations."""
-PATIENCE = 0.2
-"""Seconds between two looks at how far the workers are."""
 PLAIN = Pixels()
 WRONG = 1 << 30
 """The rank of a label whose scores are not numbers."""
@@ -51,10 +48,6 @@ class Network(Protocol):
 
     def open(self, stop: threading.Event) -> Run:
         """One for a thread; it ends with an exception of its own when `stop` is set."""
-
-
-class Stopped(Exception):
-    """A worker was told to end."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +288,15 @@ def evaluate(
 
         return score
 
-    parts = spread(worker, len(data), feed.batch, workers, tell)
+    count, size, parts = len(data), feed.batch, list[Scored]()
+    chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
+    spread(
+        worker,
+        chunks,
+        min(workers, len(chunks)),
+        parts.append,
+        lambda done: tell(min(done * size, count), count, ""),
+    )
     return Evaluation(Scored.joined(parts), classes[0], data.labels is not None)
 
 
@@ -339,46 +340,3 @@ def _by_sample(outputs: Values, batch: int) -> Values:
                 "E732", f"output {name!r} has not the {batch} samples along its first axis"
             )
     return found
-
-
-# --- workers ------------------------------------------------------------------------------------------------------------
-
-
-def spread(
-    worker: Callable[[threading.Event], Callable[[range], T]],
-    count: int,
-    size: int,
-    workers: int,
-    tell: Tell,
-) -> list[T]:
-    """Ranges of `size` out of `count`, dealt to workers in order; results in order, or the first error.
-
-    `worker` is called once a thread. An interrupt is heard at once, and ends the threads.
-    """
-    chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
-    results: dict[int, T] = {}
-    stop, lock, todo = threading.Event(), threading.Lock(), iter(range(len(chunks)))
-
-    def work() -> None:
-        mine = worker(stop)
-        while not stop.is_set():
-            with lock:
-                i = next(todo, None)
-            if i is None:
-                return
-            results[i] = mine(chunks[i])
-
-    with ThreadPoolExecutor(min(workers, len(chunks)), "evaluate") as pool:
-        running = [pool.submit(work) for _ in range(min(workers, len(chunks)))]
-        try:
-            while (state := wait(running, PATIENCE)).not_done:
-                tell(min(len(results) * size, count), count, "")
-                if any(f.exception() for f in state.done):
-                    break
-        finally:
-            stop.set()
-        wait(running)
-    errors = [e for f in running if (e := f.exception()) is not None]
-    for e in sorted(errors, key=lambda e: isinstance(e, Stopped)):
-        raise e
-    return [results[i] for i in range(len(chunks))]

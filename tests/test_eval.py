@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from shop import Knapper
 from knapper.compiler.ir import Type
 from knapper.frontends import demo
 from knapper.frontends.dataset import Arrays, Choice, open_data
-from knapper.frontends.evaluate import WRONG, Evaluation, Scored, Share, evaluate, spread
+from knapper.frontends.evaluate import WRONG, Evaluation, Scored, Share, evaluate
 from knapper.frontends.feed import Feed, Pixels, placed_as
+from knapper.frontends.workers import spread
 from knapper.isa.errors import KnapperError, UsageError
 
 Array = NDArray[Any]
@@ -239,21 +241,31 @@ def test_nothing_to_count_fails() -> None:
 
 
 def test_workers_stop_at_the_first_error() -> None:
-    done = list[range]()
-
     def worker(stop: threading.Event) -> Any:
-        def work(which: range) -> int:
-            if which.start == 3:
+        def work(job: int) -> int:
+            if job == 3:
                 raise KnapperError("E706", "third")
-            done.append(which)
             time.sleep(0.002)
-            return which.start
+            return job
 
         return work
 
+    taken = list[int]()
     with pytest.raises(KnapperError, match="third"):
-        spread(worker, 10_000, 1, 2, lambda *_: None)
-    assert len(done) < 1000
+        spread(worker, count(), 2, taken.append)
+    assert taken == [0, 1, 2]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_results_are_taken_in_order(workers: int) -> None:
+    rng, taken = np.random.default_rng(0), list[int]()
+    pauses = rng.random(200) / 2000
+
+    def worker(stop: threading.Event) -> Any:
+        return lambda job: (time.sleep(pauses[job]), job)[1]
+
+    spread(worker, iter(range(200)), workers, taken.append)
+    assert taken == list(range(200))
 
 
 # --- the command
@@ -342,24 +354,26 @@ def test_what_cannot_be_judged_is_refused(run: Knapper, words: tuple[str, ...], 
 # --- trained networks
 
 
-def test_resnet20_has_its_accuracy(run: Knapper, data: Path) -> None:
+@pytest.mark.parametrize("limit", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_resnet20_has_its_accuracy(run: Knapper, data: Path, limit: int) -> None:
     code, out, err = run(
         "eval", str(data / "models/resnet20_cifar10.onnx"), "--data", str(data / "data/cifar10_small.npz"), "--json",
-        "--mean", ".485,.456,.406", "--std", ".229,.224,.225", "--reference", "onnxruntime",
+        "--mean", ".485,.456,.406", "--std", ".229,.224,.225", "--reference", "onnxruntime", "--limit", str(limit),
     )  # fmt: skip
     assert code == 0, err
     found = json.loads(out)["metrics"]
-    assert found["top1"]["reference"] == pytest.approx(0.884)
-    assert abs(found["top1"]["lost"]) <= 0.003
+    assert abs(found["top1"]["lost"]) <= 2 / limit
     assert found["sqnr"]["value"] > 55
+    if limit == 2000:
+        assert found["top1"]["reference"] == pytest.approx(0.884)
 
 
 def test_lite0_has_its_accuracy(run: Knapper, data: Path) -> None:
     code, out, err = run(
         "eval", str(data / "models/efficientnet_lite0.onnx"), "--data", str(data / "data/imagenet_120.npz"), "--json",
-        "--scale", "1", "--mean", "127", "--std", "128", "--limit", "40", "--reference", "onnxruntime",
+        "--scale", "1", "--mean", "127", "--std", "128", "--limit", "20", "--reference", "onnxruntime",
     )  # fmt: skip
     assert code == 0, err
     found = json.loads(out)["metrics"]
-    assert found["agreement"]["right"] >= 39
+    assert found["agreement"]["right"] >= 19
     assert found["top1"]["reference"] >= 0.8
