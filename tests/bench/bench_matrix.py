@@ -1,9 +1,9 @@
 """ResNet-50's convolutions on the fast engine, beside numpy's sgemm in the same process. Not part of the test run.
 
-    python tests/bench/bench_matrix.py [--kind hmma|ffma] [--repeat 3] [--all-tiles SHAPE] [--json]
+    python tests/bench/bench_matrix.py [--kind hmma|imma|ffma] [--repeat 3] [--all-tiles SHAPE] [--json]
 
-A row is one distinct convolution with bias, Relu and its cast: how often it occurs, CPU time of one thread, useful GMAC a second,
-instructions for each HMMA (or FFMA), the share of executed multiply-adds that are useful, and the tile that the cost model takes. The
+A row is one distinct convolution with bias, Relu and its cast (scales by channel besides, for bytes): how often it occurs, CPU time of one
+thread, useful GMAC a second, instructions for each HMMA (or IMMA, FFMA), the share of executed multiply-adds that are useful, and the tile that the cost model takes. The
 last rows add up the network. `--all-tiles` shows every tile on offer for one shape, such as 14,256,256,3,1,1 (image, channels, outputs,
 taps, stride, pad). `--builder` times code generation instead.
 """
@@ -41,7 +41,8 @@ from knapper.isa.machine import Machine
 from knapper.runtime.session import Session
 
 MACHINE = Machine.load("volta-8tc")
-MULTIPLIES = {"hmma": "HMMA.161616.F32", "ffma": "FFMA"}
+MULTIPLIES = {"hmma": "HMMA.161616.F32", "imma": "IMMA.161632.S32", "ffma": "FFMA"}
+TYPES = {"hmma": "f16", "imma": "i8", "ffma": "f32"}
 Shape = tuple[int, int, int, int, int, int]
 """Image side, input channels, output channels, taps a side, stride, pad."""
 
@@ -79,28 +80,40 @@ def resnet50() -> Counter[Shape]:
 def convolution(shape: Shape, dtype: str) -> tuple[Graph, dict[str, Array]]:
     """A fused graph of one launch, with random data."""
     side, c, o, k, stride, pad = shape
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((1, side, side, c)).astype(DTYPES[dtype])
+    rng, whole = np.random.default_rng(0), dtype == "i8"
+    x = drawn(rng, (1, side, side, c), "u8" if whole else dtype)
     known = {
-        "w": rng.standard_normal((k, k, c, o)).astype(DTYPES[dtype]),
-        "b": np.zeros(o, np.float32),
+        "w": drawn(rng, (k, k, c, o), dtype),
+        "b": np.zeros(o, np.int32 if whole else np.float32),
     }
+    known |= {"m": np.full(o, 1e-4, np.float32)} if whole else {}
     types = {"x": Type.of(x)} | {v: Type.of(a) for v, a in known.items()}
     attrs: dict[str, Any] = {
         "strides": (stride,) * 2,
         "pads": (pad,) * 4,
         "layout": "NHWC",
-        "out": "f32",
+        "out": "i32" if whole else "f32",
     }
-    nodes = []
+    scaled = [("Cast", ("y",), "f", {"to": "f32"}), ("Mul", ("f", "m"), "s", {})]
+    scaled += [("Relu", ("s",), "p", {}), ("Round", ("p",), "q", {})]
+    scaled += [("Clip", ("q",), "r", {"min": 0.0, "max": 255.0})]
+    nodes, after = [], scaled if whole else [("Relu", ("y",), "r", {})]
     for op, operands, out, at in (
         ("Conv", ("x", "w", "b"), "y", attrs),
-        ("Relu", ("y",), "r", {}),
-        ("Cast", ("r",), "o", {"to": dtype}),
+        *after,
+        ("Cast", ("r",), "o", {"to": "u8" if whole else dtype}),
     ):
         types |= {out: infer(op, [types[v] for v in operands], at)[0]}
         nodes.append(Node(op, operands, (out,), (types[out],), at, group="g"))
     return Graph("g", {"x": types["x"]}, {"o": "o"}, tuple(nodes), known), {"x": x}
+
+
+def drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
+    """Random numbers of a type."""
+    if dtype[0] in "iu":
+        limits = np.iinfo(DTYPES[dtype])
+        return rng.integers(limits.min, limits.max, shape, DTYPES[dtype], endpoint=True)
+    return rng.standard_normal(shape).astype(DTYPES[dtype])
 
 
 def best(group: Group, kind: str) -> Options:
@@ -113,7 +126,7 @@ def measure(
     shape: Shape, count: int, kind: str, repeat: int, options: Options | None = None
 ) -> Row:
     """Compile and run one convolution, one thread; the least CPU time of a few launches."""
-    graph, inputs = convolution(shape, "f16" if kind == "hmma" else "f32")
+    graph, inputs = convolution(shape, TYPES[kind])
     (group,) = groups(graph)
     options = options or best(group, kind)
     with TemporaryDirectory() as folder:
@@ -189,7 +202,7 @@ def main() -> None:
     if args.all_tiles:
         side, c, o, k, stride, pad = map(int, args.all_tiles.split(","))
         shape = (side, c, o, k, stride, pad)
-        (group,) = groups(convolution(shape, "f16" if args.kind == "hmma" else "f32")[0])
+        (group,) = groups(convolution(shape, TYPES[args.kind])[0])
         for options in GENERATORS[args.kind].candidates(group, MACHINE):
             show(measure(shape, 1, args.kind, args.repeat, options))
         return
