@@ -107,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
     commands = root.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for declare in (
-        _demo, _compile, _run, _time, _check, _eval, _dis, _asm, _inspect, _prune, _ops, _passes, _targets, _isa, _explain, _reproduce,
+        _demo, _compile, _run, _time, _check, _eval, _conformance, _dis, _asm, _inspect, _prune,
+        _ops, _passes, _targets, _isa, _explain, _reproduce,
     ):  # fmt: skip
         declare(commands)
     return root
@@ -422,6 +423,26 @@ def _prune(commands: Any) -> None:
     )
     p.add_argument("-o", "--output", metavar="FILE.onnx", help="write the pruned model")
     p.set_defaults(shape=[], const=[])
+    _json(p)
+
+
+def _conformance(commands: Any) -> None:
+    p = _command(
+        commands, "conformance", "commands.conformance:conformance", "ONNX's own suite, compiled, run and compared",
+        "The exit code is 1 if a value is wrong. All 1,900 cases take some minutes.",
+    )  # fmt: skip
+    p.add_argument(
+        "--select",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="cases by name or operator, with *; core: the list of docs/conformance.md",
+    )
+    p.add_argument("-t", "--target", metavar="NAME|FILE.toml", help="machine (volta-8tc)")
+    p.add_argument(
+        "--pipeline", metavar="TEXT", help="passes; fp16,place{kind=systolic} to choose (fp32)"
+    )
+    p.add_argument("--markdown", metavar="FILE", help="write the page of the documentation, too")
     _json(p)
 
 

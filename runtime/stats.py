@@ -253,8 +253,8 @@ class Stats:
 
     @property
     def timed(self) -> bool:
-        """Whether the run was timed."""
-        return all(s.measured is not None for s in self.launches)
+        """Whether the run was timed; one of no launches, too, then has a clock."""
+        return self.clock_hz > 0 and all(s.measured is not None for s in self.launches)
 
     @property
     def cycles(self) -> int | None:

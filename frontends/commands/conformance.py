@@ -1,0 +1,94 @@
+"""conformance: ONNX's own suite, case by case."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from knapper.isa.errors import KnapperError, UsageError, raise_all
+from knapper.isa.machine import Machine
+
+from .. import files
+from ..conformance import VERDICTS, Case, Outcome, by_op, cases, core, outcome, summary
+from ..progress import Progress
+from ..tables import table
+from .options import TARGET
+
+COLUMNS = ("op", *VERDICTS)
+HEAD = """# ONNX's own suite
+
+`knapper conformance` compiles every case of `onnx.backend.test`, runs it on the emulator and compares what comes out with what the suite stores,
+by the suite's tolerances. This page is its output for volta-8tc, float32 stored as fp32; `pytest tests/test_conformance.py` guards it.
+
+- *passed*: the values are right and kernels made them; *folded*: right, but nothing was left to run when it was compiled
+- *wrong*: values differ; *crashed*: a defect of knapper; *refused*: one error with a code, listed below
+- *scope*: strings, sequences and optionals, which are no tensors of numbers
+
+An input becomes a constant, as with `--const`, only where its value decides a shape or an attribute. The core list is what an accelerator for
+neural networks should serve: `knapper conformance --select core`.
+"""
+
+
+def conformance(a: argparse.Namespace) -> None:
+    """`knapper conformance`."""
+    if a.markdown:
+        files.check_place(a.markdown)
+    machine = Machine.load(a.target or TARGET)
+    chosen = cases(a.select)
+    if not chosen:
+        raise UsageError(
+            "E704",
+            f"no case is named {' or '.join(a.select)}",
+            hint="patterns may have *; core is the core list",
+        )
+    found = measured(chosen, machine, a.pipeline or "fp32", a.quiet)
+    if a.markdown:
+        files.write(a.markdown, page(found).encode())
+    if a.json:
+        print(json.dumps([o.to_dict() for o in found], indent=1))
+    else:
+        show(found, a.verbose)
+    raise_all(failures(found))
+
+
+def measured(chosen: list[Case], machine: Machine, pipeline: str, quiet: int) -> list[Outcome]:
+    """What becomes of each case."""
+    found = []
+    with Progress("conformance", bool(quiet)) as progress:
+        for i, c in enumerate(chosen):
+            progress(i, len(chosen), c.name)
+            found.append(outcome(c, machine, pipeline))
+    return found
+
+
+def show(found: list[Outcome], verbose: int) -> None:
+    """A line an operator; with -v or for a few cases a line a case."""
+    if verbose or len(found) <= 20:
+        rows = [(o.name, o.verdict, o.instructions or "", o.matrix, o.why) for o in found]
+        print(table(rows, ("case", "verdict", "instructions", "matrix", "why")))
+    else:
+        print(table([[r[c] or "" for c in COLUMNS] for r in by_op(found)], COLUMNS))
+    print(summary(found))
+
+
+def page(found: list[Outcome]) -> str:
+    """The page of the documentation."""
+    listed = core()
+    named = [o for o in found if o.name in listed]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    lines += ["| " + " | ".join(str(r[c] or "") for c in COLUMNS) + " |" for r in by_op(found)]
+    known = {(o.op, _reason(o)) for o in found if o.verdict in ("wrong", "refused")}
+    reasons = [f"- {op}: {why}" for op, why in sorted(known)]
+    totals = [f"- the whole suite: {summary(found)}", f"- the core list: {summary(named)}"]
+    return "\n".join([HEAD, *totals, "", *lines, "", "Not passed, and why:", "", *reasons, ""])
+
+
+def _reason(o: Outcome) -> str:
+    """What is the matter, without the case's and the node's own names."""
+    return o.why.split("): ", 1)[-1].split(" (hint", 1)[0].replace(f"{o.name}: ", "")
+
+
+def failures(found: list[Outcome]) -> list[KnapperError]:
+    """An E706 for each case with wrong values, or none for a reason of our own."""
+    bad = (o for o in found if o.verdict in ("wrong", "crashed"))
+    return [KnapperError("E706", o.why, where=o.name) for o in bad]
