@@ -23,7 +23,9 @@ from test_channel_first import SMALL
 
 from knapper.compiler.codegen.generator import GENERATORS
 from knapper.compiler.codegen.matrix.blocks import product
+from knapper.compiler.codegen.matrix.channel_first_shape import column_of
 from knapper.compiler.codegen.matrix.hmma_sp import compressed
+from knapper.compiler.codegen.matrix.tilewise_channel_first import Joint, joined
 from knapper.compiler.driver import Options, finish
 from knapper.compiler.encoding import Encoding
 from knapper.compiler.ir import Array, Graph, compute, evaluate
@@ -225,20 +227,27 @@ def chain(a: Array, w: Array, takes: Array) -> Array:
     return total
 
 
-def kept(matrix: Array, kind: str, encoding: Encoding | None) -> Array:
+def kept(matrix: Array, way: Way, graph: Graph) -> Array:
     """Which weights [K, N] a kernel multiplies, zero or not."""
-    if kind == "hmma_sp":
+    p = product(group_of(graph))
+    if way.kind == "hmma_sp":
         fill = -len(matrix) % 4
         padded = np.pad(matrix, ((0, fill), (0, 0)))[None]
         found = np.zeros((len(padded[0]) // 4, 4, matrix.shape[1]), bool)
         index = compressed(padded)[1].reshape(-1, 2, matrix.shape[1])
         np.put_along_axis(found, index, True, axis=1)
         return found.reshape(-1, matrix.shape[1])[: len(matrix)]
-    assert encoding is not None
+    encoding = graph.encodings[p.b]
     width, out = int(encoding["tile"]), np.zeros(matrix.shape, bool)
     own = split(matrix, width)[0] if encoding.name == "tew" else matrix
-    for t in tiles(own, width):  # of its columns, rows that tile or residue have
-        out[np.ix_((matrix[:, t.columns] != 0).any(axis=1), t.columns)] = True
+    parts = [
+        Joint(np.flatnonzero((matrix[:, t.columns] != 0).any(axis=1)), t.columns)
+        for t in tiles(own, width)  # of its columns, rows that tile or residue have
+    ]
+    if way.kind == "tilewise_channel_first":  # and the array's passes those of several tiles
+        parts = joined(parts, way.machine.array_rows, column_of(p, way.machine))
+    for t in parts:
+        out[np.ix_(t.rows, t.columns)] = True
     return out
 
 
@@ -269,14 +278,14 @@ def test_a_weight_that_is_skipped_makes_no_nan(target: str, pattern: str, cache:
     case = conv((1, 4, 5, c), n, 3, pad=1) if k == 3 else matmul((9, c), (c, n), plus=(n,), known=True)  # fmt: skip
     graph, inputs = pruned(data, case, pattern)
     p = product(group_of(graph))
-    w, encoding = strange(rng, graph.constants[p.b], 1), graph.encodings.get(p.b)
+    w = strange(rng, graph.constants[p.b], 1)
     graph = replace(graph, constants={**graph.constants, p.b: w})
     inputs = {**inputs, p.a: strange(rng, inputs[p.a])}
     way = data.draw(st.sampled_from(ways(graph, target)))
     if way.kind not in SKIP and way.options.get("access") != "tilewise":
         return  # too few zeros for a name
     matrix = w.reshape(-1, n)
-    total = chain(patches(inputs[p.a], k), matrix, kept(matrix, way.kind, encoding)[None])
+    total = chain(patches(inputs[p.a], k), matrix, kept(matrix, way, graph)[None])
     want, got = after(graph, total, inputs), way.run(graph, inputs, cache)
     for v, y in want.items():
         assert same(got[v], y), f"{way}: %{v}"
