@@ -113,6 +113,11 @@ class Block:
         self.packed_columns = self.grid[1] * bn
         """Of packed weights that lie side by side."""
 
+    def pack_as(self, way: str) -> None:
+        """Weights are packed in a way that has a name."""
+        plain, self.packed_name = self.packed_name, f"{self.packed_name}.{way}"
+        self.names = tuple(self.packed_name if n == plain else n for n in self.names)
+
     # --- in the kernel
 
     steps: Number

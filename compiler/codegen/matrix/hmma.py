@@ -229,7 +229,7 @@ class Shared:
 
     def fragments(self, kk: int) -> list[VReg]:
         k, t = self.kernel, self.kernel.t
-        return [k.fragment(self.pointer, k.p.trans_b, kk, j, k.stride_b, t.bn) for j in range(t.fn)]
+        return [k.fragment(self.pointer, k.turns_b, kk, j, k.stride_b, t.bn) for j in range(t.fn)]
 
     def refill(self, kk: int) -> None:
         """The tile's loads do it."""
@@ -245,6 +245,11 @@ class Fragmented(TiledKernel[F]):
     @property
     def vector(self) -> int:
         return VECTOR // self.t.element
+
+    @property
+    def turns_b(self) -> bool:
+        """Whether B's fragments are transposed as they are read from shared memory."""
+        return self.p.trans_b
 
     def packed_weights(self, padded: Array) -> Array:
         """[z, k, n, lane, 8]: a lane's 16 bytes are the four words of its registers, word r from row 4r + lane // 8."""

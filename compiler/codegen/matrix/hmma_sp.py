@@ -97,9 +97,7 @@ class Compressing(Fragmented[Fragments]):
 
     def __init__(self, group: Group, t: Fragments, way: str, machine: Machine) -> None:
         super().__init__(group, t, way, machine)
-        dense, own = self.block.packed_name, f"{self.block.packed_name}.2of4"
-        self.block.packed_name = own
-        self.block.names = tuple(own if n == dense else n for n in self.block.names)
+        self.block.pack_as("2of4")
 
     @property
     def depth(self) -> int:
