@@ -3,9 +3,9 @@
     python tests/bench/bench_matrix.py [--kind hmma|imma|ffma] [--repeat 3] [--all-tiles SHAPE] [--json]
 
 A row is one distinct convolution with bias, Relu and its cast (scales by channel besides, for bytes): how often it occurs, CPU time of one
-thread, useful GMAC a second, instructions for each HMMA (or IMMA, FFMA), the share of executed multiply-adds that are useful, and the tile that the cost model takes. The
-last rows add up the network. `--all-tiles` shows every tile on offer for one shape, such as 14,256,256,3,1,1 (image, channels, outputs,
-taps, stride, pad). `--builder` times code generation instead.
+thread, useful GMAC a second, instructions for each HMMA (or IMMA, FFMA), the share of executed multiply-adds that are useful, and the tile
+that the cost model takes. The last rows add up the network. `--all-tiles` shows every tile on offer for one shape, such as
+14,256,256,3,1,1 (image, channels, outputs, taps, stride, pad). `--builder` times code generation instead.
 """
 
 from __future__ import annotations
