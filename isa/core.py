@@ -42,7 +42,7 @@ READ, WRITE, UPDATE = "r", "w", "rw"
 
 MODES = SIMD, SYSTOLIC = "simd", "systolic"
 """The modes of an SM. Machines without the systolic extension know only the first."""
-TAKEN = frozenset({"fma", "sfu", "fp64", "tensor", "tensor_f16", "outer"})
+TAKEN = frozenset({"fma", "sfu", "fp64", "tensor", "tensor_f16", "tensor_int", "outer"})
 """Units whose lanes, or whose place, the systolic array takes in systolic mode."""
 ZEROS = 8
 """Registers that RZ can stand for at once: the widest fragment."""
@@ -483,6 +483,10 @@ class Instr(Declared):
     def execute(self, m: Any) -> None:
         """What the instruction does to a warp (`knapper.isa.lanes.Warp`)."""
         raise NotImplementedError(f"{self.mnemonic} has no semantics")
+
+    def needed(self) -> str:
+        """An extension that this use of it takes beside its class's own, or ""."""
+        return ""
 
     def resource(self) -> str:
         """The row of the machine's unit table that this instruction occupies; `unit` unless its type decides."""

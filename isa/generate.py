@@ -99,10 +99,10 @@ def kernel(
     array = Array.of(machine.to_dict())
     legal = [c for c in TABLE.values() if c.within(machine.extensions)]
     if "systolic" in machine.extensions and rng.random() < 0.5:
-        code = stretch(rng, legal, length - 1, array)
+        code = stretch(rng, legal, length - 1, machine)
     else:
         calm = [c for c in legal if (array.separate or not issubclass(c, Needy)) and c is not instructions.MODE]  # fmt: skip
-        code = doable((instruction(rng, calm, labels=length) for _ in range(length - 1)), array)
+        code = doable((instruction(rng, calm, labels=length) for _ in range(length - 1)), machine)
     return Kernel(
         name=name,
         words=Kernel.encode([*code, instructions.EXIT()]),
@@ -115,13 +115,16 @@ def kernel(
     )
 
 
-def doable(code: Iterable[Instr], array: Array) -> list[Instr]:
-    """Instructions, with NOPs instead of those that such units cannot do."""
-    return [instructions.NOP() if array.refusal(i) else i for i in code]
+def doable(code: Iterable[Instr], machine: Machine) -> list[Instr]:
+    """Instructions, with NOPs instead of those that the machine cannot do."""
+    array, has = Array.of(machine.to_dict()), ("", *machine.extensions)
+    return [instructions.NOP() if array.refusal(i) or i.needed() not in has else i for i in code]
 
 
-def stretch(rng: Random, legal: Iterable[type[Instr]], length: int, array: Array) -> list[Instr]:
-    """Into systolic mode, straight through what is legal there on such units, and out."""
+def stretch(
+    rng: Random, legal: Iterable[type[Instr]], length: int, machine: Machine
+) -> list[Instr]:
+    """Into systolic mode, straight through what is legal there on the machine, and out."""
     straight = [
         c
         for c in legal
@@ -129,7 +132,7 @@ def stretch(rng: Random, legal: Iterable[type[Instr]], length: int, array: Array
         and c not in (instructions.MODE, instructions.EXIT)
         and not any(kind is Label for kind, _ in c.layout.values())
     ]
-    inside = doable((instruction(rng, straight) for _ in range(length - 2)), array)
+    inside = doable((instruction(rng, straight) for _ in range(length - 2)), machine)
     return [instructions.MODE(Mode.SYSTOLIC), *inside, instructions.MODE(Mode.SIMD)]
 
 

@@ -42,6 +42,7 @@ from .base.warp import BALLOT, SHFL, VOTE
 from .conv import LDG_IM2COL
 from .dma import DMA_LD, FILL_DUP
 from .gather import GATHK_PUSH, TWDESC
+from .integer_tensor import IMMA, IMMA_4
 from .sparse import BMENC, BMSLICE, BOHMMA, BTST, OHMMA, OWMMA, SPWMMA
 from .sparse24 import HMMA_SP
 from .systolic import ACC_LD, ACC_ST, LSMA, MODE, SMA_COMMIT, SMA_LDB, SMA_SWAP, SMA_WAIT
@@ -86,6 +87,8 @@ __all__ = [
     "IDIV",
     "IM2COL_PUSH",
     "IMAD",
+    "IMMA",
+    "IMMA_4",
     "IMNMX",
     "IMUL",
     "IMULHI",

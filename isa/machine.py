@@ -54,7 +54,7 @@ EXTENSIONS = (
 UNITS = dict.fromkeys(
     ("control", "sreg", "uniform", "alu", "imul", "fma", "fp64", "sfu", "cvt", "lsu_global", "lsu_shared", "lsu_local", "barrier"), ""
 ) | {
-    "tensor": "tensor", "tensor_f16": "tensor", "systolic": "systolic or sparse", "mode": "systolic", "dma": "async",
+    "tensor": "tensor", "tensor_f16": "tensor", "tensor_int": "tensor", "systolic": "systolic or sparse", "mode": "systolic", "dma": "async",
     "outer": "sparse", "bitmap": "sparse",
 }  # fmt: skip
 """Rows of the unit table, each with the extensions that it belongs to, if to any. In `systolic` accumulator memory is read and written, which the
@@ -71,6 +71,11 @@ NEUTRAL: Mapping[str, float] = {
     "energy.vector_read": 0,
     "energy.vector_write": 0,
     "energy.bitmap_op": 0,
+    "energy.mac8_tensor": 0,
+    "energy.mac4_tensor": 0,
+    "energy.mac8_systolic": 0,
+    "units.tensor_int.latency": 1,
+    "units.tensor_int.interval": 1,
 }
 """The numbers that format 1.0 did not have, with what one means that a stored description lacks: nothing of the kind was there."""
 HOST = "host"

@@ -22,6 +22,7 @@ from . import (
     functions,
     gather,
     image,
+    integer_tensor,
     lanes,
     sparse,
     sparse24,
@@ -34,13 +35,14 @@ from .core import CUSTOM, OPCODE_BITS, TABLE, WORD, Bits, Instr, Modifier
 
 EXTENSIONS: dict[str, str] = {
     "base": "integers to 64 bits, f16, bf16, f32, f64, special functions, memory, divergence, shuffles, votes, barriers",
-    "tensor": "inner-product matrix multiply-accumulate on 16-bit operands, fp32 or fp16 accumulators",
+    "tensor": "inner-product matrix multiply-accumulate: 16-bit operands with fp32 or fp16 accumulators, 8 and 4 bits with S32",
     "sparse24": "inner products over twice the k, of weights that keep two of four elements",
     "systolic": "asynchronous matrix commands to weight-stationary arrays, two modes of the SM; vector memory",
     "conv": "loads that know the image: implicit im2col",
     "async": "a DMA engine that copies to shared memory",
     "sparse": "outer products of condensed vectors: zeros on either side take no time; bitmaps",
     "gather": "products of tile-wise pruned weights on an array that is fed from vector memory",
+    "types": "operands of integer products in flint and powers of two, decoded at the multipliers' edge: no instructions, but their types",
     "custom": f"opcodes {CUSTOM[0]:#x} to {CUSTOM[-1]:#x}: no built-in instruction; plugins declare theirs here",
 }
 """What an extension adds, in the order of the manual."""
@@ -53,6 +55,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     memory,
     warp,
     tensor,
+    integer_tensor,
     sparse24,
     systolic,
     conv,
@@ -256,6 +259,7 @@ def _words(b: Bits) -> str:
         algebra.by_width: "1, 2 for `.64`",
         systolic.tile: "m · n / 32 rounded up",
         systolic.by_count: "count",
+        integer_tensor.of_b: "4, 2 for 4 bits",
         sparse.base_words: "2 for `.G`, 1 for `.S`",
     }
     count = (

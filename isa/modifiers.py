@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .core import Modifier
+from .formats import FORMATS, Format
+from .formats.format import INT
 from .lanes import TYPES, LaneType
 
 
@@ -36,6 +38,52 @@ class Half(Typed):
 
     F16 = 0
     BF16 = 1
+
+
+class Coded(Modifier):
+    """A suffix that stands for a number format of few bits: `.S8` for i8, `.U8` for u8, `.FLINT4` for flint4."""
+
+    @property
+    def format(self) -> Format:
+        """The format."""
+        name = self.name.lower()
+        return FORMATS[name if name in FORMATS else f"i{name[1:]}"]
+
+    @property
+    def extension(self) -> str:
+        """The extension that machines with the format have, or "": integers belong to the instruction itself."""
+        return "" if self.format.kind == INT else "types"
+
+
+class Byte(Coded):
+    """An integer of 8 bits."""
+
+    S8 = 0
+    U8 = 1
+
+
+class Nibble(Coded):
+    """A format of 4 bits."""
+
+    S4 = 2
+    U4 = 3
+    FLINT4 = 4
+    UFLINT4 = 5
+    POT4 = 6
+    UPOT4 = 7
+
+
+class Few(Coded):
+    """A format of 8 or 4 bits."""
+
+    S8 = 0
+    U8 = 1
+    S4 = 2
+    U4 = 3
+    FLINT4 = 4
+    UFLINT4 = 5
+    POT4 = 6
+    UPOT4 = 7
 
 
 class Scalar(Typed):

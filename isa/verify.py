@@ -213,6 +213,8 @@ def instruction_problems(i: Instr, kernel: Kernel, machine: Machine, length: int
     """What is wrong with one instruction of a kernel of `length` instructions."""
     if not i.within(machine.extensions):
         yield f"{machine.name} has no extension {i.extension!r}"
+    elif (more := i.needed()) and more not in machine.extensions:
+        yield f"{machine.name} has no extension {more!r}"
     elif reason := _array(machine).refusal(i):
         yield reason
     for a in i.accesses():

@@ -300,6 +300,10 @@ class _Decoder:
             except IsaError:
                 self.explain(words[member], group[member])
                 continue
+            if (more := instr.needed()) and more not in self.extensions:
+                self.refuse(
+                    group[member], f"{instr}: it takes extension {more!r}, which the target lacks"
+                )
             if reason := self.array.refusal(instr):
                 self.refuse(group[member], f"{instr.mnemonic}: {reason}")
             self.variant[group[member]] = self.number(variant(shape, instr))

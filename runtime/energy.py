@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from knapper.isa.core import Instr, Reg, Src
 from knapper.isa.description import EVENTS
-from knapper.isa.instructions import IM2COL_PUSH
+from knapper.isa.instructions import IM2COL_PUSH, IMMA, IMMA_4
+from knapper.isa.integer_tensor import of_b
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Space, Start
@@ -26,6 +27,7 @@ from knapper.isa.program import Kernel
 from knapper.isa.sparse import OHMMA, SPWMMA, STEPS
 from knapper.isa.sparse24 import HMMA_SP
 from knapper.isa.systolic import LSMA, SMA_LDB, Transfer
+from knapper.isa.tensor import OPERAND
 
 from .counters import COUNTER, WORD, Counts
 from .decode import WORDS, Decoded, bits_of, words_of
@@ -38,8 +40,11 @@ COMPONENTS = {
     "simd": ("int_op", "imul_op", "fp32_op", "fp64_op", "sfu_op", "cvt_op"),
     "matrix": (
         "fma16_tensor",
+        "mac8_tensor",
+        "mac4_tensor",
         "fma16_systolic",
         "fma32_systolic",
+        "mac8_systolic",
         "pe_hop",
         "a_broadcast",
         "accumulator",
@@ -63,8 +68,10 @@ COMMANDS = ("systolic", "dma")
 """Units that warps send commands to."""
 ISSUE_ONLY = ("control", "barrier", "sreg", "mode", *COMMANDS)
 """Units that cost a warp nothing but the issue; what arrays and the DMA engine then do is told below."""
-TENSOR = {"tensor": 1, "tensor_f16": 2, "outer": 1}
+TENSOR = {"tensor": 1, "tensor_f16": 2, "tensor_int": 1, "outer": 1}
 """Tensor Core units, and how many accumulators of theirs share a word."""
+PRODUCT = {IMMA: "mac8_tensor", IMMA_4: "mac4_tensor"}
+"""What a multiply-accumulate of integers is."""
 METADATA = LANES // 2
 """Words of e that an HMMA.SP uses: half of each lane's."""
 BITMAPS = {
@@ -222,14 +229,16 @@ def _bitmaps(instr: Instr) -> Cost:
 
 def _tensor(instr: Instr, machine: Machine) -> dict[str, float]:
     """An HMMA moves the words that the machine's Tensor Cores move, not those of our fragments. RZ as C is not read. One over twice
-    the k reads twice the words of A, and metadata."""
+    the k reads twice the words of A, and metadata; one of bytes by nibbles half the words of B."""
     accumulators = machine.tensor_accumulator_words / TENSOR[instr.resource()]
     reads_c = any(a.field == "c" for a in instr.accesses())
     operands: float = machine.tensor_operand_words
     if isinstance(instr, HMMA_SP):
         operands = 1.5 * operands + METADATA
+    if isinstance(instr, IMMA):
+        operands *= (OPERAND + of_b(instr)) / (2 * OPERAND)
     return {
-        "fma16_tensor": instr.macs(LANES),
+        PRODUCT.get(type(instr), "fma16_tensor"): instr.macs(LANES),
         "rf_read": operands + accumulators * reads_c,
         "rf_write": accumulators,
     }

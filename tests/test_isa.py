@@ -196,8 +196,9 @@ def test_register_rows_are_aligned_and_end_before_rz():
 BUILT_IN = """
     NOP EXIT BRA BSSY BSYNC BAR S2R S2UR ULDC UMOV UIADD UISUB UIMAD UIMNMX UIDIV UIREM ULOP USHF UISETP R2UR MOV IADD ISUB
     IMUL IDIV IREM IMAD IMULHI IMNMX IABS LOP SHF ISETP POPC FLO BREV SEL PLOP FADD FMUL FDIV FFMA FMNMX FSETP FRND MUFU CVT
-    HADD2 HMUL2 HMNMX2 PACK2 LDG STG LDS STS LDL STL SHFL VOTE BALLOT LDSM HMMA.161616.F32 HMMA.161616.F16 HMMA.SP.161632.F32
-    LDG.IM2COL MODE SMA.LDB SMA.SWAP LSMA SMA.COMMIT SMA.WAIT ACC.LD ACC.ST CONVDESC FILL.DUP IM2COL.PUSH DMA.LD
+    HADD2 HMUL2 HMNMX2 PACK2 LDG STG LDS STS LDL STL SHFL VOTE BALLOT LDSM HMMA.161616.F32 HMMA.161616.F16
+    IMMA.161632.S32 IMMA.161664.S32 HMMA.SP.161632.F32 LDG.IM2COL
+    MODE SMA.LDB SMA.SWAP LSMA SMA.COMMIT SMA.WAIT ACC.LD ACC.ST CONVDESC FILL.DUP IM2COL.PUSH DMA.LD
     SPWMMA.323216.F32 OHMMA.8161.F32 BOHMMA.32321 OWMMA.161616.F32 BMENC BMSLICE BTST TWDESC GATHK.PUSH
 """
 
@@ -267,9 +268,8 @@ def test_generated_documents_are_fresh(request, name, text):
 
 def test_the_manual_has_a_page_for_every_instruction():
     text = manual.manual()
-    assert [line[5:] for line in text.splitlines() if line.startswith("#### ")] == [
-        c.mnemonic for c in ALL
-    ]
+    pages = [line[5:] for line in text.splitlines() if line.startswith("#### ")]
+    assert sorted(pages) == sorted(c.mnemonic for c in ALL)
     assert "fp32 accumulators" in text
     assert manual.encodings().count("\n") > 3 * len(ALL)
 

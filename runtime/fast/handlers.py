@@ -14,7 +14,7 @@ from knapper.isa.lanes import TYPES
 
 from ..decode import Variant
 from ..faults import Kind
-from . import groups
+from . import groups, integer_matrix
 from .accesses import TALLY, WAVEFRONTS, Tally, Wavefronts
 from .algebra import Algebra
 from .blocks import RUN_BLOCKS, Blocks
@@ -90,6 +90,10 @@ class Builders:
         if head == "widen":
             return lambda module, features, require: self.widen(
                 rest[0], name, module, features, require
+            )
+        if head == "integers":
+            return lambda module, features, require: integer_matrix.build(
+                ".".join(rest), module, features
             )
         return lambda module, features, require: self.interpreter(name, module, require)
 

@@ -22,6 +22,8 @@ from knapper.isa.instructions import (
     HMMA_F16,
     HMMA_SP,
     IM2COL_PUSH,
+    IMMA,
+    IMMA_4,
     LDG,
     LDG_IM2COL,
     LDL,
@@ -52,6 +54,7 @@ from ..memory import SECTOR
 from . import accesses, gathers, sparse, systolic, vectors
 from .algebra import Traced
 from .emit import FULL, I1, I8, I32, I64, Num, constant_vector, vector
+from .integer_matrix import imma
 from .matrix import hmma, hmma_f16, hmma_sp, ldsm
 from .moves import (
     BASES,
@@ -449,6 +452,8 @@ NATIVE: dict[type[Instr], Native] = {
     OHMMA: sparse.ohmma,
     HMMA_F16: hmma_f16,
     HMMA_SP: hmma_sp,
+    IMMA: imma,
+    IMMA_4: imma,
     EXIT: systolic.leave,
     MODE: systolic.switch,
     SMA_LDB: systolic.ldb,
