@@ -22,6 +22,7 @@ from knapper.isa.core import SIMD
 from knapper.isa.errors import CompileError, raise_all
 from knapper.isa.machine import Machine
 
+from . import narrow
 from .codegen.generator import Group, Options, generators, modes_of
 from .groups import groups
 from .ir import Attr, Graph
@@ -108,7 +109,8 @@ class Scheduler:
         wanted = self._wanted(group)
         canonical, encoded = Canonical.of(group), any(t.encoding for t in group.inputs.values())
         structure = canonical.content() if encoded else canonical.text  # zeros decide what pays
-        key = f"{structure}\n{sorted(wanted.items())}"
+        formats = [*narrow.of(canonical.group).items()]  # so does what four bits hold
+        key = f"{structure}\n{formats}\n{sorted(wanted.items())}"
         if key not in self._made:
             self._made[key] = Choices.of(self._fitting(group, wanted))
         return self._made[key]

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from integer_cases import integers, known, matmul_of
-from matrix_cases import DEPTHWISE, Writer, cache, check, draw
+from matrix_cases import DEPTHWISE, MACHINE, Case, Writer, cache, check, draw, group_of
 
 from knapper.compiler import launches
+from knapper.compiler.codegen.generator import GENERATORS
 from knapper.compiler.codegen.scalar import CHOOSING, INTEGER
 from knapper.compiler.ir import DTYPES
 from knapper.compiler.pipeline import parse
@@ -42,6 +45,73 @@ MATMULS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", CONVS)
 def test_simd_lanes_convolve_bytes(name: str, cache: Path) -> None:
     check(integers(**CONVS[name]), "ffma", cache, count=1)
+
+
+@pytest.mark.parametrize("name", [n for n, how in CONVS.items() if how.get("known", True)])
+def test_tensor_core_convolves_bytes(name: str, cache: Path) -> None:
+    check(integers(**CONVS[name]), "imma", cache, count=4)
+
+
+@pytest.mark.parametrize(
+    "name", ["known", "B transposed, batch", "rows folded", "vector by vector"]
+)
+@pytest.mark.parametrize("types", [("u8", "u8"), ("i8", "u8")])
+def test_tensor_core_multiplies_bytes(name: str, types: tuple[str, str], cache: Path) -> None:
+    check(matmul_of(**{**MATMULS[name], "types": types}), "imma", cache, count=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("plain", "B is not known and lies row by row"),
+        ("both transposed", "A lies transposed"),
+    ],
+)
+def test_what_the_tensor_core_does_not_take(name: str, why: str) -> None:
+    graph, _ = matmul_of(**MATMULS[name])
+    assert why in str(GENERATORS["imma"].serves(group_of(graph), MACHINE))
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_any_convolution_of_bytes(cache: Path, data: Any) -> None:
+    def pick(*choices: Any) -> Any:
+        return data.draw(st.sampled_from(choices))
+
+    group = pick(1, 1, 1, 2, 3)
+    case = integers(
+        (pick(1, 2), pick(5, 8), pick(5, 6), group * pick(1, 4, 6, 16, 32)), group * pick(1, 7, 16), pick(1, 2, 3), stride=pick(1, 2),
+        pad=pick(0, 1), dilation=pick(1, 2), group=group, types=(pick("u8", "i8"), pick("u8", "i8")), after=pick("sums", "relu", "residual"),
+    )  # fmt: skip
+    check(case, pick("imma", "imma", "ffma"), cache, count=2)
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_any_product_of_bytes(cache: Path, data: Any) -> None:
+    size, types = st.integers(1, 70), st.sampled_from(["u8", "i8"])
+    m, k, n = data.draw(size), data.draw(size), data.draw(size)
+    a, b = data.draw(types), data.draw(types)
+    if data.draw(st.booleans()):
+        case = matmul_of((m, k), (k, n), types=(a, b), known=True)
+    else:
+        case = matmul_of((2, m, k), (2, n, k), types=(a, b), trans_b=True)
+    check(case, "imma", cache, count=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        ("imma", integers(**CONVS["ragged groups"])),
+        ("imma", matmul_of((2, 17, 33), (2, 18, 33), trans_b=True)),
+        ("direct", integers(**DEPTHWISE["with stride, batch"])),
+        ("ffma", matmul_of(**MATMULS["odd everything"])),
+    ],
+)
+def test_the_checking_engine_finds_nothing_to_complain_of(
+    kind: str, case: Case, cache: Path
+) -> None:
+    check(case, kind, cache, count=2, engine="reference")
 
 
 @pytest.mark.parametrize("name", DEPTHWISE)
