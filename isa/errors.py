@@ -94,6 +94,7 @@ CODES: dict[str, str] = {
     "E731": "Labels are none, are not as many as samples, or name classes that the network does not have.",
     "E732": "A metric needs what is not there: labels, a reference, an output of that name or with samples along its first axis.",
     "E733": "A picture cannot be read, or Pillow, which reads pictures, is not installed: pip install 'knapper[images]'.",
+    "E734": "Calibration in onnxruntime: passes made or changed a value that is to be observed. The emulator computes it.",
     # 7xx how knapper was called
     "E701": "No input, or no open dimension, has that name; or an input was not given. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",

@@ -22,8 +22,6 @@ from ..tables import table
 from .options import TARGET, choice, consts, pixels, shapes
 
 if TYPE_CHECKING:
-    from knapper.compiler.ir import Graph
-
     from ..dataset import Data
     from ..evaluate import Evaluation, Network
 
@@ -31,10 +29,6 @@ log = logging.getLogger("knapper")
 ELF = b"\x7fELF"
 IDLE = ("target", "precision", "pipeline", "shape", "const", "batch")
 """Options that have nothing to decide about an image."""
-WORK = 1 << 29
-"""Multiply-accumulates that a launch should be worth at least: below that, images go together."""
-MOST = 32
-"""Images that go together, at most, where nobody says."""
 FLOATS = ("f16", "bf16", "f32", "f64")
 
 
@@ -105,57 +99,20 @@ def _image(a: argparse.Namespace) -> Image:
     from knapper.compiler import driver
     from knapper.isa.machine import Machine
 
+    from ..batches import Importer
     from ..origin import origin
     from .build import refuse_both
 
     refuse_both(a)
     machine = Machine.load(a.target or TARGET)
-    graph = batched(a)
+    importer = Importer(a.file, shapes(a.shape), consts(a.const))
+    graph = importer(a.batch) if a.batch else importer.batched()
     precision = a.precision or "fp16"
     return Image(driver.compile_graph(graph, machine, a.pipeline, precision, meta=origin(a.file)))
 
 
 def _is_image(path: str) -> bool:
     return files.read(path)[: len(ELF)] == ELF
-
-
-def batched(a: argparse.Namespace) -> Graph:
-    """The model with so many images at once that launching costs little; as it is, if it takes no other number."""
-    from knapper.isa.errors import KnapperError
-
-    from ..onnx import read
-
-    given, values = shapes(a.shape), consts(a.const)
-    one = read(a.file, given, values)
-    size = a.batch or _batch(one)
-    if any(t.rank == 0 or t.shape[0] != 1 for t in one.inputs.values()) or size == 1:
-        if a.batch and any(t.rank == 0 or t.shape[0] != a.batch for t in one.inputs.values()):
-            raise UsageError(
-                "E704", f"--batch {a.batch}: the model's inputs do not begin with one sample"
-            )
-        return one
-    wide = {n: (size, *t.shape[1:]) for n, t in one.inputs.items()}
-    try:
-        found = read(a.file, given | wide, values, replace_fixed=True)
-    except KnapperError:
-        if a.batch:
-            raise
-        return one
-    types = found.types()
-    if all(types[v].shape[:1] == (size,) for v in found.outputs.values()):
-        return found
-    if a.batch:
-        raise UsageError("E704", f"--batch {a.batch}: the model's outputs do not have it")
-    return one
-
-
-def _batch(g: Graph) -> int:
-    from knapper.compiler.work import node_macs
-
-    types = g.types()
-    macs = sum(node_macs(n, types) for n in g.nodes)
-    size = min(MOST, WORK // max(macs, 1))
-    return 1 << max(size.bit_length() - 1, 0)
 
 
 def _reference(a: argparse.Namespace, network: Network) -> Network | None:

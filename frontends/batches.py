@@ -1,0 +1,68 @@
+"""A model for several samples at once: launching costs as much for one as for many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knapper.compiler.ir import Graph
+from knapper.compiler.work import node_macs
+from knapper.isa.errors import KnapperError, UsageError
+
+from .onnx import read
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+WORK = 1 << 29
+"""Multiply-accumulates that samples which go together should have."""
+MOST = 32
+"""Samples that go together, at most."""
+
+
+def fitting(g: Graph) -> int:
+    """How many samples of a network should go together: a power of two."""
+    types = g.types()
+    macs = sum(node_macs(n, types) for n in g.nodes)
+    size = min(MOST, WORK // max(macs, 1))
+    return 1 << max(size.bit_length() - 1, 0)
+
+
+@dataclass(frozen=True)
+class Importer:
+    """A model with what the user fixes of it; called with the number of samples, 0 for the model's own."""
+
+    model: str | Path | ModelProto
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    consts: Mapping[str, Any] = field(default_factory=dict)
+    replace_fixed: bool = False
+
+    def __call__(self, batch: int = 0) -> Graph:
+        """The graph; UsageError E704 if inputs do not begin with one sample, or outputs not with what was asked for."""
+        one = read(self.model, self.shapes, self.consts, replace_fixed=self.replace_fixed)
+        sizes = {t.shape[0] if t.rank else None for t in one.inputs.values()}
+        if batch == 0 or sizes == {batch}:
+            return one
+        if sizes != {1}:
+            raise UsageError(
+                "E704", f"a batch of {batch}: the model's inputs do not begin with one sample"
+            )
+        wide = {n: (batch, *t.shape[1:]) for n, t in one.inputs.items()}
+        found = read(self.model, {**self.shapes, **wide}, self.consts, replace_fixed=True)
+        types = found.types()
+        if any(types[v].shape[:1] != (batch,) for v in found.outputs.values()):
+            raise UsageError("E704", f"a batch of {batch}: the model's outputs do not have it")
+        return found
+
+    def batched(self) -> Graph:
+        """For as many samples as keep launches busy; as it is, if it takes no other number."""
+        one = self()
+        size = fitting(one)
+        if size == 1 or any(not t.rank or t.shape[0] != 1 for t in one.inputs.values()):
+            return one
+        try:
+            return self(size)
+        except KnapperError:
+            return one
