@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from shop import Knapper
 
 from knapper.frontends.commands.conformance import measured, page
-from knapper.frontends.conformance import Case, Outcome, bound, cases, core, outcome, summary
+from knapper.frontends.conformance import Outcome, bound, cases, core, outcome, summary
 from knapper.isa.machine import Machine
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
@@ -56,7 +57,7 @@ def test_only_inputs_that_decide_shapes_become_constants() -> None:
 
 def test_a_wrong_value_is_told() -> None:
     (case,) = cases(["test_abs"])
-    lied = Case(case.name, case.model, case.inputs, (case.outputs[0] + 1,), case.rtol, case.atol)
+    lied = replace(case, outputs=(case.outputs[0] + 1,))
     told = outcome(lied, Machine.load("volta-8tc"))
     assert told.verdict == "wrong"
     assert (

@@ -16,7 +16,7 @@ from knapper.compiler import ops as _declared  # noqa: F401  the op set
 from knapper.compiler.ir import DTYPES, OPS, Array, Graph, Type
 from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError, raise_all
 
-from . import inline
+from . import inline, loops
 from .builder import OPS_HINT, Builder, Call, bind
 from .file import Model, open_model
 from .forms import COMPLETE, FORMS
@@ -27,6 +27,9 @@ from .unserved import INSTEAD
 
 NONSENSE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 """What shape inference and protobuf raise on attributes, sizes and names that no exporter writes."""
+LOOPS = {"Loop": loops.loop, "Scan": loops.scan}
+BRANCHES = {"If", *LOOPS}
+"""Operators with graphs inside."""
 DEPTH_LIMIT = 32
 """Functions inside functions; a real model has three or so."""
 
@@ -228,6 +231,8 @@ class Door:
         operands = [self.operand(scope, name) if name else "" for name in p.input]
         if p.op_type == "If" and not domain:
             return self._if(p, operands, scope)
+        if p.op_type in LOOPS and not domain:
+            return self._loop(p, operands, scope)
         if function is not None:
             return self._call(p, function, operands, scope, local=True)
         if not self._native(p.op_type, domain):
@@ -261,7 +266,7 @@ class Door:
         return (op in OPS and OPS[op].domain == domain) or (op in COMPLETE and not domain)
 
     def _refuse_unknown(self, p: NodeProto, domain: str, version: int, has_body: bool) -> None:
-        if has_body or self._native(p.op_type, domain) or (p.op_type == "If" and not domain):
+        if has_body or self._native(p.op_type, domain) or (p.op_type in BRANCHES and not domain):
             return
         if domain:
             raise FrontendError(
@@ -348,10 +353,38 @@ class Door:
         branch = next((a.g for a in p.attribute if a.name == wanted), None)
         if branch is None:
             raise FrontendError("E209", f"If has no {wanted}")
-        inner = replace(scope, values={}, parent=scope, depth=scope.depth + 1)
+        return self._branch(branch, {}, scope)
+
+    def _branch(
+        self, branch: GraphProto, values: Mapping[str, str | Absent], scope: Scope, path: str = ""
+    ) -> list[str | Absent]:
+        """Import a graph inside a node, with these values in the place of its inputs."""
+        inner = replace(
+            scope, values={**values}, parent=scope, depth=scope.depth + 1, path=scope.path + path
+        )
         self._initializers(branch, inner)
         self.nodes(branch.node, inner)
         return [self._result(inner, o.name) for o in branch.output]
+
+    def _loop(self, p: NodeProto, operands: Sequence[str], scope: Scope) -> list[str]:
+        """Import the body of a loop, once a turn."""
+        body = next((a.g for a in p.attribute if a.name == "body"), None)
+        if body is None:
+            raise FrontendError("E209", f"{p.op_type} has no body")
+        name = scope.loc or self.builder.location(scope.path + _label(p))
+        attrs = {n: v for n, v in self._attributes(p, scope).items() if n != "body"}
+        call = Call(p.op_type, {}, attrs, tuple(p.output), name, scope.version(""))
+
+        def turn(body: GraphProto, values: Sequence[str], number: int) -> list[str]:
+            names = (i.name for i in body.input)
+            found = self._branch(
+                body, dict(zip(names, values, strict=True)), scope, f"{_label(p)}.{number}/"
+            )
+            if any(isinstance(v, Absent) for v in found):
+                raise Unreadable
+            return [str(v) for v in found]
+
+        return LOOPS[p.op_type](self.builder, call, operands, body, turn)
 
     def _result(self, scope: Scope, name: str) -> str | Absent:
         return scope.find(name) or Absent(f"{name!r} is not defined")

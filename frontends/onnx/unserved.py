@@ -27,10 +27,6 @@ FAMILIES = (
         "recurrent layers are not served yet: export them unrolled, step by step, as MatMul, Sigmoid and Tanh",
     ),
     _family(
-        "Loop Scan",
-        "loops are not served yet: export the model with a fixed number of steps, unrolled",
-    ),
-    _family(
         "NonZero Unique Compress",
         "sizes that depend on values are not served yet: keep the shape, and mask with Where",
     ),
