@@ -28,8 +28,10 @@ SMALL: dict[str, Any] = {
     "alexnet": partial(build, "alexnet", size=67),
     "vgg16": partial(build, "vgg16", size=32),
     "inception_v1": partial(build, "inception_v1"),
+    "resnet18": partial(build, "resnet18", size=32),
     "resnet50": partial(build, "resnet50", size=32),
     "bert_base": lambda batch=1: transformers.bert_base(batch, 16, layers=2),
+    "minilm": lambda batch=1: transformers.minilm(batch, 16, layers=2),
     "detector": partial(build, "detector", size=64),
     "segmentation": partial(build, "segmentation", size=32),
 }
@@ -99,16 +101,18 @@ def resnet50_macs() -> int:
     return total + c * 1000
 
 
-def bert_base_macs() -> int:
-    s, h = 128, 768
-    return 12 * (4 * s * h * h + 2 * s * s * h + 2 * s * h * 4 * h)
+def encoder_macs(h: int, layers: int) -> int:
+    s = 128
+    return layers * (4 * s * h * h + 2 * s * s * h + 2 * s * h * 4 * h)
 
 
 CLOSED_FORMS: dict[str, Any] = {
     "alexnet": alexnet_macs,
     "vgg16": vgg16_macs,
     "resnet50": resnet50_macs,
-    "bert_base": bert_base_macs,
+    "resnet18": lambda: 1_814_073_344,
+    "bert_base": partial(encoder_macs, 768, 12),
+    "minilm": partial(encoder_macs, 384, 6),
 }
 
 

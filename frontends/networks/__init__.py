@@ -19,11 +19,11 @@ from onnx import ModelProto
 
 from knapper.isa.errors import UsageError
 
-from .classifiers import alexnet, resnet50, vgg16
+from .classifiers import alexnet, resnet18, resnet50, vgg16
 from .detectors import detector
 from .inception import inception_v1
 from .segmenters import segmentation
-from .transformers import bert_base
+from .transformers import bert_base, minilm
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,10 @@ NETWORKS: dict[str, Network] = {
     "alexnet": Network(alexnet, 227),
     "vgg16": Network(vgg16, 224),
     "inception_v1": Network(inception_v1, 224),
+    "resnet18": Network(resnet18, 224),
     "resnet50": Network(resnet50, 224),
     "bert_base": Network(bert_base, 128, "sequence"),
+    "minilm": Network(minilm, 128, "sequence"),
     "detector": Network(detector, 256),
     "segmentation": Network(segmentation, 128),
 }

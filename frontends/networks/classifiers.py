@@ -1,6 +1,8 @@
-"""AlexNet, VGG-16 and ResNet-50: convolutions, then classes."""
+"""AlexNet, VGG-16, ResNet-18 and -50: convolutions, then classes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from onnx import ModelProto, TensorProto
 
@@ -57,17 +59,38 @@ def _softmax(s: Sketch, logits: str, batch: int, size: int) -> ModelProto:
     )
 
 
+def resnet18(batch: int = 1, size: int = 224) -> ModelProto:
+    """ResNet-18: blocks of two 3×3 convolutions, BatchNormalization unfolded."""
+    return _resnet(Sketch("resnet18"), basic, 1, (2, 2, 2, 2), batch, size)
+
+
 def resnet50(batch: int = 1, size: int = 224) -> ModelProto:
     """ResNet-50 v1.5 (the stride in the 3×3 convolution), BatchNormalization unfolded."""
-    s = Sketch("resnet50")
+    return _resnet(Sketch("resnet50"), bottleneck, 4, (3, 4, 6, 3), batch, size)
+
+
+def _resnet(
+    s: Sketch, made: Callable[..., str], wider: int, stages: tuple[int, ...], batch: int, size: int
+) -> ModelProto:
+    """Stages of so many blocks, whose results are `wider` times 64, 128, 256, 512 channels."""
     x = s.relu(s.norm(s.conv("input", (3, 64), 7, stride=2, pad=3, bias=False), 64))
     x, c = s.max_pool(x, 3, 2, 1), 64
-    for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512))):
+    for stage, blocks in enumerate(stages):
+        width = 64 << stage
         for block in range(blocks):
             stride = 2 if stage and not block else 1
-            x, c = bottleneck(s, x, c, width, stride), 4 * width
+            x, c = made(s, x, c, width, stride), wider * width
     x = s.node("Flatten", s.node("GlobalAveragePool", x), axis=1)
     return _softmax(s, s.dense(x, (c, CLASSES), gain=0.5), batch, size)
+
+
+def basic(s: Sketch, x: str, c: int, width: int, stride: int = 1) -> str:
+    """Two 3×3 convolutions beside a shortcut, as `bottleneck` has it."""
+    y = s.relu(s.norm(s.conv(x, (c, width), 3, stride, pad=1, bias=False), width))
+    y = s.norm(s.conv(y, (width, width), 3, pad=1, bias=False, gain=0.5), width)
+    if stride > 1 or c != width:
+        x = s.norm(s.conv(x, (c, width), 1, stride, bias=False, gain=0.7), width)
+    return s.relu(s.node("Add", y, x))
 
 
 def bottleneck(s: Sketch, x: str, c: int, width: int, stride: int = 1, dilation: int = 1) -> str:
