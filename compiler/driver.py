@@ -31,8 +31,10 @@ from .idle import idle_units
 from .ir import Graph
 from .lower import Report, lower
 from .passes import Pass
+from .passes.quantize import Quantize
 from .plan import Plan
 from .plugins import sources
+from .quantization.ranges import Ranges
 from .schedule import Forced, schedule
 from .tvm import cache as tir
 
@@ -57,6 +59,8 @@ class Options:
     hooks: Sequence[pipelines.Hook] = ()
     machine: Machine | None = None
     """Whose cost model passes ask, such as `im2col{mode="auto"}`; what makes a program sets it."""
+    ranges: Ranges | None = None
+    """What calibration has seen, for passes `quantize` that have no file of ranges."""
 
 
 def compile_graph(
@@ -175,9 +179,16 @@ def passes(options: Options) -> tuple[Pass, ...]:
     text = options.pipeline
     machine = options.machine
     found = pipelines.preset(options.precision) if text is None else pipelines.parse(text)
+    found = tuple(_with_ranges(p, options.ranges) for p in found)
     if machine is None:
         return found
     return tuple(p.on(machine) for p in found)
+
+
+def _with_ranges(p: Pass, ranges: Ranges | None) -> Pass:
+    if ranges is None or not isinstance(p, Quantize) or p.ranges:
+        return p
+    return replace(p, observed=ranges)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +20,13 @@ from .tables import plural
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from knapper.compiler.driver import Options
     from knapper.compiler.ir import Array
+    from knapper.compiler.quantization.ranges import Ranges
     from knapper.runtime.session import Result, Session
+
+    from .batches import Importer
+    from .calibrate import Calibration, Source
 
 
 class Image:
@@ -77,6 +83,9 @@ def compile(
     pipeline: str | None = None,
     shapes: Mapping[str, Sequence[int] | int] | None = None,
     consts: Mapping[str, Any] | None = None,
+    *,
+    quantize: str | None = None,
+    calibration: Source | Calibration | Ranges | None = None,
 ) -> Image:
     """Compile an ONNX model for a target.
 
@@ -88,19 +97,49 @@ def compile(
         shapes: input name → shape, for symbolic dimensions, and in place of fixed ones (another batch size); or the name of a
             symbolic dimension → its size.
         consts: input name → value, for inputs that decide shapes.
+        quantize: "i8", or more as `--quantize` takes it: formats of weights and activations, options of the pass `quantize`.
+        calibration: what the network shall be observed on, for the ranges of activations: an object with `get_next()`, as
+            onnxruntime's calibrators read, an iterable of dicts, a dict of arrays, a file, a folder; a `Calibration`, which says more;
+            or ranges that are known. Alone it means quantize="i8".
 
     Raises KnapperError with everything that is wrong, one line each.
     """
-    from knapper.compiler.driver import compile_graph
+    from knapper.compiler import driver
     from knapper.isa.machine import Machine
 
-    from .onnx import read
+    from .batches import Importer
 
     extensions.installed()
     machine = Machine.load(str(target))
     bound = {n: (s,) if isinstance(s, int) else s for n, s in (shapes or {}).items()}
-    graph = read(model, bound, consts, replace_fixed=True)
-    return Image(compile_graph(graph, machine, pipeline, precision, meta=origin(model)))
+    read = Importer(model, bound, consts or {}, replace_fixed=True)
+    options = driver.Options(pipeline, precision, meta=origin(model), machine=machine)
+    if quantize or calibration is not None:
+        options = _quantizing(options, read, quantize, calibration)
+    return Image(driver.finish(driver.optimize(read(), options), machine, options))
+
+
+def _quantizing(
+    options: Options,
+    read: Importer,
+    quantize: str | None,
+    calibration: Source | Calibration | Ranges | None,
+) -> Options:
+    """With the pass, and the ranges that it asks for."""
+    from knapper.compiler.quantization.ranges import Ranges
+
+    from .calibrate import Calibration
+    from .quantizing import USUAL, Request, passes
+
+    usual = USUAL if calibration is not None and options.pipeline is None else None
+    text = passes(options.precision, options.pipeline, quantize or usual)
+    options = replace(options, pipeline=text)
+    if isinstance(calibration, Ranges):
+        return Request(ranges=calibration).options(options, read)
+    if calibration is not None and not isinstance(calibration, Calibration):
+        calibration = Calibration(calibration)
+    model = read.model if isinstance(read.model, str | Path) else read.model.SerializeToString()
+    return Request(calibration).options(options, read, model)
 
 
 def load(path: str | Path) -> Image:

@@ -21,6 +21,19 @@ from typing import Any, NoReturn
 
 from knapper.isa.errors import KnapperError, Problems, UsageError
 
+from .arguments import (
+    as_json,
+    compiling,
+    images,
+    importing,
+    jump,
+    observing,
+    quantizing,
+    running,
+    samples,
+    workers,
+)
+
 Arguments = argparse.Namespace
 DESCRIPTION = (
     "Compile neural networks to modeled accelerators and run them, instruction by instruction."
@@ -107,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
     commands = root.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for declare in (
-        _demo, _compile, _run, _time, _check, _eval, _conformance, _dis, _asm, _inspect, _prune,
+        _demo, _compile, _run, _time, _check, _calibrate, _eval, _conformance, _dis, _asm, _inspect, _prune,
         _ops, _passes, _targets, _isa, _explain, _reproduce,
     ):  # fmt: skip
         declare(commands)
@@ -144,56 +157,6 @@ def _command(commands: Any, name: str, action: str, help: str, epilog: str = "")
     return p
 
 
-def _compiling(p: Any) -> None:
-    """The options of every command that compiles."""
-    p.add_argument(
-        "-t",
-        "--target",
-        metavar="NAME|FILE.toml",
-        help="machine (default: volta-8tc, or what a plan was made for)",
-    )
-    p.add_argument(
-        "--precision",
-        metavar="TYPE",
-        help="stored type of float32 tensors: fp16 (default), bf16, fp32",
-    )
-    p.add_argument(
-        "--pipeline", metavar="TEXT", help="passes to run instead of the precision's preset"
-    )
-    p.add_argument(
-        "--shape", action="append", default=[], metavar="NAME=1,3,224,224",
-        help="shape of an input, or size of a symbolic dimension",
-    )  # fmt: skip
-    p.add_argument(
-        "--const", action="append", default=[], metavar="NAME=VALUE|FILE.npy",
-        help="fix an input that decides a shape or an attribute",
-    )  # fmt: skip
-
-
-def _running(p: Any) -> None:
-    """The options of every command that runs."""
-    p.add_argument("--engine", choices=("fast", "reference"), default="fast", help="default: fast")
-    p.add_argument(
-        "--checked",
-        action="store_true",
-        help="fast engine: find races and reads of unwritten memory too",
-    )
-    p.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores"
-    )
-    p.add_argument(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="warp instructions a run may execute; a block counts as 256, at least "
-        "(default: 2^36, and 2^32 in one warp; reference: 2^30)",
-    )
-
-
-def _json(p: Any) -> None:
-    p.add_argument("--json", action="store_true", help="print JSON")
-
-
 def _demo(commands: Any) -> None:
     p = _command(
         commands, "demo", "demo:demo", "compile and run a small trained network beside onnxruntime"
@@ -206,7 +169,7 @@ def _demo(commands: Any) -> None:
     )
     p.add_argument("-t", "--target", default="volta-8tc", metavar="NAME|FILE.toml", help="machine")
     p.add_argument("--precision", metavar="TYPE", help="fp16 (default), bf16 or fp32")
-    _running(p)
+    running(p)
 
 
 def _compile(commands: Any) -> None:
@@ -216,7 +179,12 @@ def _compile(commands: Any) -> None:
         "  knapper compile --emit plan model.onnx -o m.plan;  knapper compile --from m.plan -o m.elf",
     )  # fmt: skip
     p.add_argument("model", nargs="?", metavar="MODEL", help="an .onnx file")
-    _compiling(p)
+    compiling(p)
+    q = p.add_argument_group("quantization")
+    quantizing(q)
+    images(q, "train")
+    samples(q)
+    workers(q)
     p.add_argument(
         "--emit",
         choices=("graph", "plan", "asm", "image"),
@@ -231,7 +199,7 @@ def _compile(commands: Any) -> None:
     )
     p.add_argument("--dump-dir", metavar="DIR", help="write every level there")
     p.add_argument("-o", "--output", metavar="FILE", help="default: MODEL with the level's ending")
-    _json(p)
+    as_json(p)
 
 
 def _run(commands: Any) -> None:
@@ -245,15 +213,9 @@ def _run(commands: Any) -> None:
     p.add_argument("--stats", metavar="FILE.json", help="write every counter")
     p.add_argument("--record", metavar="FILE.npz", help="write what `knapper time` needs")
     p.add_argument("--no-timing", action="store_true", help="values and counters only")
-    _jump(p)
-    _running(p)
-    _json(p)
-
-
-def _jump(p: Any) -> None:
-    p.add_argument(
-        "--no-jump", action="store_true", help="time steady loops cycle by cycle, to the same end"
-    )
+    jump(p)
+    running(p)
+    as_json(p)
 
 
 def _time(commands: Any) -> None:
@@ -274,8 +236,8 @@ def _time(commands: Any) -> None:
     p.add_argument(
         "--input", action="append", default=[], metavar="SPEC", help="of an image, as for `run` (random:0)"
     )  # fmt: skip
-    _jump(p)
-    _json(p)
+    jump(p)
+    as_json(p)
 
 
 def _check(commands: Any) -> None:
@@ -293,9 +255,9 @@ def _check(commands: Any) -> None:
         metavar="X",
         help="of max |y-r| / max |r|; default: 1e-4 for fp32, 3e-2 else",
     )
-    _compiling(p)
-    _running(p)
-    _json(p)
+    compiling(p)
+    running(p)
+    as_json(p)
 
 
 def _eval(commands: Any) -> None:
@@ -306,7 +268,19 @@ def _eval(commands: Any) -> None:
         "A model is compiled first, for as many images at once as keep launches busy. Intervals are of 95 %.",
     )  # fmt: skip
     p.add_argument("file", metavar="IMAGE|MODEL", help="what `compile` wrote, or an .onnx file")
-    _data(p, "test")
+    p.add_argument(
+        "--data", required=True, metavar="FILE.npz|DIR", help="samples; in a folder, pictures"
+    )
+    images(p, "test")
+    p.add_argument(
+        "--labels", metavar="NAME|FILE", help="the array of labels, or a file of lines [NAME] CLASS"
+    )
+    p.add_argument("--limit", type=int, metavar="N", help="samples, spread over all (default: all)")
+    samples(p)
+    p.add_argument(
+        "--classes", metavar="FILE", help="folders' names in the order of the network's classes"
+    )
+    p.add_argument("--offset", type=int, default=0, metavar="N", help="to add to labels: 0")
     p.add_argument(
         "--metric", action="append", default=[], choices=("top1", "top5", "agreement", "sqnr"),
         help="may be repeated (default: all that can be told)",
@@ -317,46 +291,30 @@ def _eval(commands: Any) -> None:
         help="also compare with an image, with a model in onnxruntime, or with MODEL in it",
     )  # fmt: skip
     p.add_argument("--batch", type=int, metavar="N", help="compile MODEL for N samples at once")
-    _compiling(p)
+    compiling(p)
+    quantizing(p)
     p.add_argument("--engine", choices=("fast", "reference"), default="fast", help="default: fast")
-    _workers(p)
-    _json(p)
+    workers(p)
+    as_json(p)
 
 
-def _data(p: Any, split: str) -> None:
-    """The options of every command that reads samples."""
-    p.add_argument(
-        "--data", required=True, metavar="FILE.npz|DIR", help="samples; in a folder, pictures"
-    )
-    p.add_argument(
-        "--images",
-        metavar="NAME",
-        help=f"their array, where names do not tell; {split} comes first",
-    )
-    p.add_argument(
-        "--labels", metavar="NAME|FILE", help="the array of labels, or a file of lines [NAME] CLASS"
-    )
-    p.add_argument(
-        "--limit", type=int, metavar="N", help="N samples, spread over all (default: all)"
-    )
-    p.add_argument("--mean", default="0", metavar="X[,Y,Z]", help="(scale · pixel − mean) / std: 0")
-    p.add_argument("--std", default="1", metavar="X[,Y,Z]", help="1")
-    p.add_argument("--scale", metavar="X", help="1/255 for 8-bit pixels, 1 for all else")
-    p.add_argument("--bgr", action="store_true", help="swap the colours")
-    p.add_argument(
-        "--resize", type=int, metavar="N",
-        help="shorter side of a picture before its middle is cut out: 8/7 of the network's; 0: no cutting",
+def _calibrate(commands: Any) -> None:
+    p = _command(
+        commands, "calibrate", "commands.calibrate:calibrate_model", "ranges of a network's values over samples",
+        "  knapper calibrate model.onnx --data train.npz --mean .485,.456,.406 --std .229,.224,.225 -o ranges.json\n"
+        "  knapper compile model.onnx --quantize i8 --ranges ranges.json",
     )  # fmt: skip
+    p.add_argument("model", metavar="MODEL", help="an .onnx file")
     p.add_argument(
-        "--classes", metavar="FILE", help="folders' names in the order of the network's classes"
-    )
-    p.add_argument("--offset", type=int, default=0, metavar="N", help="to add to labels: 0")
-
-
-def _workers(p: Any) -> None:
-    p.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores"
-    )
+        "--data", dest="calib", required=True, metavar="FILE.npz|DIR", help="samples; in a folder, pictures"
+    )  # fmt: skip
+    images(p, "train")
+    samples(p)
+    observing(p, "--")
+    p.add_argument("-o", "--output", metavar="FILE.json", help="default: MODEL with .ranges.json")
+    importing(p)
+    workers(p)
+    as_json(p)
 
 
 def _dis(commands: Any) -> None:
@@ -381,7 +339,7 @@ def _inspect(commands: Any) -> None:
         "what an image holds: kernels, launches, memory",
     )
     p.add_argument("image", metavar="IMAGE")
-    _json(p)
+    as_json(p)
 
 
 def _prune(commands: Any) -> None:
@@ -423,7 +381,7 @@ def _prune(commands: Any) -> None:
     )
     p.add_argument("-o", "--output", metavar="FILE.onnx", help="write the pruned model")
     p.set_defaults(shape=[], const=[])
-    _json(p)
+    as_json(p)
 
 
 def _conformance(commands: Any) -> None:
@@ -443,19 +401,19 @@ def _conformance(commands: Any) -> None:
         "--pipeline", metavar="TEXT", help="passes; fp16,place{kind=systolic} to choose (fp32)"
     )
     p.add_argument("--markdown", metavar="FILE", help="write the page of the documentation, too")
-    _json(p)
+    as_json(p)
 
 
 def _ops(commands: Any) -> None:
     p = _command(commands, "ops", "commands.tables:ops", "the operators of the graph")
     p.add_argument("name", nargs="?", metavar="OP", help="all about one")
-    _json(p)
+    as_json(p)
 
 
 def _passes(commands: Any) -> None:
     p = _command(commands, "passes", "commands.tables:passes", "the passes and pipelines")
     p.add_argument("name", nargs="?", metavar="PASS", help="all about one")
-    _json(p)
+    as_json(p)
 
 
 def _targets(commands: Any) -> None:
@@ -466,19 +424,19 @@ def _targets(commands: Any) -> None:
         "the machines, and where their numbers are from",
     )
     p.add_argument("name", nargs="?", metavar="NAME|FILE.toml", help="every number of one")
-    _json(p)
+    as_json(p)
 
 
 def _isa(commands: Any) -> None:
     p = _command(commands, "isa", "commands.tables:isa", "the instruction set")
     p.add_argument("name", nargs="?", metavar="MNEMONIC", help="all about one")
-    _json(p)
+    as_json(p)
 
 
 def _explain(commands: Any) -> None:
     p = _command(commands, "explain", "commands.tables:explain", "what an error code means")
     p.add_argument("code", nargs="?", metavar="CODE", help="default: all of them")
-    _json(p)
+    as_json(p)
 
 
 def _reproduce(commands: Any) -> None:
@@ -496,4 +454,4 @@ def _reproduce(commands: Any) -> None:
     p.add_argument(
         "--no-interval", action="store_true", help="leave out how assumed numbers move the rows"
     )
-    _json(p)
+    as_json(p)

@@ -59,6 +59,8 @@ class Choice:
     """What to add to labels: 1 for networks whose class 0 is the background."""
     resize: int | None = None
     """Shorter side of a picture before its middle is cut out; 0: to the network's size, whatever its sides."""
+    labelled: bool = True
+    """Whether labels are looked for."""
 
 
 class Data(Protocol):
@@ -166,14 +168,13 @@ def _npz(path: str, inputs: Mapping[str, Type], choice: Choice) -> Data:
             "E730", f"has as many samples in one array as in another? {said}", where=path
         )
     arrays = {name: known[a] for name, a in chosen.items()}
-    label = choice.labels or _beside([*chosen.values()], known, len(next(iter(arrays.values()))))
+    count = len(next(iter(arrays.values())))
+    label = choice.labels or _beside([*chosen.values()], known, count)
     about = ", ".join(f"{a} {Type.of(known[a])}" for a in chosen.values())
-    if not label:
+    if not label or not choice.labelled:
         return Arrays(arrays, about)
     labels = known[label] if label in known else _label_file(label, [])
-    return Arrays(
-        arrays, f"{about}, {label}", _labels(labels, len(next(iter(arrays.values()))), choice, path)
-    )
+    return Arrays(arrays, f"{about}, {label}", _labels(labels, count, choice, path))
 
 
 def _inputs(
@@ -270,7 +271,11 @@ def _folder(path: Path, inputs: Mapping[str, Type], choice: Choice) -> Data:
         made = None if labels is None else _labels(labels, len(flat), choice, choice.labels)
         about = f"{plural(len(flat), 'picture')} in {path}"
         return Pictures(name, flat, shape, choice.resize, about, made)
-    numbers = _numbers(folders, choice)
+    numbers = (
+        _numbers(folders, choice)
+        if choice.labelled
+        else dict.fromkeys((d.name for d in folders), 0)
+    )
     found = [
         (f, numbers[d.name])
         for d in folders
@@ -278,7 +283,10 @@ def _folder(path: Path, inputs: Mapping[str, Type], choice: Choice) -> Data:
     ]  # fmt: skip
     labels = np.array([k for _, k in found], np.int64) + choice.offset
     about = f"{plural(len(found), 'picture')} of {plural(len(folders), 'class')} in {path}"
-    return Pictures(name, [f for f, _ in found], shape, choice.resize, about, labels)
+    pictures = [f for f, _ in found]
+    return Pictures(
+        name, pictures, shape, choice.resize, about, labels if choice.labelled else None
+    )
 
 
 def _numbers(folders: Sequence[Path], choice: Choice) -> dict[str, int]:

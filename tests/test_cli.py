@@ -19,6 +19,7 @@ COMMANDS = [
     "compile",
     "run",
     "check",
+    "calibrate",
     "eval",
     "dis",
     "asm",

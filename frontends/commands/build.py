@@ -15,8 +15,9 @@ from knapper.isa.errors import UsageError
 
 from .. import files
 from ..origin import origin
+from ..progress import Progress
 from ..tables import plural
-from .options import TARGET, consts, shapes
+from .options import TARGET, consts, quantize, refuse_samples, request, shapes
 
 if TYPE_CHECKING:
     from knapper.compiler.driver import Dump, Options
@@ -65,10 +66,11 @@ def compile_model(a: argparse.Namespace) -> None:
         log.info("%s: %s", beside, BESIDE.get(a.emit, BESIDE["asm"]))
 
 
+QUANTIZING = ("quantize", "calib", "ranges")
 IDLE: Mapping[str, tuple[str, ...]] = {
-    ".ir": ("shape", "const"),
-    ".plan": ("precision", "pipeline", "shape", "const"),
-    ".s": ("target", "precision", "pipeline", "shape", "const", "dump_dir"),
+    ".ir": ("shape", "const", *QUANTIZING),
+    ".plan": ("precision", "pipeline", "shape", "const", *QUANTIZING),
+    ".s": ("target", "precision", "pipeline", "shape", "const", "dump_dir", *QUANTIZING),
 }
 """The options that have nothing to decide any more, by what `--from` starts with."""
 
@@ -85,6 +87,7 @@ def _refuse_idle(a: argparse.Namespace) -> None:
             name = f"--{option.replace('_', '-')}"
             raise UsageError("E704", f"{name} does not apply: {source} has it decided already")
     refuse_both(a)
+    refuse_samples(a)
 
 
 def refuse_both(a: argparse.Namespace) -> None:
@@ -105,9 +108,7 @@ def _level(a: argparse.Namespace, machine: Machine) -> Graph | Plan | Program:
     """The level that --emit asks for, from the model or from the level that --from gives."""
     from knapper.compiler import driver, plan_text
 
-    options = driver.Options(
-        a.pipeline, a.precision or "fp16", meta=origin(a.model), machine=machine
-    )
+    options = how(a, a.model, machine, a.images or "")
     dump = driver.Files(files.make_folder(a.dump_dir)) if a.dump_dir else None
     ending = Path(a.source).suffix if a.source else ""
     if ending == ".s":
@@ -119,6 +120,23 @@ def _level(a: argparse.Namespace, machine: Machine) -> Graph | Plan | Program:
     if a.emit == "graph":
         return graph
     return _planned_on(driver.plan(graph, machine, options, dump), a, options, dump)
+
+
+def how(a: argparse.Namespace, model: str | None, machine: Machine, images: str = "") -> Options:
+    """The options of compiling, with ranges if --calib or --ranges ask for quantization."""
+    from knapper.compiler import driver
+
+    from ..batches import Importer
+    from ..quantizing import passes
+
+    precision = a.precision or "fp16"
+    text = passes(precision, a.pipeline, quantize(a))
+    options = driver.Options(text, precision, meta=origin(model), machine=machine)
+    if model is None:
+        return options
+    importer = Importer(model, shapes(a.shape), consts(a.const))
+    with Progress("calibrating", quiet=a.quiet > 0) as progress:
+        return request(a, images, progress).options(options, importer, model)
 
 
 def _graph(a: argparse.Namespace, options: Options, dump: Dump | None) -> Graph:

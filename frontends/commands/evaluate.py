@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("knapper")
 ELF = b"\x7fELF"
-IDLE = ("target", "precision", "pipeline", "shape", "const", "batch")
+IDLE = ("target", "precision", "pipeline", "shape", "const", "batch", "quantize", "calib", "ranges")
 """Options that have nothing to decide about an image."""
 FLOATS = ("f16", "bf16", "f32", "f64")
 
@@ -100,15 +100,14 @@ def _image(a: argparse.Namespace) -> Image:
     from knapper.isa.machine import Machine
 
     from ..batches import Importer
-    from ..origin import origin
-    from .build import refuse_both
+    from .build import how, refuse_both
 
     refuse_both(a)
     machine = Machine.load(a.target or TARGET)
     importer = Importer(a.file, shapes(a.shape), consts(a.const))
+    options = how(a, a.file, machine)
     graph = importer(a.batch) if a.batch else importer.batched()
-    precision = a.precision or "fp16"
-    return Image(driver.compile_graph(graph, machine, a.pipeline, precision, meta=origin(a.file)))
+    return Image(driver.finish(driver.optimize(graph, options), machine, options))
 
 
 def _is_image(path: str) -> bool:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 from knapper.isa.errors import UsageError
 
 if TYPE_CHECKING:
-    from ..dataset import Choice, Split
+    from ..calibrate import Calibration
+    from ..dataset import Choice
+    from ..evaluate import Tell
     from ..feed import Pixels
+    from ..quantizing import Request
 
 TARGET = "volta-8tc"
 """The machine that is meant where none is named."""
@@ -77,15 +80,73 @@ def pair(option: str, text: str) -> tuple[str, str]:
 # --- labelled data ------------------------------------------------------------------------------------------------------
 
 
-def choice(a: argparse.Namespace, split: Split = "test") -> Choice:
+def choice(a: argparse.Namespace) -> Choice:
     """Which samples are meant: --images, --labels, --classes, --offset, --limit, --resize."""
     from ..dataset import Choice
 
     if a.resize is not None and a.resize < 0:
         raise UsageError("E704", f"--resize {a.resize}: expected 0 or more")
     return Choice(
-        a.images or "", a.labels or "", split, a.limit, a.classes or "", a.offset, a.resize
+        a.images or "", a.labels or "", "test", a.limit, a.classes or "", a.offset, a.resize
     )
+
+
+def calibration(
+    a: argparse.Namespace, images: str = "", tell: Tell | None = None
+) -> Calibration | None:
+    """What to observe for quantization: --calib with --calib-method, --calib-engine, --calib-limit and what is said of pixels."""
+    if not a.calib:
+        return None
+    from ..calibrate import SILENT, Calibration
+    from ..dataset import Choice
+
+    if a.calib_limit < 1:
+        raise UsageError("E704", f"--calib-limit {a.calib_limit}: expected 1 or more")
+    chosen = Choice(images, split="train", limit=a.calib_limit, resize=a.resize, labelled=False)
+    return Calibration(
+        a.calib,
+        a.calib_method or "mse",
+        a.calib_engine,
+        chosen,
+        pixels(a),
+        a.threads,
+        tell or SILENT,
+    )
+
+
+def request(a: argparse.Namespace, images: str = "", tell: Tell | None = None) -> Request:
+    """Where ranges come from: --calib, or --ranges."""
+    from knapper.compiler.quantization.ranges import Ranges
+
+    from ..quantizing import Request
+
+    if a.calib and a.ranges:
+        raise UsageError("E704", "--ranges does not apply: --calib makes others")
+    if a.calib_method and not (a.calib or a.ranges):
+        raise UsageError("E704", "--calib-method does not apply without --calib or --ranges")
+    ranges = Ranges.load(a.ranges) if a.ranges else None
+    if ranges is not None and a.calib_method:
+        ranges = Ranges(ranges.values, a.calib_method)
+    return Request(calibration(a, images, tell), ranges)
+
+
+def quantize(a: argparse.Namespace) -> str | None:
+    """What --quantize asks for; W8A8 where there are only ranges."""
+    from ..quantizing import USUAL
+
+    ranges_only = (a.calib or a.ranges) and a.pipeline is None
+    return a.quantize or (USUAL if ranges_only else None)
+
+
+PLAIN: dict[str, object] = {"images": None, "mean": "0", "std": "1", "scale": None, "bgr": False, "resize": None}  # fmt: skip
+"""What is said of samples by default."""
+
+
+def refuse_samples(a: argparse.Namespace) -> None:
+    """UsageError E704 for what is said of samples where there are none."""
+    for option, usual in PLAIN.items():
+        if not a.calib and getattr(a, option) != usual:
+            raise UsageError("E704", f"--{option} does not apply without --calib")
 
 
 def pixels(a: argparse.Namespace) -> Pixels:

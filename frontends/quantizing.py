@@ -1,0 +1,100 @@
+"""`--quantize` and calibration, between a model and the compiler's passes.
+
+fold,dead,simplify,bn,… ─┬─► quantize{weights=i4} ─► layout,precision,…      --quantize i4 puts the pass into the precision's preset
+                         └─► calibrate the graph here, on what it will ask for
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from knapper.compiler import driver, pipeline
+from knapper.compiler.passes.quantize import Quantize
+from knapper.compiler.quantization.ranges import METHODS, Ranges
+from knapper.compiler.quantization.recipe import FLOAT
+from knapper.isa.errors import UsageError
+
+from .calibrate import Calibration, calibrate, split
+
+if TYPE_CHECKING:
+    from knapper.compiler.ir import Graph
+
+USUAL = "i8"
+"""What calibration data alone asks for."""
+
+
+def text(quantize: str) -> str:
+    """The pass that `--quantize` means: formats of weights and activations come first.
+
+    >>> text("i8"), text("i4,u4,first_last=i8")
+    ('quantize{weights=i8}', 'quantize{weights=i4,activations=u4,first_last=i8}')
+    """
+    names, given = ["weights", "activations"], list[str]()
+    for word in filter(None, (w.strip() for w in quantize.split(","))):
+        if "=" not in word and not names:
+            raise UsageError(
+                "E704",
+                f"--quantize {quantize}: what is {word!r}?",
+                hint="--quantize i4,u8,OPTION=VALUE",
+            )
+        given.append(word if "=" in word else f"{names.pop(0)}={word}")
+    return f"quantize{{{','.join(given)}}}"
+
+
+def passes(precision: str, given: str | None, quantize: str | None) -> str | None:
+    """The passes as text: the preset with quantization in it. None: the preset as it is."""
+    if not quantize:
+        return given
+    if given is not None:
+        hint = f"put it where it belongs: …,{text(quantize)},layout,…"
+        raise UsageError("E704", "--quantize does not apply: --pipeline decides it", hint=hint)
+    before, behind = split(pipeline.preset(precision))
+    return ",".join([*map(str, before), text(quantize), *map(str, behind)])
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for beside the passes: where ranges come from."""
+
+    calibration: Calibration | None = None
+    ranges: Ranges | None = None
+
+    def __post_init__(self) -> None:
+        method = self.calibration.method if self.calibration else "mse"
+        if method not in METHODS:
+            raise UsageError(
+                "E704",
+                f"no method {method!r} to choose ranges",
+                hint=f"there are {', '.join(METHODS)}",
+            )
+
+    def options(
+        self, options: driver.Options, read: Callable[[int], Graph], model: Any = None
+    ) -> driver.Options:
+        """The driver's options with ranges for the first `quantize` that asks for any.
+
+        `read` imports the model for so many samples at once, 0: for its own number.
+        """
+        if self.calibration is None and self.ranges is None:
+            return options
+        found = driver.passes(options)
+        at = next((i for i, p in enumerate(found) if asks(p)), None)
+        if at is None:
+            hint = "--quantize i8"
+            raise UsageError("E704", "nothing is quantized that ranges would be for", hint=hint)
+        ranges = self.ranges
+        if self.calibration is not None:
+            ranges = calibrate(read, found[:at], self.calibration, model, found[at].wanted)  # type: ignore[attr-defined]
+        assert ranges is not None
+        digest = hashlib.sha256(ranges.show().encode()).hexdigest()[:16]
+        return replace(options, ranges=ranges, meta={**options.meta, "ranges": digest})
+
+
+def asks(p: object) -> bool:
+    """Whether a pass needs ranges that it has not."""
+    return (
+        isinstance(p, Quantize) and p.activations != FLOAT and not p.ranges and p.observed is None
+    )
