@@ -5,7 +5,7 @@ A lane holds its output pixel's top left input coordinate in `pix`; a tap moves 
 
       pix ─┐                 x →  0            W
            ▼             y ↓  · · ┌────────────┐
-      (−1, −1) + tap      pix → ▫ ▫            │     ▫ = (y, x) outside: zero, memory untouched
+      (−1, −1) + tap      pix → ▫ ▫            │     ▫ = (y, x) outside: zero or a byte, memory untouched
       (y, x) of pix            · ▫│■           │     ■ = inside: load base + a + offset
 """
 
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base.algebra import by_access
+from .base.algebra import by_access, nth
 from .base.memory import global_address, load
-from .core import READ, WRITE, Instr, Reg, Signed, Src, UReg, bits
-from .lanes import S16, S32, U32, Value, bitcast, convert, shr
+from .core import READ, WRITE, Instr, Reg, Signed, Src, Unsigned, UReg, bits
+from .lanes import S16, S32, U32, LaneType, Value, bitcast, convert, select, shr
 from .modifiers import Width
 
 
@@ -51,6 +51,36 @@ class LDG_IM2COL(Instr, opcode=0x140, name="LDG.IM2COL", unit="lsu_global", exte
         height, width = (bitcast(n, S32) for n in (shr(size, 16), size & 0xFFFF))
         y, x = y + dy, x + dx
         return (y >= 0) & (y < height) & (x >= 0) & (x < width)
+
+
+class LDG_IM2COL_FILL(
+    LDG_IM2COL, opcode=0x141, name="LDG.IM2COL.FILL", unit="lsu_global", extension="conv"
+):
+    """LDG.IM2COL, but what lies outside of the image has `fill` in each byte: integers are padded with the number that means zero.
+
+    Tensor copies of GPUs fill in the same place, with zeros or NaN; the byte is assumed.
+    """
+
+    fill: Unsigned = bits(111, 104)
+
+    syntax = "{d}, [{base}+{a}+{offset}], {pix}, {tap}, {size}, {fill}"
+
+    def execute(self, m: Any) -> None:
+        address, type = global_address(m, self.base, self.a, self.offset), self.width.lane
+        inside, outside = self.inside(m), filled(int(self.fill), type)
+        found = m.load("global", address, type, self.width.words, inside)
+        for i, value in enumerate(found):
+            m.write(nth(self.d, i), select(inside, value, outside))
+
+
+def filled(fill: int, type: LaneType) -> int:
+    """The number of a type that has a byte in each of its bytes.
+
+    >>> filled(0x80, S16), hex(filled(0x80, U32))
+    (-32640, '0x80808080')
+    """
+    word = fill * 0x01010101 & (1 << type.bits) - 1
+    return word - (word >> type.bits - 1 << type.bits) if type.kind == "s" else word
 
 
 def coordinates(word: Value) -> tuple[Value, Value]:

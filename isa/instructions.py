@@ -39,7 +39,7 @@ from .base.integer import (
 from .base.memory import LDG, LDL, LDS, STG, STL, STS
 from .base.uniform import R2UR, UIADD, UIDIV, UIMAD, UIMNMX, UIREM, UISETP, UISUB, ULOP, UMOV, USHF
 from .base.warp import BALLOT, SHFL, VOTE
-from .conv import LDG_IM2COL
+from .conv import LDG_IM2COL, LDG_IM2COL_FILL
 from .dma import DMA_LD, FILL_DUP
 from .gather import GATHK_PUSH, TWDESC
 from .integer_tensor import IMMA, IMMA_4
@@ -97,6 +97,7 @@ __all__ = [
     "ISUB",
     "LDG",
     "LDG_IM2COL",
+    "LDG_IM2COL_FILL",
     "LDL",
     "LDS",
     "LDSM",

@@ -27,7 +27,7 @@ from knapper.isa.core import (
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Direction, IntType, Logic, Width
 
-EXTENSIONS = ("tensor", "sparse24", "conv", "systolic", "sparse")
+EXTENSIONS = ("tensor", "types", "sparse24", "conv", "systolic", "sparse")
 VOLTA, SMA, DSTC = (Machine.load(name).to_dict() for name in ("volta-8tc", "sma3", "dstc"))
 ACCUMULATORS = 5 * 1024  # words of accumulator memory
 TARGET = {
@@ -62,6 +62,7 @@ SPECIAL: list[type[Instr]] = [
     i.LDL,
     i.STL,
     i.LDG_IM2COL,
+    i.LDG_IM2COL_FILL,
     i.LDSM,
     i.ULDC,
     i.BMENC,

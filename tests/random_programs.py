@@ -71,7 +71,7 @@ class Writer(Products):
         if cls is i.LDG:
             a = self.address(INPUT // 2, w.bytes)
             self.emit(i.LDG(w, d, IN_BASE, a, Signed(off + INPUT // 4), guard=guard))
-        elif cls is i.LDG_IM2COL:
+        elif cls in (i.LDG_IM2COL, i.LDG_IM2COL_FILL):
             a, size = self.address(INPUT // 2, w.bytes), self.ureg()
             pix = self.reg()
             self.emit(
@@ -84,11 +84,11 @@ class Writer(Products):
                     Src.of(self.reg()),
                 ]
             )
-            self.emit(
-                i.LDG_IM2COL(
-                    w, d, IN_BASE, a, Signed(off + INPUT // 4), pix, tap, size, guard=guard
-                )
-            )
+            operands = w, d, IN_BASE, a, Signed(off + INPUT // 4), pix, tap, size
+            fill = self.rng.choice([0, 1, 0x7F, 0x80, 0xFF])
+            filled = i.LDG_IM2COL_FILL(*operands, Unsigned(fill), guard=guard)
+            plain = i.LDG_IM2COL(*operands, guard=guard)
+            self.emit(plain if cls is i.LDG_IM2COL else filled)
         elif cls is i.STG:
             self.emit(i.LOP(Logic.AND, Bits32._32, ADDRESS, self.reg(), Src.of(0x7F & -w.bytes)))
             self.emit(i.IADD(IntType.S32, ADDRESS, ADDRESS, Src.of(OUT)))

@@ -203,3 +203,10 @@ def test_im2col_loads_are_zero_outside_the_image():
     inside = [0 <= y + 1 < 3 and 0 <= x + 2 < 5 for y in range(-2, 2) for x in range(-4, 4)]
     assert m.regs[0].tolist() == [int(x) for x in inside]
     assert 0 < sum(inside) < 32
+    operands = Reg(0), UReg(2), Reg(2), Signed(0), Reg(1), Src.of(1 << 16 | 2), UReg(6)
+    for width, fill, outside in (
+        (Width.U8, 0x90, 0x90), (Width.S8, 0x90, 0xFFFFFF90), (Width.U16, 0x70, 0x7070), (Width._32, 0x90, 0x90909090)
+    ):  # fmt: skip
+        I.LDG_IM2COL_FILL(width, *operands, Unsigned(fill)).execute(m)
+        one = int.from_bytes(bytes([1] * width.bytes), "little")
+        assert m.regs[0].tolist() == [one if x else outside for x in inside]

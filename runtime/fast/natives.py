@@ -26,6 +26,7 @@ from knapper.isa.instructions import (
     IMMA_4,
     LDG,
     LDG_IM2COL,
+    LDG_IM2COL_FILL,
     LDL,
     LDS,
     LDSM,
@@ -44,7 +45,7 @@ from knapper.isa.instructions import (
     TWDESC,
     ULDC,
 )
-from knapper.isa.lanes import S32, U32, LaneType
+from knapper.isa.lanes import S32, U32, LaneType, select
 from knapper.isa.program import BASE
 
 from ..counters import WORD
@@ -420,6 +421,17 @@ def im2col(m: TraceWarp, i: Any) -> None:
     load(m, i, place, m.mask & m.code.bits(inside.v))
 
 
+def im2col_fill(m: TraceWarp, i: Any) -> None:
+    """LDG.IM2COL.FILL: the same, then the lanes outside take the byte."""
+    place = global_place(m, i, READS)
+    inside, type = i.inside(m), i.width.lane
+    load(m, i, place, m.mask & m.code.bits(inside.v))
+    byte = m.record.get("slot", m.variant.slots["fill"])
+    outside = Traced(m.algebra, m.code.splat(byte.value), U32) * 0x01010101
+    for n in range(i.width.words):
+        m.write(i.d + n, m.narrow(select(inside, m.read(i.d + n, U32), outside), type))
+
+
 def uldc(m: TraceWarp, i: Any) -> None:
     """ULDC: one address for all lanes."""
     words = i.width.lane.bits // 32
@@ -444,6 +456,7 @@ NATIVE: dict[type[Instr], Native] = {
     LDL: lambda m, i: load(m, i, local_place(m, i, READS)),
     STL: lambda m, i: store(m, i, local_place(m, i, WRITES)),
     LDG_IM2COL: im2col,
+    LDG_IM2COL_FILL: im2col_fill,
     ULDC: uldc,
     LDSM: ldsm,
     HMMA: hmma,
