@@ -19,15 +19,18 @@ from knapper.isa.core import Extent, Guard, Instr, Label, Pred, Reg, Signed, Src
 from knapper.isa.modifiers import (
     SR,
     Bits32,
+    Byte,
     Cmp,
     Direction,
     Element,
+    Few,
     FloatType,
     Fn,
     Half,
     IntType,
     Logic,
     MinMax,
+    Nibble,
     Rounding,
     Scalar,
     Shuffle,
@@ -82,7 +85,7 @@ def program(
     launch = Launch("loop", (1, 1, 1), (BASE,), ("n",))
     port = Port("x", "u8", (ARENA,), BASE)
     return Program(
-        {"name": "bench", "extensions": ("tensor", "conv", "systolic")},
+        {"name": "bench", "extensions": ("tensor", "types", "conv", "systolic")},
         {"loop": kernel},
         (launch,),
         (port,),
@@ -114,6 +117,11 @@ def nanoseconds(make: Callable[[int], Instr], copies: int = 16) -> float:
 
 def r(n: int, base: int = 8, step: int = 1) -> Reg:
     return Reg(base + step * n)
+
+
+def fragments(n: int) -> tuple[Reg, Reg, Reg, Reg]:
+    """Registers of d, a, b, c."""
+    return r(n % 8, 64, 8), r(n % 4, 8, 4), r(n // 4, 32, 4), r(n % 8, 64, 8)
 
 
 ONE: dict[str, Callable[[int], Instr]] = {
@@ -155,7 +163,12 @@ ONE: dict[str, Callable[[int], Instr]] = {
     "STS.128 rows": lambda n: i.STS(Width._128, SHARED, ROWS, Signed(512 * n), r(n % 8, 8, 4)),
     "LDSM.N": lambda n: i.LDSM(Trans.N, r(n % 8, 8, 4), SHARED, Signed(512 * n), Unsigned(48)),
     "LDSM.T": lambda n: i.LDSM(Trans.T, r(n % 8, 8, 4), SHARED, Signed(512 * n), Unsigned(48)),
-    "HMMA": lambda n: i.HMMA(Half.F16, r(n % 8, 64, 8), r(n % 4, 8, 4), r(n // 4, 32, 4), r(n % 8, 64, 8)),
+    "HMMA": lambda n: i.HMMA(Half.F16, *fragments(n)),
+    "IMMA u8 s8": lambda n: i.IMMA(Byte.U8, Few.S8, *fragments(n)),
+    "IMMA s8 s8": lambda n: i.IMMA(Byte.S8, Few.S8, *fragments(n)),
+    "IMMA u8 flint4": lambda n: i.IMMA(Byte.U8, Few.FLINT4, *fragments(n)),
+    "IMMA u4 s4": lambda n: i.IMMA_4(Nibble.U4, Nibble.S4, *fragments(n)),
+    "IMMA flint4": lambda n: i.IMMA_4(Nibble.FLINT4, Nibble.FLINT4, *fragments(n)),
 }  # fmt: skip
 
 
@@ -224,7 +237,9 @@ def main() -> None:
     chosen = sys.argv[1:]
     for name, make in ONE.items():
         if not chosen or any(c in name for c in chosen):
-            print(f"{name:16} {nanoseconds(make):7.1f} ns", flush=True)
+            ns, macs = nanoseconds(make), make(0).macs(32)
+            rate = f" {macs / ns:7.1f} GMAC/s" if macs > 32 else ""
+            print(f"{name:16} {ns:7.1f} ns{rate}", flush=True)
     if not chosen:
         cpu = seconds(program(matrix()))
         print(
