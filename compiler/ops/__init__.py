@@ -29,6 +29,7 @@ from . import (  # noqa: F401  importing is declaring
     movement,
     normalisation,
     pooling,
+    quantize,
     reduction,
     resize,
     unary,

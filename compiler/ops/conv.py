@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import Array, Attr, Type, infer, op, require
+from ..ir import DTYPES, Array, Attr, Type, infer, op, require
 from .elementwise import Example, Rng, draw
 from .linear import accumulating, product_type, stored
-from .lowering import rank_of
+from .lowering import emit, rank_of
 from .numeric import accumulate, accumulator, finish
-from .shapes import channel_axis, image, image_shape, per_axis, window_sizes
+from .shapes import INTEGERS, channel_axis, image, image_shape, per_axis, window_sizes
 
 Ints = tuple[int, ...]
 
@@ -43,13 +43,21 @@ def Conv(
     group: int = 1,
     layout: str = "NCHW",
     out: str = "",
+    pad_value: int = 0,
 ) -> Type:
     """Convolution of x[N,C,…] by w[O,C/group,…] plus b[O]; "NHWC": x[N,…,C], w[…,C/group,O].
 
-    `pads` are begins then ends. `out` is the result's dtype, as in MatMul. b may be f32 beside narrower operands.
+    `pads` are begins then ends. `out` is the result's dtype, as in MatMul. b may be f32 beside narrower operands. `pad_value` is
+    what lies around an image of integers: its zero point.
     """
     sizes = image("Conv", x, layout)
     dtype = product_type("Conv", x, w, out)
+    info = np.iinfo(DTYPES[x.dtype]) if x.dtype in INTEGERS else None
+    require(
+        pad_value == 0 or (info is not None and info.min <= pad_value <= info.max),
+        f"Conv: pad_value {pad_value} around {x}",
+        "only integers are padded by a number, one of theirs",
+    )
     require(w.rank == x.rank, f"Conv: x is {x} but the weights are {w}: ranks differ")
     kernel, per_group, o = weight_parts(w, layout)
     c, n = x.shape[channel_axis(layout, x.rank)], len(sizes)
@@ -88,12 +96,15 @@ def _walk(
     return pairs
 
 
-def convolve(x: Array, w: Array, strides: Ints, pads: Ints, dilations: Ints, group: int) -> Array:
-    """The accumulator [N,…,O] of x[N,…,C] by w[…,C/group,O]."""
+def convolve(
+    x: Array, w: Array, strides: Ints, pads: Ints, dilations: Ints, group: int, around: int = 0
+) -> Array:
+    """The accumulator [N,…,O] of x[N,…,C] by w[…,C/group,O]; `around` it lies that number."""
     n, kernel = x.ndim - 2, w.shape[:-2]
     strides, dilations, pads = strides or (1,) * n, dilations or (1,) * n, pads or (0,) * 2 * n
     out = window_sizes("Conv", x.shape[1:-1], kernel, strides, pads, dilations)
-    padded = np.pad(x, [(0, 0), *zip(pads[:n], pads[n:], strict=True), (0, 0)])
+    edges = [(0, 0), *zip(pads[:n], pads[n:], strict=True), (0, 0)]
+    padded = np.pad(x, edges, constant_values=around)
     grouped = padded.reshape(*padded.shape[:-1], group, -1)
     weights = w.reshape(*w.shape[:-1], group, -1)
     shape = (x.shape[0], *out, group, w.shape[-1] // group)
@@ -117,11 +128,12 @@ def _(
     group: int = 1,
     layout: str = "NCHW",
     out: str = "",
+    pad_value: int = 0,
 ) -> Array:
     first = layout == "NCHW"
     if first:
         x, w = to_channels_last(x), np.moveaxis(w, (0, 1), (-1, -2))
-    y = finish(convolve(x, w, strides, pads, dilations, group), b, out, x.dtype)
+    y = finish(convolve(x, w, strides, pads, dilations, group, pad_value), b, out, x.dtype)
     return np.moveaxis(y, -1, 1) if first else y
 
 
@@ -146,9 +158,15 @@ def _(
     group: int = 1,
     layout: str = "NCHW",
     out: str = "",
+    pad_value: int = 0,
 ) -> Any:
     n = rank_of(x) - 2
     wide_x, wide_w = accumulating(R, x), accumulating(R, w)
+    if pad_value and pads:
+        edges = [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)]
+        edges = edges if layout == "NCHW" else [edges[0], *edges[2:], edges[1]]
+        wide_x = emit(R, R.op.nn.pad(wide_x, [k for e in edges for k in e], pad_value=pad_value))
+        pads = ()
     attrs = {
         "strides": strides or (1,) * n,
         "padding": pads or (0,) * 2 * n,
@@ -181,6 +199,12 @@ def _(rng: Rng) -> Iterator[Example]:
     yield xwb((1, 2, 4, 5, 6), (3, 2, 2, 3, 1)), {"pads": (0, 1, 0, 0, 1, 0)}
     yield xwb((1, 4, 5, 6, 2), (2, 3, 1, 2, 3)), {"layout": "NHWC"}
     yield xwb((1, 2, 4, 4), (3, 2, 2, 2), "bf16"), {}
+    around = {"out": "i32", "pads": (1, 0, 2, 1), "pad_value": 77}
+    bytes_ = [draw(rng, (2, 4, 5, 6), "u8", 0, 255), draw(rng, (4, 2, 3, 2), "i8", -128, 127)]
+    (x, w), b = bytes_, draw(rng, (4,), "i32", -9999, 9999)
+    yield [x, w, b], {**around, "group": 2}
+    images, taps = np.moveaxis(x, 1, -1).copy(), np.moveaxis(w, (0, 1), (-1, -2)).copy()
+    yield [images, taps, b], {**around, "group": 2, "layout": "NHWC"}
 
 
 @op
