@@ -225,13 +225,13 @@ class Evaluation:
 
     @property
     def sqnr(self) -> float:
-        """10·log10(Σ r² / Σ (y − r)²) over all outputs of all samples, in dB."""
+        """10·log10(Σ r² / Σ (y − r)²) over all outputs of all samples, in dB; infinite if all are equal, nan if some are no numbers."""
         assert self.scored.other is not None
         assert self.scored.noise is not None
         noise, power = float(self.scored.noise.sum()), float(self.scored.other.power.sum())
-        return (
-            10 * math.log10(power / noise) if noise and power else math.inf if power else -math.inf
-        )
+        if noise == 0:
+            return math.inf
+        return 10 * math.log10(power / noise) if power else -math.inf
 
 
 def evaluate(

@@ -234,6 +234,14 @@ def test_metrics_are_those_of_numpy(workers: int) -> None:
     assert found.sqnr == pytest.approx(10 * np.log10((r**2).sum() / ((y - r) ** 2).sum()), abs=1e-3)
 
 
+def test_noise_of_what_is_equal_or_no_number() -> None:
+    x, w = np.ones((4, 3), np.float32), np.eye(3, dtype=np.float32)
+    for other, sqnr in ((w, math.inf), (0 * w, -math.inf), (w * np.nan, math.nan)):
+        found = evaluate(Linear(w), Arrays({"x": x}, ""), reference=Linear(other))
+        assert found.sqnr == pytest.approx(sqnr, nan_ok=True)
+        assert found.right("agreement").right == (0 if math.isnan(sqnr) else 4)
+
+
 def test_nothing_to_count_fails() -> None:
     with pytest.raises(KnapperError, match="nothing was evaluated") as e:
         evaluate(Linear(np.eye(3)), Arrays({"x": np.zeros((0, 3))}, ""))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,10 @@ def _reference(a: argparse.Namespace, network: Network) -> Network | None:
 
 def _metric(found: Evaluation, metric: str) -> dict[str, Any]:
     if metric == "sqnr":
-        return {"value": found.sqnr}
+        return {
+            "value": found.sqnr if math.isfinite(found.sqnr) else None,
+            "equal": found.sqnr == math.inf,
+        }
     share = found.right(metric)
     row = {"value": share.value, "right": share.right, "of": share.of, "interval": share.interval}
     if metric == "agreement" or found.scored.other is None:
@@ -173,6 +177,7 @@ def report(
 
 def _line(metric: str, row: Mapping[str, Any]) -> str:
     if metric == "sqnr":
-        return f"{row['value']:.2f} dB"
+        none = "outputs are equal" if row["equal"] else "outputs are zero or no numbers"
+        return none if row["value"] is None else f"{row['value']:.2f} dB"
     low, high = row["interval"]
     return f"{row['value']:.2%}  ({row['right']:,} of {row['of']:,}; 95 %: {low:.2%} to {high:.2%})"
