@@ -11,7 +11,7 @@ from matrix_cases import RNG, Case, Writer, draw
 
 def integers(
     x: Sequence[int], o: int, k: int, *, stride: int = 1, pad: int = 0, dilation: int = 1, group: int = 1, types: tuple[str, str] = ("u8", "i8"),
-    known: bool = True, after: str = "relu", out: str = "u8",
+    known: bool = True, after: str = "relu", out: str = "u8", pad_value: int = 0,
 ) -> Case:  # fmt: skip
     """Conv of x[N, H, W, C] with k × k taps and an i32 bias; `after`: sums, relu, or zero points and a residual."""
     w = Writer()
@@ -19,7 +19,8 @@ def integers(
     bias = w.value(RNG.integers(-1000, 1000, (o,), np.int32), True)
     operands = w.value(data[0]), w.value(data[1], known), bias
     y = w.op(
-        "Conv", *operands, strides=(stride,) * 2, pads=(pad,) * 4, dilations=(dilation,) * 2, group=group, layout="NHWC", out="i32"
+        "Conv", *operands, strides=(stride,) * 2, pads=(pad,) * 4, dilations=(dilation,) * 2, group=group, layout="NHWC", out="i32",
+        pad_value=pad_value,
     )  # fmt: skip
     return w.case(y if after == "sums" else requantized(w, y, o, after, out))
 

@@ -30,6 +30,8 @@ CONVS: dict[str, dict[str, Any]] = {
     "ragged groups": {"x": (1, 6, 5, 12), "o": 20, "k": 3, "pad": 1, "group": 2, "out": "i8"},
     "weights that are computed": {"x": (1, 6, 6, 24), "o": 24, "k": 3, "pad": 1, "known": False},
     "dilated": {"x": (1, 9, 9, 16), "o": 24, "k": 3, "pad": 2, "dilation": 2, "types": ("i8", "u8")},
+    "a zero point around": {"x": (1, 9, 7, 32), "o": 32, "k": 3, "pad": 1, "pad_value": 131},
+    "a negative one, taps mixed": {"x": (2, 7, 6, 3), "o": 20, "k": 5, "pad": 2, "types": ("i8", "i8"), "pad_value": -3},
 }  # fmt: skip
 MATMULS: dict[str, dict[str, Any]] = {
     "plain": {"a": (33, 40), "b": (40, 24)},
@@ -81,7 +83,8 @@ def test_any_convolution_of_bytes(cache: Path, data: Any) -> None:
     group = pick(1, 1, 1, 2, 3)
     case = integers(
         (pick(1, 2), pick(5, 8), pick(5, 6), group * pick(1, 4, 6, 16, 32)), group * pick(1, 7, 16), pick(1, 2, 3), stride=pick(1, 2),
-        pad=pick(0, 1), dilation=pick(1, 2), group=group, types=(pick("u8", "i8"), pick("u8", "i8")), after=pick("sums", "relu", "residual"),
+        pad=pick(0, 1), dilation=pick(1, 2), group=group, pad_value=pick(0, 0, 9), types=(pick("u8", "i8"), pick("u8", "i8")),
+        after=pick("sums", "relu", "residual"),
     )  # fmt: skip
     check(case, pick("imma", "imma", "ffma"), cache, count=2)
 
@@ -117,7 +120,7 @@ def test_the_checking_engine_finds_nothing_to_complain_of(
 @pytest.mark.parametrize("name", DEPTHWISE)
 @pytest.mark.parametrize("types", [("u8", "i8"), ("i8", "u8")])
 def test_bytes_are_filtered_by_channel(name: str, types: tuple[str, str], cache: Path) -> None:
-    check(integers(**{**DEPTHWISE[name], "types": types}), "direct", cache, count=2)
+    check(integers(**DEPTHWISE[name], types=types, pad_value=99), "direct", cache, count=2)
 
 
 @pytest.mark.parametrize("name", MATMULS)

@@ -17,7 +17,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from knapper.isa.core import Guard
-from knapper.isa.instructions import IADD, ISETP, LDG, LDG_IM2COL, LOP, SEL, UIADD, UMOV, USHF
+from knapper.isa.instructions import (
+    IADD,
+    ISETP,
+    LDG,
+    LDG_IM2COL,
+    LDG_IM2COL_FILL,
+    LOP,
+    SEL,
+    UIADD,
+    UMOV,
+    USHF,
+)
 from knapper.isa.modifiers import Bits32, Cmp, Direction, Logic, Width
 
 from ...ir import Array
@@ -102,25 +113,25 @@ class Bounded:
     size: VUReg
     places: dict[Move, tuple[VReg, int, VReg]] = field(default_factory=dict)
     """Move → (address register, fixed offset, pixel register)."""
+    fill: int = 0
+    """What lies outside, in each byte."""
 
     def load(self, b: KernelBuilder, into: Sequence[VReg] = ()) -> list[VReg]:
         found = targets(b, self.geometry, self.width, into)
         for m, d in zip(self.geometry.moves, found, strict=True):
             a, offset, pix = self.places[m]
             tap = 0 if self.tap is None else self.tap
-            b.emit(
-                LDG_IM2COL,
-                self.width,
-                d,
-                self.base,
-                a,
-                offset,
-                pix,
-                tap,
-                self.size,
-                guard=m.guard or PT,
-            )
+            with b.under(m.guard or PT):
+                load_pixel(b, self.fill, self.width, d, self.base, a, offset, pix, tap, self.size)
         return found
+
+
+def load_pixel(b: KernelBuilder, fill: int, *operands: Any) -> None:
+    """LDG.IM2COL; what lies outside of the image is zero, or `fill` in each byte."""
+    if fill:
+        b.emit(LDG_IM2COL_FILL, *operands, fill & 0xFF)
+    else:
+        b.emit(LDG_IM2COL, *operands)
 
 
 @dataclass(frozen=True)
@@ -282,7 +293,7 @@ def im2col(
     )
     tap = umov(b, 0) if w.taps > 1 else None
     width = width_of(g.v * image.element, signed)
-    access = Bounded(base, g, width, dims, tap, umov(b, w.h << 16 | w.w))
+    access = Bounded(base, g, width, dims, tap, umov(b, w.h << 16 | w.w), fill=w.fill)
     for m in g.moves:
         offset, pix = rows[m.row]
         access.places[m] = (offset, m.col * image.element, pix)
@@ -305,6 +316,8 @@ class Gathered:
     rows: Pixels
     entries: dict[int, VReg]
     tap: VUReg | None = None
+    fill: int = 0
+    """What lies outside, in each byte."""
 
     @property
     def dims(self) -> tuple[Dim, ...]:
@@ -334,18 +347,8 @@ class Gathered:
             (offset, pix), e = self.rows[m.row], self.entries[m.col]
             a = b.reg()
             b.emit(IADD, S32, a, offset, e[0], guard=m.guard or PT)
-            b.emit(
-                LDG_IM2COL,
-                self.width,
-                d,
-                self.image_base,
-                a,
-                0,
-                pix,
-                e[1],
-                self.size,
-                guard=m.guard or PT,
-            )
+            with b.under(m.guard or PT):
+                load_pixel(b, self.fill, self.width, d, self.image_base, a, 0, pix, e[1], self.size)
         self.fetch(b, 1)
         return found
 
@@ -370,6 +373,7 @@ def gather(
         size,
         rows,
         entries,
+        fill=w.fill,
     )
     made.fetch(b, 0)
     return made

@@ -24,7 +24,6 @@ from knapper.isa.instructions import (
     IMAD,
     ISETP,
     LDG,
-    LDG_IM2COL,
     MOV,
     SEL,
     UIADD,
@@ -38,7 +37,7 @@ from ..builder import RZ, KernelBuilder, VReg
 from ..generator import Emitted, Group, Options, lanes_refuse, register
 from ..scalar import convert
 from . import blocks, evaluate
-from .access import FAR, Image, Sums, pixel_of
+from .access import FAR, Image, Sums, load_pixel, pixel_of
 from .code import (
     S32,
     add,
@@ -196,7 +195,8 @@ class Pixels(Emitter):
         d = self.b.reg()
         a, offset = sums.near(x * self.p.a_pitch * self.element)
         how = loading(self.p.dtype)
-        self.b.emit(LDG_IM2COL, how, d, self.image_base, a, offset, self.pix, x, self.size)
+        at = self.image_base, a, offset, self.pix, x, self.size
+        load_pixel(self.b, self.w.fill, how, d, *at)
         return self._wide(d)
 
     def _weight(self, tap: int) -> VReg:

@@ -109,7 +109,7 @@ def right(p: Product, b: Array, z: int) -> Array:
 
 
 def pixels(p: Product, x: Array, z: int) -> Array:
-    """The pixels under each tap, [m, taps · channels], zero outside the image."""
+    """The pixels under each tap, [m, taps · channels], zero (or what the image is padded with) outside."""
     w = p.window
     assert w is not None
     c = p.channels
@@ -127,7 +127,5 @@ def pixels(p: Product, x: Array, z: int) -> Array:
             )
             inside = ((y >= 0) & (y < w.h))[:, None] & ((xx >= 0) & (xx < w.w))
             taken = image[:, y.clip(0, w.h - 1)][:, :, xx.clip(0, w.w - 1)]
-            columns.append(
-                np.where(inside[..., None], taken, np.zeros((), x.dtype)).reshape(p.m, c)
-            )
+            columns.append(np.where(inside[..., None], taken, x.dtype.type(w.fill)).reshape(p.m, c))
     return np.concatenate(columns, 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...ir import Node, Type
@@ -48,6 +48,8 @@ class Window:
     px: int
     dy: int
     dx: int
+    fill: int = 0
+    """What lies outside of the image."""
 
     @property
     def pointwise(self) -> bool:
@@ -149,6 +151,7 @@ def _conv(node: Node, types: dict[str, Type]) -> Product | str:
     begins = (0,) * lead + tuple(at.get("pads") or (0,) * 4)[: 2 - lead]
     oh, ow = _square(y.shape)[1:3]
     window = Window(images, h, width, oh, ow, kh, kw, *strides, *begins, *dilations)
+    window = replace(window, fill=int(at.get("pad_value", 0)))
     if max(h, width) + max(kh * dilations[0], kw * dilations[1]) >= 1 << 14:
         return f"image of {h} by {width} pixels: the conv unit addresses up to 16,383"
     groups = int(at.get("group", 1))
