@@ -36,6 +36,12 @@ OPTIONS: dict[str, dict[str, type]] = {
 """What each encoding must say."""
 SEGMENT = 32
 """Positions under one bitmap word."""
+CHANNELS = 32
+"""Of a record: as many columns as a warp tile of a product has, whose result is one."""
+HEADER = 4 * CHANNELS + CHANNELS
+"""Bytes of a record before its values: bitmaps, and where the values of every second channel begin."""
+SLOT = HEADER + 2 * SEGMENT * CHANNELS
+"""Bytes of a record without zeros."""
 ALIGNMENT = 256
 
 
@@ -89,27 +95,21 @@ class Encoding:
         return f"{self.name}: {kept} is larger than {of}" if of and self[kept] > self[of] else ""
 
 
-def bitmap_sections(shape: tuple[int, ...], pad: int) -> tuple[int, int, int]:
-    """Bytes of the three sections of a bitmap-encoded value, each a multiple of 256: values, bitmaps, flags.
+def bitmap_sections(shape: tuple[int, ...], pad: int) -> tuple[int, int]:
+    """Bytes of the two sections of a bitmap-encoded value, each a multiple of 256: records and their entries.
 
-    A matrix [M, C] or an image [N, H, W, C], channels last, of 16-bit elements. Channels go in 16s and positions in segments
+    A matrix [M, C] or an image [N, H, W, C], channels last, of 16-bit elements. Channels go in 32s and positions in segments
     of 32; an image's rows lie W + pad apart and its planes H + pad rows, behind a lead of zeros. One segment of zeros ends it.
 
     >>> bitmap_sections((64, 20), 0)
-    (6144, 512, 256)
+    (6656, 256)
     """
-    channels = -(-shape[-1] // 16) * 16
     if len(shape) == 4 and shape[1] * shape[2] > 0:
         images, height, width, _ = shape
         pitch = width + pad
         positions = pad * pitch + pad + images * (height + pad) * pitch
     else:
         positions = math.prod(shape[:-1])
-    segments = -(-positions // SEGMENT) + 1
-    sizes = (
-        segments * channels * 2 * SEGMENT,
-        segments * channels * 4,
-        segments * -(-channels // 32),
-    )
-    values, bitmaps, flags = (-(-n // ALIGNMENT) * ALIGNMENT for n in sizes)
-    return values, bitmaps, flags
+    records = (-(-positions // SEGMENT) + 1) * -(-shape[-1] // CHANNELS)
+    values, entries = (-(-n // ALIGNMENT) * ALIGNMENT for n in (records * SLOT, records * 4))
+    return values, entries

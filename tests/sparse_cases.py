@@ -12,7 +12,7 @@ from knapper.compiler import ops  # noqa: F401  declares them
 from knapper.compiler.codegen.generator import Group, Options
 from knapper.compiler.codegen.matrix.spwmma import SPWMMA_GENERATOR
 from knapper.compiler.ir import DTYPES, OPS, Array, Encoding, Node, Type, infer
-from knapper.compiler.sparsity.bitmap import Layout
+from knapper.compiler.sparsity.bitmap import HEADER, SLOT, Layout
 from knapper.isa.machine import Machine
 from knapper.isa.program import BASE, Launch, Port, Program
 from knapper.runtime.session import Session
@@ -154,14 +154,14 @@ def run(
 
 
 def check_buffer(where: Layout, raw: Array, want: Array) -> None:
-    """Bitmaps and flags are those that numpy writes; what lies behind a slot's values is nobody's business."""
-    expected, first = where.encode(want), where.sections[0]
-    used = where.segments * where.channels
-    assert (
-        raw[first : first + 4 * used].tobytes() == expected[first : first + 4 * used].tobytes()
-    ), "bitmaps"
-    at, flags = sum(where.sections[:2]), where.segments * where.flags
-    assert (raw[at : at + flags] == expected[at : at + flags]).all(), "flags"
+    """Entries are those that numpy writes, and of records with values all bytes that they say, but for what lies behind the last value."""
+    expected, at = where.encode(want), where.sections[0]
+    count = where.segments * where.groups
+    assert (raw[at : at + 4 * count] == expected[at : at + 4 * count]).all(), "entries"
+    nnz = (where.tiles(want) != 0).sum((-1, -2))
+    used = np.arange(SLOT) < np.where(nnz > 0, HEADER + 2 * nnz, 0)[:, None]
+    same = raw[: count * SLOT].reshape(count, SLOT) == expected[: count * SLOT].reshape(count, SLOT)
+    assert same[used].all(), "records"
 
 
 def offers(c: Case, machine: Machine = DSTC) -> list[Options]:

@@ -11,7 +11,7 @@ from knapper.compiler.codegen.generator import Group, generators
 from knapper.compiler.driver import Options, generate, optimize, plan
 from knapper.compiler.ir import DTYPES, Graph, Type
 from knapper.compiler.plan import Plan
-from knapper.compiler.sparsity.bitmap import SLOT, Layout
+from knapper.compiler.sparsity.bitmap import HEADER, SLOT, Layout
 from knapper.isa.errors import KnapperError
 from knapper.isa.machine import Machine
 from knapper.isa.program import BASE, Launch, Operand, Port, Program
@@ -63,15 +63,12 @@ def encoded(x: np.ndarray, dtype: str, pad: int, engine: str) -> np.ndarray:
 
 
 def touched(x: np.ndarray, layout: Layout) -> np.ndarray:
-    """The bytes that are written: packed values, all bitmaps, all flags."""
+    """The bytes that mean something: of each record its header and its values, and all entries."""
     written = np.zeros(layout.bytes, bool)
-    count = layout.segments * layout.channels
-    nnz = np.bitwise_count(layout.bitmaps(x)).reshape(-1, 1)
-    written[: count * SLOT] = (np.arange(SLOT) < 2 * nnz).reshape(-1)
-    values, bitmaps, _ = layout.sections
-    written[values : values + 4 * count] = True
-    flags = layout.segments * layout.flags
-    written[values + bitmaps : values + bitmaps + flags] = True
+    nnz = (layout.tiles(x) != 0).sum((-1, -2)).reshape(-1, 1)
+    written[: nnz.size * SLOT] = (np.arange(SLOT) < HEADER + 2 * nnz).reshape(-1)
+    entries = layout.sections[0]
+    written[entries : entries + 4 * nnz.size] = True
     return written
 
 

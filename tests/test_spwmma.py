@@ -12,8 +12,7 @@ from sparse_cases import DSTC, Case, case, layout, offers, run, sparse
 
 from knapper.compiler.codegen.matrix.spwmma import SPWMMA_GENERATOR
 from knapper.compiler.codegen.matrix.spwmma_shape import Operation, operation, weights
-from knapper.compiler.ir import Array
-from knapper.compiler.sparsity.bitmap import SEGMENT, Layout, Weights, tiled, unpacked
+from knapper.compiler.sparsity.bitmap import SEGMENT, Layout, Weights, read, tiled
 from knapper.isa.machine import Machine
 
 RNG = np.random.default_rng(0)
@@ -125,7 +124,7 @@ def counted(stats: Any, column: str) -> int:
 def test_ohmmas_are_as_many_as_the_popcounts_say(name: str) -> None:
     c = CASES[name]()
     small = offers(c)[-1]
-    assert small["tile"] == (32, 32, 16)
+    assert small["tile"] == (32, 64, 32)
     _, stats = run(c, small)
     assert counted(stats, "ohmma") == oracle(c)
 
@@ -142,7 +141,7 @@ def test_bytes_that_are_read_go_with_the_values() -> None:
 
 def test_kernels_do_not_depend_on_weights() -> None:
     words = {
-        SPWMMA_GENERATOR.lower(c.group, {"tile": (64, 32, 16)}, DSTC).launches[0].kernel.words
+        SPWMMA_GENERATOR.lower(c.group, {"tile": (64, 32, 32)}, DSTC).launches[0].kernel.words
         for c in (
             case(sparse(RNG, (64, 32), 0.5), sparse(np.random.default_rng(seed), (32, 32), density))
             for seed, density in ((1, 0.1), (2, 1.0))
@@ -172,18 +171,10 @@ def test_what_is_encoded_can_be_decoded(shape: tuple[int, ...], pad: int) -> Non
 def test_records_hold_the_weights() -> None:
     matrix = sparse(RNG, (2 * 20, 40), 0.3)
     matrix[:16, :32] = 0
-    made = Weights.of(matrix, 2, 4, 1)
-    want = tiled(matrix, 2)
-    for j in range(2):
-        for k in range(4):
-            assert (_decoded(made, j, k) == want[j, k]).all()
-    assert unpacked(made.warp)[:, 0, :4].tolist() == [[False, True, True, True], [True] * 4]
-
-
-def _decoded(made: Weights, j: int, k: int) -> Array:
-    begin, end = (int(n) for n in made.tiles[j, k])
-    bits = unpacked(made.records[begin : begin + 64].view(np.uint32))
-    values = made.records[begin + 96 : end + 96].view(np.float16)
-    out = np.zeros((16, 32), np.float16)
-    out[bits] = values
-    return out
+    matrix[20:] = 0
+    made = Weights.of(matrix, 2, 3)
+    assert (made.entries > 0).tolist() == [[True, False, False] + 3 * [False]] * 2
+    want = np.zeros((2, 2, 3, 32, 32), np.float16)
+    want[:, :, 0] = tiled(matrix, 2)
+    found = read(made.records, made.entries.reshape(-1), np.float16)
+    assert (found.reshape(want.shape) == want).all()

@@ -1,14 +1,21 @@
-"""Bitmap-encoded activations in numpy: what the kernels read and write, byte by byte.
+"""Bitmap-encoded activations and weights in numpy: what the kernels read and write, byte by byte.
 
-    an image, pad 1, seen as one stream of positions:            a segment of 32 positions, channel by channel:
+    an image, pad 1, seen as one stream of positions:            records of 32 positions × 32 channels:
 
-    lead        zeros, one row and one position                  values   V [segment][channel]   64 bytes, up to 32 values packed
-    row 0       x x x … x 0                                      bitmaps  BM[segment][channel]   32 bits, one a position
-    row 1       x x x … x 0                                      flags    WB[segment][channel/32] bit j: any non-zero in channels
-    …           0 0 0 … 0 0   pad rows between the images                 16 j … 16 j + 15 of these 32
+    lead        zeros, one row and one position                  0     32 × u32   bitmaps, bit i: position i
+    row 0       x x x … x 0                                      128   16 × u16   the byte at which an even channel's values begin
+    row 1       x x x … x 0                                      160   values of channel 0, of channel 1, …, without a gap
+    …           0 0 0 … 0 0   pad rows between the images
+                                                                 entries, u32 a record: where it begins, in 32 bytes, << 8
+                                                                                        | 16s of bytes that its values fill
 
 A row has `pad` zeros behind it, a plane `pad` rows, so a tap of a convolution is a shift of the stream: what lies left of a row is
-the zeros behind the one before. Each segment has a slot for its worst case; only the bytes that are used are ever touched.
+the zeros behind the one before. Weights have the same records, of 32 columns × 32 rows of one tap, so that one loader serves both sides.
+Whoever has an entry knows which bytes are used, and no others are ever touched: of a record without values not even the header.
+
+Activations are written by kernels, into a slot for the worst case; weights lie packed. An odd channel's values begin where those of the
+channel before end, a bit count further: all 32 starts would be another 32 bytes, an eighth of a record with 95 % zeros, and none would
+cost a sum over lanes.
 """
 
 from __future__ import annotations
@@ -21,13 +28,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encoding import CHANNELS as CHANNELS
+from ..encoding import HEADER as HEADER
 from ..encoding import SEGMENT as SEGMENT
+from ..encoding import SLOT as SLOT
 from ..encoding import bitmap_sections
 
-GROUP = 16
-"""Channels of a warp tile: their number is filled up to a multiple."""
-SLOT = 2 * SEGMENT
-"""Bytes of a segment's values of a channel."""
+STARTS = 4 * CHANNELS
+"""The byte of a record where it says where values begin."""
+LINE = 32
+"""Records begin at multiples of it: so do their values, and no sector of memory is fetched for two."""
+CHUNK = 16
+"""Bytes of values that an entry counts, and that a lane loads at once."""
+LINES = 1 << 24
+"""What an entry can say: 512 MiB."""
 Bytes = NDArray[np.uint8]
 
 
@@ -37,7 +51,7 @@ class Layout:
 
     >>> x = Layout((1, 2, 3, 5), 1)
     >>> x.lead, x.pitch, x.channels, x.segments
-    (5, 4, 16, 2)
+    (5, 4, 32, 2)
     """
 
     shape: tuple[int, ...]
@@ -58,17 +72,12 @@ class Layout:
     @property
     def channels(self) -> int:
         """In memory."""
-        return -(-self.shape[-1] // GROUP) * GROUP
+        return self.groups * CHANNELS
 
     @property
     def groups(self) -> int:
-        """Of 16 channels."""
-        return self.channels // GROUP
-
-    @property
-    def flags(self) -> int:
-        """Bytes of flags of a segment."""
-        return -(-self.channels // 32)
+        """Records of a segment."""
+        return -(-self.shape[-1] // CHANNELS)
 
     @property
     def pitch(self) -> int:
@@ -95,8 +104,8 @@ class Layout:
         return -(-self.end // SEGMENT) + 1
 
     @property
-    def sections(self) -> tuple[int, int, int]:
-        """Bytes of values, of bitmaps, of flags."""
+    def sections(self) -> tuple[int, int]:
+        """Bytes of records and of entries."""
         return bitmap_sections(self.shape, self.inset)
 
     @property
@@ -116,46 +125,28 @@ class Layout:
         out[self.positions, : self.shape[-1]] = x.reshape(-1, self.shape[-1])
         return out
 
-    def bitmaps(self, x: NDArray[Any]) -> NDArray[np.uint32]:
-        """[segments, channels]; a -0 is zero."""
-        there = self.stream(x).reshape(self.segments, SEGMENT, -1) != 0
-        return packed(there.transpose(0, 2, 1))
+    def tiles(self, x: NDArray[Any]) -> NDArray[Any]:
+        """What the records hold. [segments · groups, channel, position]"""
+        parts = self.stream(x).reshape(self.segments, SEGMENT, self.groups, CHANNELS)
+        return np.ascontiguousarray(parts.transpose(0, 2, 3, 1)).reshape(-1, CHANNELS, SEGMENT)
 
     def encode(self, x: NDArray[Any]) -> Bytes:
-        """The buffer."""
-        values = self.stream(x).reshape(self.segments, SEGMENT, -1).transpose(0, 2, 1)
-        there = values != 0
-        order = np.argsort(~there, axis=-1, kind="stable")
-        slots = np.where(
-            np.take_along_axis(there, order, -1),
-            np.take_along_axis(values, order, -1),
-            np.zeros((), x.dtype),
-        )
-        bitmaps = packed(there)
-        any_ = (bitmaps.reshape(self.segments, -1, GROUP) != 0).any(-1)
-        any_ = np.pad(any_, ((0, 0), (0, self.groups % 2))).reshape(self.segments, -1, 2)
-        flags = (any_ @ np.array([1, 2], np.uint8)).astype(np.uint8)
+        """The buffer; bytes that no kernel reads are 0."""
+        tiles = self.tiles(x)
+        begins = SLOT * np.arange(len(tiles))
         out = np.zeros(self.bytes, np.uint8)
-        at = 0
-        for part, size in zip((slots, bitmaps, flags), self.sections, strict=True):
-            raw = np.ascontiguousarray(part).view(np.uint8).reshape(-1)
-            out[at : at + raw.size] = raw
-            at += size
+        entries = write(out, begins, tiles)
+        at = self.sections[0]
+        out[at : at + entries.nbytes] = entries.view(np.uint8)
         return out
 
     def decode(self, buffer: Bytes, dtype: Any) -> NDArray[Any]:
-        """The value; what lies in slots behind the last value is not looked at."""
-        size = np.dtype(dtype).itemsize
-        count = self.segments * self.channels
-        slots = buffer[: count * SLOT].view(dtype).reshape(count, SLOT // size)
-        first = self.sections[0]
-        bitmaps = buffer[first : first + 4 * count].view(np.uint32)
-        there = unpacked(bitmaps)
-        place = np.where(there, np.cumsum(there, -1) - 1, 0)
-        values = np.where(there, np.take_along_axis(slots, place, -1), np.zeros((), dtype))
-        stream = values.reshape(self.segments, self.channels, SEGMENT).transpose(0, 2, 1)
-        flat = stream.reshape(-1, self.channels)[self.positions, : self.shape[-1]]
-        return flat.reshape(self.shape)
+        """The value; of each record as much is looked at as its entry says."""
+        at, count = self.sections[0], self.segments * self.groups
+        tiles = read(buffer, buffer[at : at + 4 * count].view(np.uint32), dtype)
+        parts = tiles.reshape(self.segments, self.groups, CHANNELS, SEGMENT)
+        stream = parts.transpose(0, 3, 1, 2).reshape(-1, self.channels)
+        return stream[self.positions, : self.shape[-1]].reshape(self.shape)
 
 
 def packed(bits: NDArray[np.bool_]) -> NDArray[np.uint32]:
@@ -168,61 +159,74 @@ def unpacked(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return (words[..., None] >> np.arange(SEGMENT, dtype=np.uint32) & 1).astype(np.bool_)
 
 
+def write(out: Bytes, begins: NDArray[np.int64], tiles: NDArray[Any]) -> NDArray[np.uint32]:
+    """Put tiles [count, channel, position] where their records begin, those with values; gives the entries. A -0 is zero."""
+    there = tiles != 0
+    flat = there.reshape(len(tiles), -1)
+    count = flat.sum(-1)
+    each = there.sum(-1)
+    starts = 2 * (np.cumsum(each, -1) - each)[:, ::2].astype(np.uint16)
+    some = count > 0
+    for part, at in ((packed(there), 0), (starts, STARTS)):
+        raw = np.ascontiguousarray(part[some]).view(np.uint8).reshape(-1, part[0].nbytes)
+        out[begins[some][:, None] + at + np.arange(raw.shape[1])] = raw
+    place = begins[:, None] + HEADER + 2 * (np.cumsum(flat, -1) - 1)
+    out.view(np.uint16)[place[flat] // 2] = tiles.reshape(flat.shape)[flat].view(np.uint16)
+    return np.asarray(begins // LINE << 8 | -(-2 * count // CHUNK), np.uint32)
+
+
+def read(buffer: Bytes, entries: NDArray[np.uint32], dtype: Any) -> NDArray[Any]:
+    """The tiles of records. [count, channel, position]"""
+    begins = (entries.astype(np.int64) >> 8) * LINE
+    words = np.where(
+        (entries & 0xFF)[:, None, None] > 0,
+        buffer[begins[:, None, None] + np.arange(STARTS).reshape(CHANNELS, 4)],
+        np.uint8(0),
+    )
+    there = unpacked(np.ascontiguousarray(words).view(np.uint32)[..., 0])
+    flat = there.reshape(len(entries), -1)
+    place = begins[:, None] + HEADER + 2 * (np.cumsum(flat, -1) - 1)
+    out = np.zeros(flat.shape, dtype)
+    out[flat] = buffer[: len(buffer) // 2 * 2].view(np.dtype(dtype))[place[flat] // 2]
+    return out.reshape(there.shape)
+
+
 # --- weights
-
-
-HEADER = 16 * 4 + 16 * 2
-"""Bytes of a record before its values: bitmaps, and where each row's values begin among them."""
-LINE = 32
-"""Records begin at multiples of it: so do their values, and no sector of memory is fetched for two."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights by tiles of 16 rows of one tap and 32 columns: how many rows and columns of tiles there are.
+    """Weights by tiles of 32 rows of one tap and 32 columns, packed.
 
-    record: [16 × u32 bitmap, bit j: column j][16 × u16 byte at which a row's values begin][values, row by row]
+    A column of tiles has `rows` entries a tap, so that steps of several rows need not divide what a tap has.
     """
 
     records: Bytes
-    tiles: NDArray[np.uint32]
-    """[columns of tiles, rows of tiles + `spare`, 2]: the byte where a record begins, and that plus the bytes of its values; tiles without
-    any share one record."""
-    warp: NDArray[np.uint32]
-    """[columns of tiles, words]: a bit a row of tiles, whether it has any."""
+    entries: NDArray[np.uint32]
+    """[columns of tiles, taps · rows]"""
 
     @staticmethod
-    def of(matrix: NDArray[Any], taps: int, rows: int, spare: int) -> Weights:
-        """Of B [taps · channels, columns]; `rows` of tiles are to be there, and `spare` more to read past the end."""
-        values = tiled(matrix, taps)
-        columns, count = values.shape[:2]
-        there = values.reshape(columns, count, -1) != 0
-        nnz = there.sum(-1)
+    def of(matrix: NDArray[Any], taps: int, rows: int) -> Weights:
+        """Of B [taps · channels, columns]."""
+        tiles = tiled(matrix, taps)
+        columns, count = tiles.shape[:2]
+        flat = tiles.reshape(columns * count, CHANNELS, SEGMENT)
+        nnz = (flat != 0).sum((-1, -2))
         sizes = np.where(nnz > 0, -(-(HEADER + 2 * nnz) // LINE) * LINE, 0)
-        ends = HEADER + np.cumsum(sizes.reshape(-1)).reshape(sizes.shape)
-        begins = np.where(nnz > 0, ends - sizes, 0)
-        out = np.zeros(int(ends.max(initial=HEADER)), np.uint8)
-        bitmaps = packed(values != 0)
-        each = (values != 0).sum(-1)
-        starts = (2 * (np.cumsum(each, -1) - each)).astype(np.uint16)
-        some = nnz > 0
-        for part, width, at in ((bitmaps, 4, 0), (starts, 2, 64)):
-            where = begins[some][:, None] + at + np.arange(16 * width)
-            out[where] = np.ascontiguousarray(part[some]).view(np.uint8).reshape(-1, 16 * width)
-        place = begins[..., None] + HEADER + 2 * (np.cumsum(there, -1) - 1)
-        out.view(np.uint16)[place[there] // 2] = values.reshape(there.shape)[there].view(np.uint16)
-        table = np.zeros((columns, rows + spare, 2), np.uint32)
-        table[:, :count] = np.stack([begins, begins + 2 * nnz], -1)
-        bits = np.zeros((columns, -(-(rows + spare) // 32) * 32), np.bool_)
-        bits[:, :count] = some
-        return Weights(out, table, packed(bits.reshape(columns, -1, 32)))
+        ends = np.cumsum(sizes)
+        # a lane loads 16 bytes: as many lie behind the last value
+        out = np.zeros(max(int(ends[-1]), LINE), np.uint8)
+        entries = write(out, np.where(nnz > 0, ends - sizes, 0), flat)
+        table = np.zeros((columns, taps, rows), np.uint32)
+        table[..., : count // taps] = entries.reshape(columns, taps, -1)
+        return Weights(out, table.reshape(columns, -1))
 
 
 def tiled(matrix: NDArray[Any], taps: int) -> NDArray[Any]:
-    """B [taps · channels, columns] cut into tiles. [columns of tiles, rows of tiles, 16, 32]"""
+    """B [taps · channels, columns] cut into tiles. [columns of tiles, rows of tiles, 32 rows, 32 columns]"""
     channels, n = matrix.shape[0] // taps, matrix.shape[1]
-    groups, columns = -(-channels // GROUP), -(-n // SEGMENT)
-    full = np.zeros((taps, groups * GROUP, columns * SEGMENT), matrix.dtype)
+    groups, columns = -(-channels // CHANNELS), -(-n // SEGMENT)
+    full = np.zeros((taps, groups * CHANNELS, columns * SEGMENT), matrix.dtype)
     full[:, :channels, :n] = matrix.reshape(taps, channels, n)
-    parts = full.reshape(taps * groups, GROUP, columns, SEGMENT)
+    parts = full.reshape(taps * groups, CHANNELS, columns, SEGMENT)
     return np.ascontiguousarray(parts.transpose(2, 0, 1, 3))

@@ -1,27 +1,23 @@
-"""A dense value becomes values packed under bitmaps: a warp takes a segment of 32 positions and 32 channels.
+"""A dense value becomes values packed under bitmaps: a warp takes a segment of 32 positions and 32 channels, which are a record.
 
     lane = position      LDG.128     8 channels of a pixel a lane, four times: 64 bytes side by side, whole sectors
        │
-       ├─ BMENC          a channel at a time: lanes that hold no zero store, side by side, and all lanes get the bitmap
-       ├─ STG.128        32 bitmaps, by lane 0
-       └─ STG.8          which of the two 16s of channels have any
+       └─ `record.pack`              as the epilogue of a sparse product does
 
-Positions outside the value (the lead, what pads rows and images, the last segments) hold zeros, and channels that fill up to 16 do.
-Slots are written as far as there are values.
+Positions outside the value (the lead, what pads rows and images, the last segments) hold zeros, and channels that fill up to 32 do.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 
-from knapper.isa.instructions import BMENC, EXIT, ISETP, LDG, LOP, MOV, PLOP, SHF, STG
+from knapper.isa.instructions import EXIT, ISETP, LDG, MOV, PLOP, SHF
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, Logic, Memory, Width
+from knapper.isa.modifiers import SR, Cmp, Direction, Logic, Width
 
 from ...encoding import SEGMENT
 from ...ir import Node
-from ...sparsity.bitmap import GROUP, SLOT, Layout
+from ...sparsity.bitmap import CHANNELS, HEADER, Layout
 from ..builder import KernelBuilder, VPred, VReg, VUReg
 from ..generator import Emitted
 from ..matrix.code import (
@@ -31,7 +27,6 @@ from ..matrix.code import (
     add,
     block_index,
     divmod_,
-    fixed,
     lane_id,
     move_base,
     mul,
@@ -40,16 +35,16 @@ from ..matrix.code import (
     uadd,
     ucompare,
     udivmod,
+    umov,
     umul,
 )
+from . import record
 
 WARPS = 4
-CHUNK = 32
-"""Channels of a warp: those of a byte of flags."""
 LOADS = {8: Width._128, 4: Width._64, 2: Width._32, 1: Width.U16}
 """Elements a lane loads at once → how."""
-FIXED = 60
-"""Instructions of a warp beside those for its channels; counted in the code below."""
+FIXED = 50
+"""Instructions of a warp beside its loads and the record."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +59,13 @@ class Cut:
         return next(v for v in LOADS if self.layout.shape[-1] % v == 0)
 
     @property
-    def chunks(self) -> int:
-        return -(-self.layout.channels // CHUNK)
-
-    @property
     def warps(self) -> int:
-        return self.layout.segments * self.chunks
-
-    @property
-    def width(self) -> int:
-        """Channels that a warp writes at most."""
-        return min(CHUNK, self.layout.channels)
+        return self.layout.segments * self.layout.groups
 
     @property
     def last(self) -> int:
-        """Channels of the value in the last chunk."""
-        return self.layout.shape[-1] - CHUNK * (self.chunks - 1)
+        """Channels of the value in the last record."""
+        return self.layout.shape[-1] - CHANNELS * (self.layout.groups - 1)
 
     @property
     def blocks(self) -> int:
@@ -90,10 +76,11 @@ def cost(layout: Layout, machine: Machine) -> float:
     """The launch, a load, and what the busiest of issue slots, the bitmap unit and memory takes."""
     cut, unit = Cut(layout), machine.units["bitmap"]
     each = -(-cut.warps // (machine.sms * machine.subcores))
-    channels = min(cut.width, layout.shape[-1])
-    busy = max(FIXED + 3 * channels, 2 * unit.interval * channels)
+    busy = max(
+        FIXED + 3 * CHANNELS // cut.vector + record.INSTRUCTIONS, 2 * unit.interval * CHANNELS
+    )
     dense = 2 * layout.shape[-1] * len(layout.positions)
-    moved = 2 * dense + sum(layout.sections[1:])
+    moved = 1.5 * dense + layout.segments * layout.groups * HEADER
     memory = moved * machine.clock_hz / machine.l2_bytes_per_second
     return float(machine.launch_cycles + machine.l2_latency + max(each * busy, memory))
 
@@ -111,17 +98,20 @@ class _Kernel:
         self.b = KernelBuilder("encode", (32 * WARPS, 1, 1), machine)
 
     def emit(self) -> Emitted:
-        b, cut = self.b, self.cut
+        b, cut, layout = self.b, self.cut, self.layout
         self.x = param(b, 0)
-        self.segment, self.chunk = self._warp()
+        self.warp = special(b, SR.WARPID)
+        self.segment, self.group = self._record()
         self.inner = self._before_last()
-        self.first = b.pred()
-        b.emit(ISETP, Cmp.EQ, S32, self.first, lane_id(b), 0)
         self.valid, at = self._pixel()
         self.guards = {True: self.valid, False: self._both(self.valid, self.inner)}
-        bitmaps = self._values(at)
-        self._bitmaps(bitmaps)
-        self._flags([quad[i] for quad in bitmaps for i in range(4)])
+        values = self._values(at)
+        out, entries = param(b, 1), param(b, 1)
+        move_base(b, entries, layout.sections[0])
+        stage = b.shared(WARPS * record.VALUES, 128)
+        own = umov(b, umul(b, self.warp, record.VALUES, stage))
+        number = umul(b, self.segment, layout.groups, self.group)
+        record.pack(b, lane_id(b), values, (own, 0), (out, entries), number)
         b.emit(EXIT)
         x, encoded = self.node.inputs[0], self.node.outputs[1]
         name = self.node.loc or self.node.outputs[0]
@@ -130,26 +120,20 @@ class _Kernel:
 
     # --- where the warp and its lanes are
 
-    @property
-    def _several(self) -> bool:
-        return self.cut.chunks > 1
-
-    def _warp(self) -> tuple[Number, Number]:
-        """The warp's segment and chunk of channels; warps beyond the last one go."""
+    def _record(self) -> tuple[Number, Number]:
+        """The warp's segment and 32 channels; warps beyond the last one go."""
         b, cut = self.b, self.cut
-        warp = uadd(
-            b, special(b, SR.WARPID), umul(b, block_index(b, SR.CTAID_X, cut.blocks), WARPS)
-        )
+        warp = uadd(b, self.warp, umul(b, block_index(b, SR.CTAID_X, cut.blocks), WARPS))
         assert isinstance(warp, VUReg)
         if cut.warps % WARPS:
             b.emit(EXIT, guard=ucompare(b, Cmp.GE, warp, cut.warps))
-        return udivmod(b, warp, cut.chunks)
+        return udivmod(b, warp, self.layout.groups)
 
     def _before_last(self) -> VPred | None:
-        """Whether the chunk is not the last one; None if there is one."""
-        if isinstance(self.chunk, int):
+        """Whether the record is not the last one of its segment; None if there is one."""
+        if isinstance(self.group, int):
             return None
-        return ucompare(self.b, Cmp.LT, self.chunk, self.cut.chunks - 1)
+        return ucompare(self.b, Cmp.LT, self.group, self.layout.groups - 1)
 
     def _pixel(self) -> tuple[VPred, VReg]:
         """Whether a lane's position is one of the value, and the byte in it where its channels begin."""
@@ -166,7 +150,7 @@ class _Kernel:
             b.emit(ISETP, Cmp.LT, S32, valid, row, height, guard=valid)
             here = mul(b, mul(b, image, height, row), width, column)
         at = mul(b, here, 2 * s.shape[-1])
-        return valid, add(b, at, umul(b, self.chunk, 2 * CHUNK))
+        return valid, add(b, at, umul(b, self.group, 2 * CHANNELS))
 
     def _below(self, x: VReg, limit: int) -> VPred:
         p = self.b.pred()
@@ -174,29 +158,22 @@ class _Kernel:
         return p
 
     def _both(self, p: VPred, q: VPred | None) -> VPred:
-        """Lanes of p, in chunks before the last one."""
+        """Lanes of p, in records before the last one."""
         if q is None:
             return p
         d = self.b.pred()
         self.b.emit(PLOP, Logic.AND, d, p, q)
         return d
 
-    # --- what it writes
+    # --- what it reads
 
-    def _values(self, at: VReg) -> list[VReg]:
-        """Pack every channel; the bitmaps, four a register group."""
-        b, cut = self.b, self.cut
-        out = param(b, 1)
-        place = self._line(SLOT)
-        quads = [b.reg(4) for _ in range(cut.width // 4)]
-        for c in range(0, cut.width, cut.vector):
-            if c >= cut.last and not self._several:  # channels that only fill up
-                for k in range(c, c + cut.vector):
-                    b.emit(MOV, quads[k // 4][k % 4], 0)
-                continue
-            for k, v in enumerate(self._load(at, c), c):
-                b.emit(BMENC, Memory.G, quads[k // 4][k % 4], out, place, SLOT * k, v)
-        return quads
+    def _values(self, at: VReg) -> list[VReg | None]:
+        """By channel; None where there are none in any record."""
+        cut, found = self.cut, list[VReg | None]()
+        for c in range(0, CHANNELS, cut.vector):
+            only = self.inner is None and c >= cut.last  # channels that fill up
+            found += [None] * cut.vector if only else self._load(at, c)
+        return found
 
     def _load(self, at: VReg, c: int) -> list[VReg]:
         """Channels from c on of each lane's pixel, each in the low half of a register; zeros where there is none."""
@@ -213,41 +190,4 @@ class _Kernel:
             return word
         d = self.b.reg()
         self.b.emit(SHF, Direction.R, U32, d, word, 16)
-        return d
-
-    def _line(self, size: int) -> VReg:
-        """The byte where the warp's channels begin, in a section with `size` bytes a channel."""
-        b, s = self.b, self.layout
-        rest = umul(b, self.chunk, CHUNK * size)
-        return fixed(b, umul(b, self.segment, s.channels * size, rest))
-
-    def _section(self, i: int) -> VUReg:
-        """The base address of a section of the buffer."""
-        base = param(self.b, 1)
-        move_base(self.b, base, sum(self.layout.sections[:i]))
-        return base
-
-    def _bitmaps(self, quads: list[VReg]) -> None:
-        """Lane 0 writes the words, where the chunk has these channels."""
-        b, base, at = self.b, self._section(1), self._line(4)
-        short = self.layout.channels % CHUNK
-        inner = self._both(self.first, self.inner)
-        for i, quad in enumerate(quads):
-            there = not short or 4 * i < short
-            b.emit(STG, Width._128, base, at, 16 * i, quad, guard=self.first if there else inner)
-
-    def _flags(self, words: list[VReg]) -> None:
-        """A bit for each 16 channels."""
-        b, s = self.b, self.layout
-        byte, some = fixed(b, 0), b.pred()
-        for i in range(0, len(words), GROUP):
-            found = reduce(self._or, words[i : i + GROUP])
-            b.emit(ISETP, Cmp.NE, S32, some, found, 0)
-            b.emit(LOP, Logic.OR, Bits32._32, byte, byte, 1 << i // GROUP, guard=some)
-        at = fixed(b, uadd(b, umul(b, self.segment, s.flags), self.chunk))
-        b.emit(STG, Width.U8, self._section(2), at, 0, byte, guard=self.first)
-
-    def _or(self, x: VReg, y: VReg) -> VReg:
-        d = self.b.reg()
-        self.b.emit(LOP, Logic.OR, Bits32._32, d, x, y)
         return d

@@ -14,7 +14,7 @@ import numpy as np
 from knapper.isa.machine import Machine
 from knapper.isa.sparse import COLUMNS, ROWS, TILE
 
-from ...sparsity.bitmap import SLOT, tiled
+from ...sparsity.bitmap import HEADER, tiled
 from ..generator import Group
 from . import cost
 from .spwmma_shape import Shape, weights
@@ -54,14 +54,13 @@ def predicted(s: Shape, group: Group, machine: Machine, density: float | None = 
     )
     warps = resident * t.warps / machine.subcores
     multiply = max(warps, 1.0) * ohmma * pitch / s.steps
-    each = 14 * s.rounds_a + 18 * s.rounds_b + (6 if s.halo else 3) * t.depth + 24
+    each = 46 * s.slots / t.warps + (8 if s.halo else 3) * 2 * t.depth + 14
     issue = max(warps, 1.0) * each
-    slot = min(2 * TILE * density * 1.25 + 4, SLOT + 4)
-    record = 2.0 * float(counts.sum()) / (op.columns * s.rows) + 104
-    reload = t.wm + (s.halo if op.taps == 1 else 0)
-    nbytes = t.depth * (reload * 16 * slot / (op.taps**0.5) + t.wn * record)
+    record_a = HEADER + 2 * TILE * TILE * density + 24
+    record_b = HEADER + 2.0 * float(counts.sum()) / (op.columns * op.taps * op.groups) + 24
+    nbytes = t.depth * ((t.wm + s.halo) * record_a / (op.taps**0.5) + t.wn * record_b)
     move = resident * nbytes / cost.rate(blocks, machine)
-    wait = machine.l2_latency + 150
+    wait = (machine.l2_latency + 150) / 3
     step = max(multiply, issue, move, wait)
     epilogue = 32 * max(1.0, warps) * 2 * (8 + len(group.nodes))
     epilogue += 32 * max(1.0, warps) * 2 * 6 if op.encoded else 0

@@ -2,7 +2,7 @@
 
     ACC.LD           lane = row (position of the stream), register = column
     through shared   lane = column, register = row                             a row of C is a run of memory: loads and stores of the epilogue
-    through shared   lane = row, register = column again, in 16 bits           BMENC packs a channel's 32 positions into its slot
+    through shared   lane = row, register = column again, in 16 bits           a record, as `encode` packs one
 
 A position between rows of an image has no pixel: nothing is loaded or stored there, and the encoded value has zeros.
 """
@@ -13,36 +13,29 @@ from typing import Any
 
 from knapper.isa.instructions import (
     ACC_LD,
-    BALLOT,
-    BMENC,
-    IMAD,
     IMNMX,
     ISETP,
     LDS,
-    LOP,
     MOV,
     SEL,
     SHF,
     SHFL,
-    STG,
     STS,
-    UIADD,
 )
 from knapper.isa.modifiers import (
     Bits32,
     Cmp,
     Direction,
     IntType,
-    Logic,
-    Memory,
     MinMax,
     Shuffle,
     Width,
 )
 from knapper.isa.sparse import TILE
 
-from ...sparsity.bitmap import SEGMENT, SLOT, Layout
-from ..builder import PT, RZ, VReg, VUReg
+from ...sparsity.bitmap import SEGMENT, Layout
+from ..builder import RZ, VReg, VUReg
+from ..encode import record
 from .code import (
     S32,
     Number,
@@ -53,7 +46,6 @@ from .code import (
     mul,
     param,
     uadd,
-    ucompare,
     umov,
     umul,
 )
@@ -87,7 +79,7 @@ def finish(k: Any) -> None:
     """The epilogue of a kernel (`SparseKernel`) whose products are complete."""
     b, op, p = k.b, k.op, k.p
     tile = uadd(b, k.row, op.first)
-    stage = umov(b, umul(b, k.warp, STAGE, k.buffers.base))
+    stage = umov(b, umul(b, k.warp, STAGE, k.stage))
     acc = _turned(k, stage)
     frame = _frame(k, tile)
     e = Encoding(b, op.plain, p, frame, k.parameters)
@@ -171,19 +163,12 @@ def _zeros(k: Any, stage: VUReg) -> None:
 
 
 def _encode(k: Any, encoded: Encoded, stage: VUReg, tile: Number) -> None:
-    """Pack the tile's channels into the slots of its segment; write bitmaps and flags."""
+    """Pack the tile: 32 positions of 32 channels are a record."""
     b, layout = k.b, encoded.layout
-    values = param(b, k.parameters[encoded.bitmap])
-    bitmaps, flags = b.ureg(2), b.ureg(2)
-    for d, after in ((bitmaps, layout.sections[0]), (flags, sum(layout.sections[:2]))):
-        b.emit(UIADD, Bits32._64, d, values, after)
-    slot = umul(b, tile, layout.channels, umul(b, k.col, SEGMENT))
-    move_base(b, values, umul(b, slot, SLOT))
-    move_base(b, bitmaps, umul(b, slot, 4))
-    move_base(b, flags, umul(b, tile, layout.flags, k.col))
-    upper = _upper(k, layout)
-    word, nothing = fixed(b, 0), fixed(b, 0)
+    records, entries = (param(b, k.parameters[encoded.bitmap]) for _ in range(2))
+    move_base(b, entries, layout.sections[0])
     row = mul(b, k.lane, NARROW)
+    values = list[VReg | None]()
     for c in range(0, TILE, 8):
         eight = b.reg(4)
         b.emit(LDS, Width._128, eight, stage, row, 2 * c)
@@ -192,52 +177,6 @@ def _encode(k: Any, encoded: Encoded, stage: VUReg, tile: Number) -> None:
             if j % 2:
                 v = b.reg()
                 b.emit(SHF, Direction.R, IntType.U32, v, eight[j // 2], 16)
-            word = _channel(k, c + j, v, values, nothing, word, upper)
-    mine = b.pred()
-    end = (
-        umul(b, k.col, -SEGMENT, layout.channels) if not isinstance(k.col, int) else layout.channels
-    )
-    b.emit(ISETP, Cmp.LT, S32, mine, k.lane, end)
-    b.emit(STG, Width._32, bitmaps, mul(b, k.lane, 4), 0, word, guard=mine)
-    _flags(k, word, flags)
-
-
-def _upper(k: Any, layout: Layout) -> Any:
-    """Whether the tile's upper 16 channels exist: True, False, or a predicate."""
-    if layout.channels % SEGMENT == 0:
-        return True
-    if k.op.columns == 1 or isinstance(k.col, int):
-        return False
-    return ucompare(k.b, Cmp.LT, k.col, k.op.columns - 1)
-
-
-def _channel(k: Any, c: int, v: VReg, values: VUReg, nothing: VReg, word: VReg, upper: Any) -> VReg:
-    """Pack one channel; its bitmap goes into lane c of `word`."""
-    b = k.b
-    if c >= 16 and upper is False:
-        return word
-    guard = PT if c < 16 or upper is True else upper
-    bitmap, here = b.reg(), b.pred()
-    d: VReg = b.reg()
-    if guard is not PT:
-        b.emit(MOV, bitmap, RZ)
-    b.emit(BMENC, Memory.G, bitmap, values, nothing, SLOT * c, v, guard=guard)
-    b.emit(ISETP, Cmp.EQ, S32, here, k.lane, c)
-    b.emit(SEL, Bits32._32, d, bitmap, word, here)
-    return d
-
-
-def _flags(k: Any, word: VReg, base: VUReg) -> None:
-    """A byte: whether channels 0 to 15 have any value, and 16 to 31."""
-    b = k.b
-    some, m, low, high, byte = b.pred(), b.reg(), b.reg(), b.reg(), b.reg()
-    b.emit(ISETP, Cmp.NE, S32, some, word, 0)
-    b.emit(BALLOT, m, some)
-    b.emit(LOP, Logic.AND, Bits32._32, low, m, 0xFFFF)
-    b.emit(IMNMX, MinMax.MIN, IntType.U32, low, low, 1)
-    b.emit(SHF, Direction.R, IntType.U32, high, m, 16)
-    b.emit(IMNMX, MinMax.MIN, IntType.U32, high, high, 1)
-    b.emit(IMAD, S32, byte, high, 2, low)
-    first = b.pred()
-    b.emit(ISETP, Cmp.EQ, S32, first, k.lane, 0)
-    b.emit(STG, Width.U8, base, fixed(b, 0), 0, byte, guard=first)
+            values.append(v)
+    number = umul(b, tile, layout.groups, k.col)
+    record.pack(b, k.lane, values, (stage, TILE * NARROW), (records, entries), number)

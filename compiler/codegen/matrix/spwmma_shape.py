@@ -1,7 +1,12 @@
 """The operands of a product of encoded activations and constant weights, and how it is cut into tiles.
 
 rows of C    positions of A's stream, 32 to a tile: tile t of C is segment t shifted by the tap
-k            (tap row, tap column, 16 channels): a step is `depth` groups of 16 channels of one tap
+k            (tap row, tap column, 32 channels): a step is `depth` records of one tap
+
+A record of either operand is a unit. Half a warp carries one from global to shared memory, so a warp carries two of one operand:
+
+    A   segments × depth      slots 0 … a - 1      half 0, half 1: units 2 · slot, 2 · slot + 1
+    B   columns × depth       slots a … a + b - 1  one a warp
 """
 
 from __future__ import annotations
@@ -11,18 +16,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from knapper.isa.machine import Machine
-from knapper.isa.sparse import WORDS
+from knapper.isa.sparse import STEPS, WORDS
 
 from ...ir import Array, Node
-from ...sparsity.bitmap import GROUP, SEGMENT, SLOT, Layout
+from ...sparsity.bitmap import CHANNELS, HEADER, LINE, LINES, SEGMENT, SLOT, Layout
 from ..generator import Group, Options
 from .product import Product, product_of
 
-WARPS = (8, 4, 2, 1)
-DESCRIPTORS = 8 * GROUP
-"""Bytes in shared memory that say of 16 channels where their values lie: an address and a bitmap."""
-VALUES = GROUP * SLOT
-"""Bytes of their values, at worst."""
+WARPS = (8, 4, 2)
+DEPTHS = (4, 3, 2, 1)
+DESCRIPTORS = 8 * CHANNELS
+"""Bytes in shared memory that say of a unit's channels where their values lie: an address and a bitmap."""
+VALUES = SLOT - HEADER
+"""Bytes of its values, at worst."""
+BUFFERS = 3
+"""In shared memory: a step is computed, one waits, one is being stored. And as many more are on their way, in registers."""
+HALVES = CHANNELS // STEPS
+"""Products of a unit."""
 FURTHEST = 0x7FFF
 """The conv unit counts segments with 16 bits, signed."""
 MOST = 1 << 31
@@ -88,7 +98,7 @@ class Operation:
 
     @property
     def groups(self) -> int:
-        """Of 16 channels, of a tap."""
+        """Records of a tap."""
         return self.layout.groups
 
 
@@ -129,7 +139,13 @@ def _unfit(group: Group, p: Product, layout: Layout) -> str | None:
         return f"%{p.b} is computed: only weights known now are encoded"
     if p.axes or p.trans_a:
         return "has batches, groups of channels or a transposed left operand"
-    if layout.segments > FURTHEST or layout.bytes >= MOST or 2 * p.m * p.n >= MOST:
+    lines = layout.segments * layout.groups * (SLOT // LINE)
+    if (
+        layout.segments > FURTHEST
+        or lines >= LINES
+        or layout.bytes >= MOST
+        or 2 * p.m * p.n >= MOST
+    ):
         return "its operands are larger than can be addressed"
     return _stays(p, layout) if p.window else None
 
@@ -188,7 +204,7 @@ def _split(group: Group) -> tuple[Group, Encoded | None] | str:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A block: wm × wn warps, each with a tile of 32 × 32, and `depth` groups of 16 channels a step."""
+    """A block: wm × wn warps, each with a tile of 32 × 32, and `depth` records of 32 channels a step."""
 
     wm: int
     wn: int
@@ -199,11 +215,11 @@ class Tiles:
         """What a plan's options say."""
         tile: Any = options["tile"]
         bm, bn, bk = tile
-        return Tiles(bm // SEGMENT, bn // SEGMENT, bk // GROUP)
+        return Tiles(bm // SEGMENT, bn // SEGMENT, bk // CHANNELS)
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"tile": (SEGMENT * self.wm, SEGMENT * self.wn, GROUP * self.depth)}
+        return {"tile": (SEGMENT * self.wm, SEGMENT * self.wn, CHANNELS * self.depth)}
 
     @property
     def warps(self) -> int:
@@ -212,10 +228,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Shape:
-    """An operation cut into tiles: how many steps, and who loads what.
-
-    A unit is 16 channels of a segment, or a tile of B: warp w loads units w, w + warps, …; those of a round that do not exist have room, too.
-    """
+    """An operation cut into tiles: how many steps, and who loads what."""
 
     op: Operation
     t: Tiles
@@ -235,8 +248,8 @@ class Shape:
 
     @property
     def rows(self) -> int:
-        """Rows of tiles of B, those that fill the last step included."""
-        return self.steps * self.t.depth
+        """Entries of a column of tiles of B for a tap, those that fill its last step included."""
+        return self.steps_of_tap * self.t.depth
 
     @property
     def units_a(self) -> int:
@@ -247,17 +260,19 @@ class Shape:
         return self.t.wn * self.t.depth
 
     @property
-    def rounds_a(self) -> int:
-        return -(-self.units_a // self.t.warps)
+    def slots_a(self) -> int:
+        """Warps that carry A."""
+        return -(-self.units_a // 2)
 
     @property
-    def rounds_b(self) -> int:
-        return -(-self.units_b // self.t.warps)
+    def slots(self) -> int:
+        """Warps that carry anything."""
+        return self.slots_a + -(-self.units_b // 2)
 
     @property
     def places(self) -> int:
         """Units that a buffer has room for."""
-        return (self.rounds_a + self.rounds_b) * self.t.warps
+        return 2 * self.slots
 
     @property
     def buffer(self) -> int:
@@ -265,13 +280,17 @@ class Shape:
         return self.places * (VALUES + DESCRIPTORS)
 
     @property
+    def buffers(self) -> int:
+        return min(BUFFERS, self.steps)
+
+    @property
     def shared_bytes(self) -> int:
-        return max(self.buffer * (2 if self.steps > 1 else 1), self.t.warps * STAGE)
+        return max(self.buffer * self.buffers, self.t.warps * STAGE)
 
     @property
     def registers(self) -> int:
         """Roughly what a thread needs."""
-        return max(32 * (self.rounds_a + self.rounds_b) + 6 * self.rounds_a + 40, 96)
+        return 40 * self.buffers + 8 * self.t.depth * (1 + self.halo) + 40
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -279,25 +298,19 @@ class Shape:
 
 
 def shapes(op: Operation, machine: Machine) -> Iterator[Shape]:
-    """Those that may pay and fit the machine."""
+    """Those that may pay and fit the machine. The smallest block may run over an edge: there is none of one warp."""
     words = machine.accumulator_bytes // 4 // WORDS
     for warps in WARPS:
         for wm in (n for n in (8, 4, 2, 1) if warps % n == 0):
             wn = warps // wm
-            if warps > words or wm // 2 >= op.count or wn // 2 >= op.columns:
+            over = wm // 2 >= op.count or wn // 2 >= op.columns
+            if warps > words or (over and warps > 2):
                 continue
-            for depth in _depths(op):
+            for depth in DEPTHS:
                 s = Shape(op, Tiles(wm, wn, depth))
-                fits = s.shared_bytes <= machine.shared_bytes_per_block and s.registers <= 232
-                if fits and s.rounds_a + s.rounds_b <= 8:
+                fits = s.shared_bytes <= machine.shared_bytes_per_block and s.slots <= warps
+                if fits and (depth < 2 * op.groups or depth == 1):
                     yield s
-
-
-def _depths(op: Operation) -> list[int]:
-    """Groups of channels a step: all of one tap."""
-    if op.taps == 1:
-        return [d for d in (8, 4, 2, 1) if d < 2 * op.groups]
-    return [d for d in (8, 6, 5, 4, 3, 2, 1) if op.groups % d == 0]
 
 
 def weights(op: Operation, values: Array) -> Array:
