@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knapper.compiler.quantization import search
-from knapper.frontends.reproduce import ant, squant
+from knapper.frontends.reproduce import ant, aquant, squant
 from knapper.frontends.reproduce.ant_model import (
     DATA,
     DESIGNS,
@@ -192,3 +192,15 @@ def test_a_type_loses_of_a_gaussian_what_samples_say(name: str) -> None:
 def test_rows_of_types_pass() -> None:
     types = [c for c in ant.rows() if c.name in ("AN7.types", "AN6.flint4", "AN6.i3")]
     assert [c.name for c in types if c.row(Lab(), interval=False).passes] == [c.name for c in types]
+
+
+# --- AQuant
+
+
+def test_the_border_of_one_product_is_the_best_there_is() -> None:
+    assert aquant.optimal(Lab()) == pytest.approx(1, abs=1e-4)
+
+
+def test_learned_borders_save_more_the_more_they_may_bend() -> None:
+    constant, linear = (aquant.ratio(2, 4, degree, 0) for degree in ("constant", "linear"))
+    assert linear < constant < 0.85

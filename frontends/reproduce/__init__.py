@@ -6,7 +6,8 @@
     tilewise ─┤
     dstc ─────┤
     ant ──────┤
-    squant ───┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
+    squant ───┤
+    aquant ───┴─► Claim.ours(lab) ─► Row ─► report       recording  a program executed once, replayed on any machine
                         │                                workloads · microbench · cutlass · simulators    what is executed
                         └── lab.run(workload, target)
 
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from knapper.isa.errors import UsageError
 
-from . import ant, baseline, dstc, im2col, sma, squant, tilewise
+from . import ant, aquant, baseline, dstc, im2col, sma, squant, tilewise
 from .claims import Claim, Lab, Row
 
 SETS: dict[str, Callable[[], Iterable[Claim]]] = {
@@ -30,6 +31,7 @@ SETS: dict[str, Callable[[], Iterable[Claim]]] = {
     "dstc": dstc.rows,
     "ant": ant.rows,
     "squant": squant.rows,
+    "aquant": aquant.rows,
 }
 """By name, in the order in which they are shown."""
 
