@@ -40,6 +40,8 @@ def _ops(names: str) -> set[str]:
 
 
 MATRIX = _ops("Conv MatMul")
+QUANTIZE = "QuantizeLinear"
+"""The last op of a product of integers whose results are no plain integers: values of a format, or rounded by a border."""
 ENCODE, SPARSE = "BitmapEncode", "spwmma"
 """The last op of a launch, if its product is placed as this kind; otherwise a launch by itself."""
 VIEWS = _ops("Reshape Flatten Squeeze Unsqueeze Identity")
@@ -284,12 +286,22 @@ class _Partition:
     def _computes(self, c: Cell, root: Cell) -> bool:
         """Whether a matrix kernel can compute a cell beside its product."""
         types = [self.types[v] for v in (*c.reads, *c.makes)]
+        if c.core.op == QUANTIZE:
+            return self.free(c) and self._whole(root) and self._quantizes(c.core)
         return (
             c.core.op in EPILOGUE
             and self.free(c)
             and all(self._in_register(t, c.core.op, root) for t in types)
             and all(self._lies_over(self.types[v], root.core) for v in c.reads)
         )
+
+    def _quantizes(self, n: Node) -> bool:
+        """Whether its numbers lie along the last axis, or there is one for all."""
+        x, *numbers = (self.types[v] for v in n.inputs[:3] if v)
+        borders = [self.types[v] for v in n.inputs[3:]]
+        along = n.attr("axis") % max(x.rank, 1) == x.rank - 1
+        single = all(t.count == 1 for t in numbers) and all(t.rank == 1 for t in borders)
+        return x.dtype in ("f32", "i32") and not n.attr("block_size") and (along or single)
 
     def _in_register(self, t: Type, op: str, root: Cell) -> bool:
         if t.dtype in REGISTER or not self._whole(root):

@@ -51,7 +51,7 @@ class Writer:
         return name
 
     def op(self, name: str, *operands: str, **attrs: Any) -> str:
-        types = infer(name, [self.types[v] for v in operands], attrs)
+        types = infer(name, [self.types[v] if v else None for v in operands], attrs)
         out = f"v{len(self.types)}"
         self.types[out] = types[0]
         self.nodes.append(

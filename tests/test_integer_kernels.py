@@ -161,6 +161,62 @@ def test_integers_beside_sums(dtype: str, cache: Path) -> None:
     check(w.case(w.op("Clip", z, min=-(2**31), max=2**20), w.op("Cast", z, to="f16")), "ffma", cache, count=1)  # fmt: skip
 
 
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "signed, zero points by channel": {"to": "i8", "zero": (16,), "scales": (16,)},
+    "four bits": {"to": "i8", "format": "i4"},
+    "flint": {"to": "u8", "format": "uflint4"},
+    "signed flint with a zero point": {"to": "i8", "format": "flint4", "zero": ()},
+    "powers of two": {"to": "i8", "format": "pot4", "scales": (16,)},
+    "borders": {"format": "u4", "border": (3,)},
+    "borders by channel": {"to": "i8", "border": (3, 16), "zero": (), "scales": (1,)},
+    "a small float": {"to": "f32", "format": "f4e2m1"},
+}
+"""How QuantizeLinear is called."""
+
+
+def quantize(w: Writer, y: str, how: dict[str, Any]) -> str:
+    to, rng = how.get("to", "u8"), np.random.default_rng(3)
+    scale = known(w, np.exp2(rng.integers(-3, 2, how.get("scales", ()))) * how.get("by", 1))
+    zero = (
+        w.value(rng.integers(0, 9, how["zero"]).astype(DTYPES[to]), True) if "zero" in how else ""
+    )
+    border = (known(w, rng.standard_normal(how["border"]) * 0.1),) if "border" in how else ()
+    attrs = {"to": to, "format": how.get("format", ""), "axis": -1}
+    return w.op("QuantizeLinear", y, scale, *((zero, *border) if zero or border else ()), **attrs)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("direct", [False, True])
+def test_sums_are_quantized_as_the_op_says(name: str, direct: bool, cache: Path) -> None:
+    """Scaled first, to many halves, or the sums themselves."""
+    w, rng = Writer(), np.random.default_rng(1)
+    a, b = (
+        rng.integers(-9, 9, (40, 32)).astype(np.int8),
+        rng.integers(-9, 9, (32, 16)).astype(np.int8),
+    )
+    y = w.op("MatMul", w.value(a), w.value(b, True), out="i32")
+    if not direct:
+        y = w.op("Mul", w.op("Cast", y, to="f32"), known(w, 0.125))
+    graph, inputs = w.case(quantize(w, y, QUANTIZED[name] | {"by": 16.0 if direct else 1.0}))
+    (fuse,) = parse("fuse")
+    assert {n.group for n in fuse.run(graph).nodes} == {"matmul_0"}
+    for kind in ("imma", "ffma"):
+        check((graph, inputs), kind, cache, count=1)
+
+
+def test_scales_along_rows_are_another_launch() -> None:
+    w = Writer()
+    y = w.op("MatMul", w.value(draw((6, 32), "i8")), w.value(draw((32, 6), "i8")), out="i32")
+    attrs = {"to": "u8", "axis": 0}
+    y = w.op("QuantizeLinear", w.op("Cast", y, to="f32"), known(w, np.ones(6)), **attrs)
+    graph, _ = w.case(y)
+    (fuse,) = parse("fuse")
+    named = {n.op: n.group for n in fuse.run(graph).nodes}
+    assert named["QuantizeLinear"] != named["MatMul"]
+    assert "not the last" in str(GENERATORS["ffma"].serves(group_of(graph), MACHINE))
+
+
 def test_epilogues_of_integers_have_lowerings() -> None:
     assert launches.INTEGERS - {"Cast"} <= INTEGER.keys()
     assert launches.CHOOSING - {"Cast"} <= CHOOSING <= INTEGER.keys()

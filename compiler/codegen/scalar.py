@@ -49,6 +49,14 @@ Lowering = Callable[..., VReg]
 SCALAR: dict[str, Lowering] = {}
 INTEGER: dict[str, Lowering] = {}
 """On i32, wrapping. Ops of `CHOOSING` serve narrower types as well, whose registers hold the extended number."""
+INTEGERS = {
+    "i8": Scalar.S8,
+    "u8": Scalar.U8,
+    "i16": Scalar.S16,
+    "u16": Scalar.U16,
+    "i32": Scalar.S32,
+}
+"""Types that have the low bits of a register, and the rest as the number's sign says."""
 CHOOSING = frozenset({"Clip", "Identity", "Max", "Min", "Relu"})
 """Ops whose result is one of the numbers that they are given."""
 F32, S32 = FloatType.F32, IntType.S32

@@ -35,7 +35,7 @@ from ...ir import Array
 from ...ops.numeric import accumulate, accumulator, finish
 from ..builder import RZ, KernelBuilder, VReg
 from ..generator import Emitted, Group, Options, lanes_refuse, register
-from ..scalar import convert
+from ..scalar import INTEGERS, convert
 from . import blocks, evaluate
 from .access import FAR, Image, Sums, load_pixel, pixel_of
 from .code import (
@@ -54,8 +54,9 @@ from .code import (
 )
 from .cost import ADDRESSES, WEIGHT
 from .engine import Emitter, Engine
-from .epilogue import BYTES, INTEGERS, TYPES, Epilogue, Frame, Spot, conversions, loading, operands
+from .epilogue import BYTES, TYPES, Epilogue, Frame, Spot, loading, operands
 from .product import Product
+from .requantize import conversions
 
 THREADS = 128
 UNROLLED = 200

@@ -22,31 +22,28 @@ from typing import Any
 import numpy as np
 
 from knapper.isa.instructions import FADD, IADD, IMNMX, ISETP, LDG, SEL, STG
-from knapper.isa.modifiers import Bits32, Cmp, MinMax, Rounding, Scalar, Width
+from knapper.isa.modifiers import Bits32, Cmp, MinMax, Scalar, Width
 
 from ...ir import DTYPES, Node, Type
 from ...ops.unary import clip_bounds
 from ..builder import PT, KernelBuilder, VPred, VReg, VUReg
 from ..generator import Group
-from ..scalar import CHOOSING, INTEGER, SCALAR, arith, convert, whole
+from ..scalar import CHOOSING, INTEGER, INTEGERS, SCALAR, arith, convert, whole
+from . import requantize
 from .access import WIDTHS, width_of
 from .code import S32, Number, add, fixed, move_base, mul, param, uadd, umul
 from .product import Broadcast, Product, broadcast_of
+from .requantize import BORDER, QUANTIZE, border_of, from_float
 
 TYPES = {"f16": Scalar.F16, "bf16": Scalar.BF16, "f32": Scalar.F32}
-INTEGERS = {
-    "i8": Scalar.S8,
-    "u8": Scalar.U8,
-    "i16": Scalar.S16,
-    "u16": Scalar.U16,
-    "i32": Scalar.S32,
-}
 BYTES: dict[str, int] = {
     dtype: np.dtype(DTYPES[dtype]).itemsize
     for dtype in (*TYPES, *INTEGERS, "f64", "u32", "i64", "u64")
 }
 NUMBER = "number"
-"""The form of a value in which it is computed with."""
+"""The form of a value in which it is computed with, …"""
+REAL = "real"
+"""… and in which it is if it shall be fp32, also an integer."""
 EXACT = frozenset({"Relu", "Max", "Min", "Abs", "Neg", "Identity"})
 """Ops whose result is one of the operands or its negation: nothing to round."""
 
@@ -101,11 +98,10 @@ def refusal(group: Group, p: Product) -> str | None:
     for n in group.nodes:
         if n is p.node:
             continue
-        operands = [types[v] for v in (*n.inputs, *n.outputs)]
-        if why := _unlowered(n, operands):
+        if why := requantize.refusal(n, types) if n.op == QUANTIZE else _unlowered(n, types):
             return why
-        for t in operands:
-            if isinstance(over := broadcast_of(p, t), str):
+        for v in (*filter(None, n.inputs), *n.outputs):
+            if isinstance(over := _over(p, n, v, types[v]), str):
                 return over
     if p.bias and p.out_type.dtype in INTEGERS and types[p.bias].dtype != p.out_type.dtype:
         return f"a bias of {types[p.bias].dtype} on sums of {p.out_type.dtype}"
@@ -113,11 +109,16 @@ def refusal(group: Group, p: Product) -> str | None:
     return f"result %{stored[0]} is smaller than the product" if stored else None
 
 
-def _unlowered(n: Node, types: list[Type]) -> str | None:
-    """Why a node has no instructions on operands and results of these types, or None."""
+def _over(p: Product, n: Node, v: str, t: Type) -> Broadcast | str:
+    """How an operand of a node lies over the result: of a border one of its numbers."""
+    return broadcast_of(p, requantize.part(t) if v == border_of(n) else t)
+
+
+def _unlowered(n: Node, made: Mapping[str, Type]) -> str | None:
+    """Why a node has no instructions on its operands and results, or None."""
     if n.op not in SCALAR and n.op not in INTEGER and n.op != "Cast":
         return f"{n.op} has no scalar lowering"
-    for t in types:
+    for t in (made[v] for v in (*n.inputs, *n.outputs)):
         known = SCALAR if t.dtype in TYPES else _integer(t.dtype)
         if known is None or (n.op != "Cast" and n.op not in known):
             return f"{n.op} works on {t}"
@@ -126,38 +127,6 @@ def _unlowered(n: Node, types: list[Type]) -> str | None:
 
 def _integer(dtype: str) -> Container[str] | None:
     return INTEGER if dtype == "i32" else CHOOSING if dtype in INTEGERS else None
-
-
-def conversions(group: Group, p: Product) -> int:
-    """Of a result, on the way from its sum to memory. A float takes one, at the end."""
-    if p.out_type.dtype not in INTEGERS:
-        return 1
-    maker = {v: n for n in group.nodes for v in n.outputs}
-    casts = [n for n in group.nodes if n.op == "Cast"]
-    ways = [from_float(n, maker)[1] for n in casts if n.types[0].dtype in INTEGERS]
-    return len(casts) + sum(n.op == "Round" for n in group.nodes) - ways.count(Rounding.RN)
-
-
-def from_float(n: Node, maker: Mapping[str, Node]) -> tuple[str, Rounding]:
-    """What a Cast from fp32 to an integer converts, and how.
-
-    CVT saturates. So a Clip to the type's own range is nothing besides, nor a Round before that, nor a Relu where no number is negative.
-    """
-    info, rounding, x = np.iinfo(DTYPES[n.types[0].dtype]), Rounding.RZ, n.inputs[0]
-
-    def before(op: str) -> Node | None:
-        m = maker.get(x)
-        return m if m is not None and m.op == op and m.types[0].dtype == "f32" else None
-
-    if m := before("Clip"):
-        low, high = (m.attr(name) for name in ("min", "max"))
-        if low <= info.min and high >= info.max:
-            x = m.inputs[0]
-    if m := before("Round"):
-        x, rounding = m.inputs[0], Rounding.RN
-        if info.min == 0 and (m := before("Relu")):
-            x = m.inputs[0]
-    return x, rounding
 
 
 def operands(group: Group, p: Product) -> list[str]:
@@ -207,8 +176,9 @@ class Epilogue:
         self.lines: dict[int, Line] = {}
         self.guards: dict[tuple[int, int], VPred | Any] = {}
         self.read = operands(group, p)
+        self.borders = {border_of(n) for n in group.nodes}
         ways = {
-            v: broadcast_of(p, t)
+            v: broadcast_of(p, requantize.part(t) if v in self.borders else t)
             for v, t in self.types.items()
             if v in self.maker or v in self.read
         }
@@ -248,7 +218,8 @@ class Epilogue:
         """Load the operands of spots as they are stored."""
         for s in spots if self.read else ():
             for v in self.read:
-                self._value(v, s, "raw")
+                for form in BORDER if v in self.borders else ("raw",):
+                    self._value(v, s, form)
             self._forget_guards(s)
 
     def _forget(self, s: Spot) -> None:
@@ -394,9 +365,11 @@ class Epilogue:
         return (value, s.row if self._rowwise(value) else None, s.col if by_col else None, form)
 
     def _value(self, value: str, s: Spot, form: str = NUMBER) -> VReg:
-        """A value's register: as a number in fp32 or of 32 bits, or `raw`, in its stored type."""
+        """A value's register: as a number in fp32 or of 32 bits, `real`, or `raw`, in its stored type; of a border one of its numbers."""
         dtype = self.types[value].dtype
-        form = NUMBER if dtype == "f32" or dtype in INTEGERS else form
+        if form == REAL if dtype not in INTEGERS else form == "raw":
+            form = NUMBER
+        form = NUMBER if dtype == "f32" and form == "raw" else form
         key = self._key(value, s, form)
         if key not in self.values:
             with self.b.under(self._guard(s) if self._rowwise(value) else PT):
@@ -407,6 +380,10 @@ class Epilogue:
         node = self.maker.get(value)
         if node is not None:
             self.b.role(self.role[node.outputs[0]])
+        if form == REAL:
+            return convert(self.b, self._value(value, s), Scalar.F32, Scalar.S32)
+        if form in BORDER:
+            return self._fetch(value, s, BORDER.index(form))
         if dtype in INTEGERS or dtype == "f32":
             return self._fetch(value, s) if node is None else self._number(node, s)
         if dtype not in TYPES:
@@ -423,11 +400,12 @@ class Epilogue:
             return raw
         return convert(self.b, raw, Scalar.F32, TYPES[dtype])
 
-    def _fetch(self, value: str, s: Spot) -> VReg:
-        base = self._base(value)
+    def _fetch(self, value: str, s: Spot, part: int = 0) -> VReg:
+        base, t = self._base(value), self.types[value]
         a, offset = self._address(value, s)
+        offset += part * requantize.part(t).bytes if part else 0
         d = self.b.reg()
-        self.b.emit(LDG, loading(self.types[value].dtype), d, base, a, offset)
+        self.b.emit(LDG, loading(t.dtype), d, base, a, offset)
         return d
 
     def _rounded(self, node: Node, s: Spot) -> VReg:
@@ -444,6 +422,8 @@ class Epilogue:
         dtype = node.types[0].dtype
         if node.op == "Cast":
             return self._cast(node, s, dtype)
+        if node.op == QUANTIZE:
+            return self._quantized(node, s)
         xs, attrs = [self._value(v, s) for v in node.inputs], node.attrs
         self.b.role(self.role[node.outputs[0]])
         if dtype not in INTEGERS:
@@ -465,6 +445,14 @@ class Epilogue:
         x = self._value(source, s)
         self.b.role(self.role[node.outputs[0]])
         return x if rounding is None else convert(self.b, x, INTEGERS[to], Scalar.F32, rounding)
+
+    def _quantized(self, node: Node, s: Spot) -> VReg:
+        x, scale, *more = node.inputs
+        zero = self._value(more[0], s, REAL) if more and more[0] else None
+        border = [self._value(more[1], s, part) for part in BORDER] if border_of(node) else []
+        v = SCALAR["Div"](self.b, self._value(x, s, REAL), self._value(scale, s, REAL))
+        self.b.role(self.role[node.outputs[0]])
+        return requantize.quantized(self.b, node, v, zero, border)
 
     def _product(self, s: Spot) -> VReg:
         if not self.p.bias:

@@ -31,9 +31,9 @@ from ..builder import VReg
 from ..generator import Group, register
 from . import blocks, cost
 from .engine import TiledEngine
-from .epilogue import conversions
 from .hmma import Fragmented, Fragments, step, tilings
 from .product import BYTES, Product
+from .requantize import conversions
 
 LEFT = {t.format.name: t for t in Byte}
 RIGHT = {t.format.name: t for t in Few}
