@@ -20,9 +20,7 @@ from knapper.isa.errors import KnapperError, Problems
 README = (Path(__file__).parent.parent / "README.md").read_text()
 F, I64, U8, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL
 Kinds = dict[str, tuple[int, list[int]]]
-SCALE, ZERO = {"s": np.float32(0.5)}, {"z": np.uint8(3)}
 X: Kinds = {"x": (F, [1, 8])}
-Q: Kinds = {"x": (U8, [1, 1, 4, 4])}
 SEQUENCE: Kinds = {"x": (F, [3, 1, 2])}
 
 
@@ -59,13 +57,6 @@ def steps(condition: bool) -> GraphProto:
 
 ONES = np.ones((1, 8, 2), np.float32)
 TINY = {
-    "QuantizeLinear": model("QuantizeLinear", X, {**SCALE, **ZERO}, "x s z"),
-    "DequantizeLinear": model("DequantizeLinear", Q, {**SCALE, **ZERO}, "x s z"),
-    "DynamicQuantizeLinear": model("DynamicQuantizeLinear", X, {}, "x"),
-    "QLinearConv": model("QLinearConv", Q, {**SCALE, **ZERO, "w": np.ones((1, 1, 1, 1), np.uint8)}, "x s z w s z s z"),
-    "QLinearMatMul": model("QLinearMatMul", Q, {**SCALE, **ZERO, "w": np.ones((4, 4), np.uint8)}, "x s z w s z s z"),
-    "ConvInteger": model("ConvInteger", Q, {"w": np.ones((1, 1, 1, 1), np.uint8)}, "x w"),
-    "MatMulInteger": model("MatMulInteger", Q, {"w": np.ones((4, 4), np.uint8)}, "x w"),
     "LSTM": model("LSTM", SEQUENCE, {"w": ONES, "r": ONES}, "x w r", hidden_size=2),
     "GRU": model("GRU", SEQUENCE, {"w": ONES[:, :6], "r": ONES[:, :6]}, "x w r", hidden_size=2),
     "RNN": model("RNN", SEQUENCE, {"w": ONES[:, :2], "r": ONES[:, :2]}, "x w r", hidden_size=2),

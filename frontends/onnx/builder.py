@@ -16,7 +16,7 @@ from knapper.compiler.ir import DTYPES, OPS, Array, Attr, Graph, Node, Type, inf
 from knapper.isa.errors import FrontendError
 
 from .schemas import defaults
-from .tensors import DTYPE_OF, Value
+from .tensors import DTYPE_OF, FEW_ARRAYS, Value
 
 FOLD_LIMIT = 1 << 16
 """Elements up to which a constant is computed here: shapes and indices are below, weights are the fold pass's."""
@@ -85,6 +85,8 @@ class Builder:
     known: dict[str, Array] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     locs: set[str] = field(default_factory=set)
+    formats: dict[str, str] = field(default_factory=dict)
+    """Value → its format, where the model has elements of a few bits: the Graph's are wider."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Node name → the boxes that a NonMaxSuppression keeps, in place of what the model says."""
 
@@ -114,6 +116,9 @@ class Builder:
     def constant(self, a: Array, hint: str = "const") -> str:
         """A constant's value name."""
         name = self.fresh(hint)
+        if few := FEW_ARRAYS.get(a.dtype):
+            self.formats[name] = few[1]
+            a = a.astype(DTYPES[few[0]])
         self.known[name], self.types[name] = a, Type.of(a)
         return name
 
@@ -178,6 +183,7 @@ class Builder:
         )
         return (
             small
+            and op != "DequantizeLinear"  # integers and scales apart: what a product reads
             and all(v in self.known or not v for v in operands)
             and "reference" in OPS[op].facets
         )

@@ -19,10 +19,11 @@ from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError
 from . import inline, loops
 from .builder import OPS_HINT, Builder, Call, bind
 from .file import Model, open_model
-from .forms import COMPLETE, FORMS
+from .forms import COMPLETE, adapted
+from .quantized import CONTRIB
 from .rows import with_rows
 from .schemas import NEWEST, formals, schema
-from .tensors import Value, array_of, attribute, dtype_of
+from .tensors import FEW, Value, array_of, attribute, dtype_of
 from .unserved import INSTEAD
 
 NONSENSE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
@@ -168,6 +169,8 @@ class Door:
                     scope.values[i.name] = constant
                 else:
                     scope.values[i.name] = self.builder.input(i.name, _input_type(i, sizes, shapes))
+                if few := FEW.get(i.type.tensor_type.elem_type):
+                    self.builder.formats[str(scope.values[i.name])] = few[1]
 
     def _sizes(
         self,
@@ -235,6 +238,11 @@ class Door:
             return self._loop(p, operands, scope)
         if function is not None:
             return self._call(p, function, operands, scope, local=True)
+        if contrib := CONTRIB.get((domain, p.op_type)):
+            named = dict(zip(map(str, range(len(operands))), operands, strict=True))
+            loc = scope.loc or self.builder.location(scope.path + _label(p))
+            call = Call(p.op_type, named, self._attributes(p, scope), tuple(p.output), loc, version)
+            return contrib(self.builder, call)
         if not self._native(p.op_type, domain):
             types = [self.builder.types.get(v) for v in operands]
             body = inline.body(declared, version, self._resolved(p, scope), types)
@@ -252,18 +260,12 @@ class Door:
         return self._adapted(call)
 
     def _adapted(self, call: Call) -> list[str]:
-        """Apply the forms until one gives values, or none is left and the default rule serves."""
-        while form := FORMS.get(call.op) if call.schema else None:
-            result = form(self.builder, call)
-            if isinstance(result, list):
-                return result
-            if result.op == call.op:
-                return bind(self.builder, result)
-            call = result
-        return bind(self.builder, call)
+        """The values of a standard operator, or of one of a plugin."""
+        return adapted(self.builder, call) if call.schema else bind(self.builder, call)
 
     def _native(self, op: str, domain: str) -> bool:
-        return (op in OPS and OPS[op].domain == domain) or (op in COMPLETE and not domain)
+        known = (op in OPS and OPS[op].domain == domain) or (op in COMPLETE and not domain)
+        return known or (domain, op) in CONTRIB
 
     def _refuse_unknown(self, p: NodeProto, domain: str, version: int, has_body: bool) -> None:
         if has_body or self._native(p.op_type, domain) or (p.op_type in BRANCHES and not domain):
@@ -442,7 +444,8 @@ def _tensor_dtype(i: ValueInfoProto) -> str:
     if kind != "tensor_type":
         what = (kind or "value without a type").removesuffix("_type").replace("_", " ")
         raise FrontendError("E202", f"is a {what}, not a tensor")
-    return dtype_of(i.type.tensor_type.elem_type)
+    few = FEW.get(i.type.tensor_type.elem_type)
+    return few[0] if few else dtype_of(i.type.tensor_type.elem_type)
 
 
 def _contradictions(

@@ -40,6 +40,18 @@ def form(*ops: str, needs_op: bool = True) -> Callable[[Form], Form]:
     return register
 
 
+def adapted(b: Builder, call: Call) -> list[str]:
+    """Apply the forms until one gives values, or none is left and the default rule serves."""
+    while one := FORMS.get(call.op):
+        result = one(b, call)
+        if isinstance(result, list):
+            return result
+        if result.op == call.op:
+            return bind(b, result)
+        call = result
+    return bind(b, call)
+
+
 def only(call: Call) -> str:
     """What the first result is called."""
     return call.outputs[0] if call.outputs else ""
@@ -361,8 +373,7 @@ def _kept_aspect(
 # --- windows ------------------------------------------------------------------------------------------------------------
 
 
-@form("Conv", "ConvInteger", "QLinearConv", "MaxPool", "AveragePool", "LpPool")
-def _(b: Builder, call: Call) -> Call:
+def explicit_window(b: Builder, call: Call) -> Call:
     """Explicit strides, dilations and pads; `kernel_shape` of a convolution is its weight's."""
     image = b.shape(call.operand(0))[2:]
     call, kernel = _kernel(b, call, len(image))
@@ -379,6 +390,9 @@ def _(b: Builder, call: Call) -> Call:
     elif mode == "VALID":
         pads = (0,) * (2 * len(image))
     return call.now(drop=["auto_pad"], strides=strides, dilations=dilations, pads=pads)
+
+
+form("Conv", "MaxPool", "AveragePool", "LpPool")(explicit_window)
 
 
 @form("ConvTranspose")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, TensorProto, helper, numpy_helper
 
 from knapper.compiler.ir import DTYPES, Array
 from knapper.isa.errors import FrontendError
@@ -18,6 +18,16 @@ DTYPE_OF: dict[int, str] = {
     TensorProto.UINT8: "u8", TensorProto.UINT16: "u16", TensorProto.UINT32: "u32", TensorProto.UINT64: "u64",
     TensorProto.BOOL: "bool",
 }  # fmt: skip
+
+FEW: dict[int, tuple[str, str]] = {
+    TensorProto.INT2: ("i8", "i2"), TensorProto.UINT2: ("u8", "u2"),
+    TensorProto.INT4: ("i8", "i4"), TensorProto.UINT4: ("u8", "u4"),
+    TensorProto.FLOAT4E2M1: ("f32", "f4e2m1"), TensorProto.FLOAT6E2M3: ("f32", "f6e2m3"),
+    TensorProto.FLOAT6E3M2: ("f32", "f6e3m2"), TensorProto.FLOAT8E4M3FN: ("f32", "f8e4m3"),
+    TensorProto.FLOAT8E5M2: ("f32", "f8e5m2"), TensorProto.FLOAT8E8M0: ("f32", "f8e8m0"),
+}  # fmt: skip
+"""Element types of a few bits → (dtype that holds the values, format): only quantization's operators make them."""
+FEW_ARRAYS = {np.dtype(helper.tensor_dtype_to_np_dtype(code)): few for code, few in FEW.items()}
 
 Value = int | float | str | Array | GraphProto | tuple[Any, ...]
 """What an attribute can be."""
@@ -36,6 +46,8 @@ def dtype_of(code: int) -> str:
 
 def array_of(t: TensorProto, raw: memoryview | None = None, folder: Path | None = None) -> Array:
     """A tensor's values, read-only and where possible a view; `raw` is its data if that was left in the file."""
+    if t.data_type in FEW:
+        return _few(t, raw, folder)
     dtype = np.dtype(DTYPES[dtype_of(t.data_type)])
     shape = tuple(t.dims)
     if t.data_location == TensorProto.EXTERNAL:
@@ -52,6 +64,16 @@ def array_of(t: TensorProto, raw: memoryview | None = None, folder: Path | None 
             "E209",
             f"tensor {t.name!r}: {have} do not fill {dtype.name}[{','.join(map(str, shape))}]",
         ) from None
+
+
+def _few(t: TensorProto, raw: memoryview | None, folder: Path | None) -> Array:
+    """Values in ml_dtypes' type of them; several lie in a byte."""
+    if t.data_location == TensorProto.EXTERNAL:
+        raw = _external(t, folder)
+    if raw is not None:
+        copy = TensorProto(data_type=t.data_type, dims=t.dims, raw_data=bytes(raw))
+        return np.asarray(numpy_helper.to_array(copy))
+    return np.asarray(numpy_helper.to_array(t))
 
 
 def _external(t: TensorProto, folder: Path | None) -> memoryview:

@@ -19,10 +19,6 @@ def _family(ops: str, instead: str) -> Family:
 
 FAMILIES = (
     _family(
-        "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger",
-        "quantized models are not served yet: export the float model, --precision stores it in 16 bits",
-    ),
-    _family(
         "LSTM GRU RNN",
         "recurrent layers are not served yet: export them unrolled, step by step, as MatMul, Sigmoid and Tanh",
     ),
