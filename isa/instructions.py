@@ -45,9 +45,20 @@ from .gather import GATHK_PUSH, TWDESC
 from .integer_tensor import IMMA, IMMA_4
 from .sparse import BMENC, BMSLICE, BOHMMA, BTST, OHMMA, OWMMA, SPWMMA
 from .sparse24 import HMMA_SP
-from .systolic import ACC_LD, ACC_ST, LSMA, MODE, SMA_COMMIT, SMA_LDB, SMA_SWAP, SMA_WAIT
+from .systolic import (
+    ACC_LD,
+    ACC_ST,
+    ILSMA,
+    ISMA_LDB,
+    LSMA,
+    MODE,
+    SMA_COMMIT,
+    SMA_LDB,
+    SMA_SWAP,
+    SMA_WAIT,
+)
 from .tensor import HMMA, HMMA_F16, LDSM
-from .vector_memory import CONVDESC, IM2COL_PUSH
+from .vector_memory import CONVDESC, IM2COL_IPUSH, IM2COL_PUSH
 
 __all__ = [
     "ACC_LD",
@@ -85,6 +96,8 @@ __all__ = [
     "IABS",
     "IADD",
     "IDIV",
+    "ILSMA",
+    "IM2COL_IPUSH",
     "IM2COL_PUSH",
     "IMAD",
     "IMMA",
@@ -94,6 +107,7 @@ __all__ = [
     "IMULHI",
     "IREM",
     "ISETP",
+    "ISMA_LDB",
     "ISUB",
     "LDG",
     "LDG_IM2COL",

@@ -37,7 +37,7 @@ EXTENSIONS: dict[str, str] = {
     "base": "integers to 64 bits, f16, bf16, f32, f64, special functions, memory, divergence, shuffles, votes, barriers",
     "tensor": "inner-product matrix multiply-accumulate: 16-bit operands with fp32 or fp16 accumulators, 8 and 4 bits with S32",
     "sparse24": "inner products over twice the k, of weights that keep two of four elements",
-    "systolic": "asynchronous matrix commands to weight-stationary arrays, two modes of the SM; vector memory",
+    "systolic": "asynchronous matrix commands to weight-stationary arrays, floats and bytes, two modes of the SM; vector memory",
     "conv": "loads that know the image: implicit im2col",
     "async": "a DMA engine that copies to shared memory",
     "sparse": "outer products of condensed vectors: zeros on either side take no time; bitmaps",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .core import Modifier
 from .formats import FORMATS, Format
 from .formats.format import INT
-from .lanes import TYPES, LaneType
+from .lanes import TYPES, U16, LaneType
 
 
 class Typed(Modifier):
@@ -240,6 +240,28 @@ class Element(Typed):
     F16 = 0
     BF16 = 1
     F32 = 2
+
+    @property
+    def number(self) -> int:
+        """Among all types of A and B, `Pair` included."""
+        return int(self)
+
+
+class Pair(Coded):
+    """The type of A or B of a systolic command on integers: an element is two of them, 16 bits."""
+
+    S8 = 0
+    U8 = 1
+
+    @property
+    def lane(self) -> LaneType:
+        """An element as it is stored."""
+        return U16
+
+    @property
+    def number(self) -> int:
+        """Among all types of A and B."""
+        return len(Element) + int(self)
 
 
 class Start(Modifier):

@@ -15,6 +15,11 @@ by side: u of them hold W[8, 16 u] and compute C[m, 16 u] (+)= A[m, 8] · W.
 **Numbers.** acc = C, or +0 for `.SET`; for k = 0 … rows - 1: acc = fma(A[r, k], W[k, n], acc), rounded to fp32 at each step. The sum enters at the
 array's edge, so a pass continues the chain, and two passes of eight give the bits of one HMMA. That the silicon would do so is assumed.
 
+**Integers.** ISMA.LDB and ILSMA work on bytes, two to an element: A[m, 8] and W[8, 16 u] are of elements of 16 bits as above, each of them two
+steps of k, the low byte the first. A processing element adds both products, so that a unit does twice the multiply-accumulates in the same
+time, on operands of the same size: assumed, as are bytes in these arrays at all. Sums are S32, exact modulo 2^32. Bytes of A and of W are signed
+or unsigned, each as its command says.
+
 **Commands are asynchronous.** `SMA.LDB`, `SMA.SWAP` and `LSMA` join the warp's queue; `SMA.COMMIT` makes those since the last one a group, which the
 controller takes as one transaction; `SMA.WAIT n` waits until at most n groups of the warp are pending. Until then nobody may count on
 what a group does: its C is stale, and its A and B must stay as they are. The emulator executes a group at the `SMA.WAIT` or `MODE` that
@@ -61,7 +66,7 @@ from .core import (
     bits,
 )
 from .lanes import U32, LaneType, canonical, fma
-from .modifiers import Element, Mode, Space, Start
+from .modifiers import Element, Mode, Pair, Space, Start
 
 LANES = 32
 MOST = 192
@@ -276,6 +281,21 @@ class LSMA(Command, opcode=0x123, extension="systolic"):
         return lanes * int(self.m) * ARRAY.rows * width(self) // LANES
 
 
+class ISMA_LDB(SMA_LDB, opcode=0x12A, name="ISMA.LDB", extension="systolic"):
+    """Shadow weights as SMA.LDB loads them, of pairs of bytes: row k holds W[2k, n] and W[2k + 1, n] side by side, for each column n."""
+
+    type: Pair = bits(15, 14)  # type: ignore[assignment]  # another kind of elements
+
+
+class ILSMA(LSMA, opcode=0x12B, extension="systolic"):
+    """C[m, n] (+)= A[m, 2 · rows] · W in S32, which wraps; W as ISMA.LDB loaded it. `type` is A's: row r is 2 · rows bytes. Else as LSMA."""
+
+    type: Pair = bits(15, 14)  # type: ignore[assignment]  # another kind of elements
+
+    def macs(self, lanes: int) -> int:
+        return 2 * super().macs(lanes)
+
+
 class SMA_COMMIT(Command, opcode=0x124, name="SMA.COMMIT", extension="systolic"):
     """The commands since the last COMMIT become one group, which may be empty."""
 
@@ -351,6 +371,28 @@ class ACC_ST(Transfer, opcode=0x127, name="ACC.ST", extension="systolic"):
 def origin(i: Any, m: Any) -> int:
     """The address of a command's first row in shared memory; the sum wraps."""
     return int(m.uniform(i.base, U32)[0]) + int(i.offset) & 0xFFFFFFFF
+
+
+Words = NDArray[np.uint32]
+
+
+def words(elements: NDArray[Any], type: Element | Pair) -> Words:
+    """What a unit makes of elements: fp32, or of pairs of bytes both as S16, in one word."""
+    if isinstance(type, Element):
+        return elements.astype(np.float32).view(np.uint32)
+    pairs = np.ascontiguousarray(elements)[..., None].view(np.uint8)
+    return type.format.decode(pairs).astype(np.int16).view(np.uint32)[..., 0]
+
+
+def multiplied(a: Words, w: Words, c: Words, type: Element | Pair) -> Words:
+    """c[m, n] + a[m, k] @ w[k, n] of such words: a chain in fp32, or S32 modulo 2^32."""
+    if isinstance(type, Element):
+        return chain(*(x.view(np.float32) for x in (a, w, c))).view(np.uint32)
+    total = c.astype(np.int64)
+    for n in (0, 1):
+        x, y = (v[..., None].view(np.int16)[..., n].astype(np.int64) for v in (a, w))
+        total += x @ y
+    return total.astype(np.uint32)
 
 
 def chain(a: NDArray[Any], w: NDArray[Any], c: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -60,7 +60,7 @@ from typing import Any
 from .core import READ, Extent, Src, Unsigned, UReg, bits
 from .errors import IsaError
 from .lanes import U32
-from .modifiers import Element, Start
+from .modifiers import Element, Pair, Start
 from .systolic import ACCUMULATORS, SOME, VECTORS, Command
 
 DESCRIPTORS = 4
@@ -387,3 +387,12 @@ class IM2COL_PUSH(Vector, opcode=0x129, name="IM2COL.PUSH", unit="systolic", ext
             int(m.uniform(source, U32)[0]) for source in (self.c, self.tap, self.m0, self.m)
         )
         m.push(self, c, tap, m0, rows)
+
+
+class IM2COL_IPUSH(IM2COL_PUSH, opcode=0x12C, name="IM2COL.IPUSH", extension="systolic"):
+    """C[m, n] (+)= A[m, 2 · steps] · W[2 · steps, n] in S32 as ILSMA does it, A as IM2COL.PUSH has it: an element is two channels of bytes.
+
+    To descriptors and fills an image of bytes is one of half the channels, of elements of 2 bytes.
+    """
+
+    type: Pair = bits(15, 14)  # type: ignore[assignment]  # another kind of elements

@@ -22,7 +22,7 @@ from knapper.isa.instructions import IM2COL_PUSH, IMMA, IMMA_4
 from knapper.isa.integer_tensor import of_b
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import Space, Start
+from knapper.isa.modifiers import Pair, Space, Start
 from knapper.isa.program import Kernel
 from knapper.isa.sparse import OHMMA, SPWMMA, STEPS
 from knapper.isa.sparse24 import HMMA_SP
@@ -255,6 +255,8 @@ def _rows(instr: LSMA | IM2COL_PUSH, machine: Machine, rows: int, space: Space) 
     macs, words = rows * machine.array_rows * columns, rows * columns
     handed = macs * bits / 32  # one operand past every element
     events: dict[str, float] = {f"fma{bits}_systolic": macs}
+    if isinstance(instr.type, Pair):
+        events = {"mac8_systolic": 2 * macs}
     reads = instr.start is Start.ADD
     if space is Space.ACC:
         events["accumulator"] = words * (1 + reads)

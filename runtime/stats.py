@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import OPCODE_BITS, TABLE, Instr
-from knapper.isa.instructions import BOHMMA, IM2COL_PUSH, MODE, OHMMA, SPWMMA
+from knapper.isa.instructions import BOHMMA, IM2COL_IPUSH, IM2COL_PUSH, MODE, OHMMA, SPWMMA
 from knapper.isa.lanes import LANES
 from knapper.isa.program import Kernel, Launch
 from knapper.isa.sparse import DENSE
@@ -66,10 +66,11 @@ class KernelFacts:
 
 
 def _per_byte(i: Instr, array: Array) -> float:
-    """An element of A meets a weight in every column."""
+    """An element of A meets a weight in every column, or two bytes of it two."""
     if not isinstance(i, IM2COL_PUSH):
         return 0.0
-    return int(i.units) * array.columns_of(i.type.lane) / (i.type.lane.bits // 8)
+    pairs = 2 if isinstance(i, IM2COL_IPUSH) else 1
+    return pairs * int(i.units) * array.columns_of(i.type.lane) / (i.type.lane.bits // 8)
 
 
 def switches(kernel: Kernel) -> NDArray[np.bool_]:

@@ -36,7 +36,7 @@ from knapper.isa.instructions import (
 )
 from knapper.isa.lanes import LANES
 from knapper.isa.modifiers import Space, Start
-from knapper.isa.systolic import QUEUE, WORD, Array, chain
+from knapper.isa.systolic import QUEUE, WORD, Array, multiplied, words
 from knapper.isa.vector_memory import DESCRIPTORS, Broken, ConvDesc
 
 from .commands import Brought, extent, in_bounds
@@ -86,12 +86,12 @@ class Arrays:
 
     shape: Array
     shared_bytes: int
-    weights: NDArray[np.float32] = field(init=False)
-    """[2, units, rows, columns]; `active` says which half each unit computes with."""
+    weights: NDArray[np.uint32] = field(init=False)
+    """[2, units, rows, columns], fp32 or two S16 each; `active` says which half each unit computes with."""
 
     def __post_init__(self) -> None:
         units, words = self.shape.units, self.shape.accumulators
-        self.weights = np.zeros((2, units, self.shape.rows, self.shape.columns), np.float32)
+        self.weights = np.zeros((2, units, self.shape.rows, self.shape.columns), np.uint32)
         self.loaded = np.zeros((2, units), np.bool_)
         self.active = np.zeros(units, np.intp)
         self.accumulators = np.zeros(WORD * words, np.uint8)
@@ -440,7 +440,7 @@ class Queue:
 
     def load(self, sent: Sent, i: SMA_LDB) -> None:
         columns = self.arrays.shape.columns_of(i.type.lane)
-        b = self.operand(sent, i.type.lane.dtype).astype(np.float32)
+        b = words(self.operand(sent, i.type.lane.dtype), i.type)
         for u in range(int(i.units)):
             shadow = 1 - self.arrays.active[u]
             self.arrays.weights[shadow, u, :, :columns] = b[:, columns * u :][:, :columns]
@@ -449,13 +449,13 @@ class Queue:
     def multiply(self, sent: Sent, i: LSMA | IM2COL_PUSH) -> None:
         rows, columns = self.shape_of(sent)
         w = np.concatenate([*self.weights(i)], axis=1)
-        a = self.operand(sent, i.type.lane.dtype)
-        c = np.zeros((rows, columns), np.float32)
+        a = words(self.operand(sent, i.type.lane.dtype), i.type)
+        c = np.zeros((rows, columns), np.uint32)
         if i.start is Start.ADD:
-            c = self.sums(sent, rows * columns).view(np.float32).reshape(rows, columns)
-        self.put(sent, chain(a, w[: a.shape[1]], c).view(np.uint32).ravel())
+            c = self.sums(sent, rows * columns).reshape(rows, columns)
+        self.put(sent, multiplied(a, w[: a.shape[1]], c, i.type).ravel())
 
-    def weights(self, i: LSMA | IM2COL_PUSH) -> Iterator[NDArray[np.float32]]:
+    def weights(self, i: LSMA | IM2COL_PUSH) -> Iterator[NDArray[np.uint32]]:
         """Each unit's active weights, [rows, columns]."""
         for u in range(int(i.units)):
             active = self.arrays.active[u]

@@ -17,9 +17,12 @@ from knapper.isa.core import Instr, Pred, Reg, UReg
 from knapper.isa.machine import Machine
 
 TICK = 256
+LOADS = ("SMA.LDB", "ISMA.LDB")
+COMMANDS = (*LOADS, "SMA.SWAP", "LSMA", "ILSMA")
+"""What joins a queue and is of the array alone."""
 TRANSFERS = ("FILL.DUP", "DMA.LD")
 PRODUCTS = ("SPWMMA.323216.F32", "OHMMA.8161.F32")
-PUSHES = ("IM2COL.PUSH", "GATHK.PUSH")
+PUSHES = ("IM2COL.PUSH", "IM2COL.IPUSH", "GATHK.PUSH")
 STEADY = 1_000_000
 """Cycles after which a program counts as hung."""
 
@@ -182,7 +185,7 @@ class Scoreboard:
 
     def registers(self, i: Instr) -> list[tuple[Any, bool]]:
         """Each register that it names, and whether its result goes there in the scoreboard's sense."""
-        quiet = i.mnemonic in ("LSMA", "SMA.LDB", "SMA.SWAP", *PUSHES)
+        quiet = i.mnemonic in (*COMMANDS, *PUSHES)
         return [
             ((type(a.first).prefix or "P", int(a.first) + n), "w" in a.use and not quiet)
             for a in i.accesses()
@@ -230,7 +233,7 @@ class Scoreboard:
             w.since = max(w.since, ceil(Fraction(done, TICK)))
         if i.mnemonic in ("BAR", "MODE"):
             self.barrier(w, i, step, t)
-        if i.mnemonic in ("SMA.LDB", "SMA.SWAP", "LSMA", *TRANSFERS, *PUSHES):
+        if i.mnemonic in (*COMMANDS, *TRANSFERS, *PUSHES):
             w.commands.append((i, step.pc))
         if i.mnemonic == "SMA.COMMIT":
             self.commit(w, done)
@@ -384,7 +387,7 @@ class Scoreboard:
         if not g.commands:
             return g.arrival
         kind = g.commands[0][0].mnemonic
-        if kind == "SMA.LDB" and self.m.weight_double_buffer:
+        if kind in LOADS and self.m.weight_double_buffer:
             return max(g.arrival, self.weights, self.swapped)
         if kind in TRANSFERS:
             return max(g.arrival, self.dma)
@@ -411,7 +414,7 @@ class Scoreboard:
         elif i.mnemonic == "SMA.SWAP":
             if self.m.weight_double_buffer:
                 self.array = self.swapped = max(self.array, self.weights)
-        elif i.mnemonic == "SMA.LDB" and self.m.weight_double_buffer:
+        elif i.mnemonic in LOADS and self.m.weight_double_buffer:
             self.pass_port(start, pc)
             self.weights = start + max(self.m.array_rows * TICK, takes.port)
         else:
@@ -420,7 +423,7 @@ class Scoreboard:
 
     def work(self, i: Instr, takes: Command) -> int:
         """Ticks that a pass takes of the array by itself."""
-        if i.mnemonic == "SMA.LDB":
+        if i.mnemonic in LOADS:
             return self.m.array_rows * TICK
         if i.mnemonic in PUSHES:
             return takes.work

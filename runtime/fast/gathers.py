@@ -60,7 +60,7 @@ def push(m: TraceWarp, i: GATHK_PUSH) -> None:
         refuse(code, state, outside, Broken.PUSH, first)
         steps = smaller(code, tile.kept - begin, state.array_rows.wide())
         put(
-            command, kind=LIST, type=i.type, units=i.units, m=rows, first=first, c=c, cd=cd, td=td,
+            command, kind=LIST, type=i.type.number, units=i.units, m=rows, first=first, c=c, cd=cd, td=td,
             fresh=int(i.start is Start.SET), space=Space.ACC, steps=steps.low(), pitch=begin.low(),
             source=tile.at + begin * gather.ENTRY.itemsize,
         )  # fmt: skip

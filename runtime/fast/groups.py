@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from knapper.isa.dma import LINE
 from knapper.isa.lanes import LANES, TYPES
-from knapper.isa.modifiers import Element, Space
+from knapper.isa.modifiers import Element, Pair, Space
 from knapper.isa.systolic import UNITS, WORD
 
 from ..decode import ROW, SPARE
@@ -68,6 +68,10 @@ CLAIM = ir.FunctionType(VOID, [PTR, PTR, I32])
 Require = Callable[[str], None]
 
 
+ELEMENTS: dict[str, Element | Pair] = {e.name.lower(): e for e in (*Element, *Pair)}
+"""Types of A and B."""
+
+
 def build(
     name: str, module: ir.Module, features: frozenset[str], require: Require, checked: bool
 ) -> None:
@@ -77,13 +81,14 @@ def build(
     if head == "drain":
         Drain(Code(module, symbol, DRAIN), require, checked).write()
     elif head == "product":
-        emit_product(Code(module, symbol, PRODUCT), Element[rest.upper()], require)
+        emit_product(Code(module, symbol, PRODUCT), ELEMENTS[rest], require)
     elif head == "stream":
         code = Code(module, symbol, STREAM, inline="noinline")
         emit_stream(Algebra(code, features), TYPES[rest.upper()])
     elif head in ("pass", "step"):
         code = Code(module, symbol, PASS, inline="noinline")
-        emit_pass(code, int(rest), STEPS if head == "pass" else 1)
+        columns, _, bytes_ = rest.partition(".")
+        emit_pass(code, features, int(columns), STEPS if head == "pass" else 1, bool(bytes_))
     elif head == "gather":
         code = Code(module, symbol, GATHER, inline="noinline")
         emit_gather(Algebra(code, features), TYPES[rest.upper()])
@@ -157,8 +162,8 @@ class Drain:
         source = code.at(state.pointer_to("shared"), command.first)
         step = state.array_columns * 2
         pitch = (state.array_columns * 4).wide().value
-        for element in Element:
-            with code.when(command.type == int(element)), code.each(command.units) as unit:
+        for element in ELEMENTS.values():
+            with code.when(command.type == element.number), code.each(command.units) as unit:
                 columns = step // (element.lane.bits // 8)
                 place = code.at(source, unit * step)
                 target = self.weights(unit, code.num(1))
@@ -196,8 +201,8 @@ class Drain:
             )
         )
         c = code.at(code.pointer(code.of(base)), code.of(start))
-        for element in Element:
-            with code.when(command.type == int(element)):
+        for element in ELEMENTS.values():
+            with code.when(command.type == element.number):
                 name = f"systolic.product.{element.name.lower()}"
                 self.require(name)
                 code.call(name, PRODUCT, state.pointer, command.pointer, c)

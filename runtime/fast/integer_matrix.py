@@ -37,6 +37,8 @@ DOT = ir.FunctionType(VOID, [PTR, PTR, PTR, PTR])
 BIAS = 128
 PLAIN, FLIPPED, HALF = "plain", "flipped", "halves"
 """What the words of A are: bytes, bytes with their top bit flipped, pairs of 16 bits."""
+VNNI = frozenset({"avx512vnni", "avxvnni"})
+"""Features with steps of four bytes, and of two halves, each one instruction."""
 UNSIGNED, SIGNED = "unsigned", "signed"
 """What A's bytes are; B's are the other."""
 
@@ -84,7 +86,7 @@ def how(features: frozenset[str], a: Format, b: Format) -> tuple[str, str]:
     def unsigned(f: Format) -> bool:
         return f.smallest >= 0
 
-    if max(a.largest, b.largest) > 255 or not features & {"avx512vnni", "avxvnni"}:
+    if max(a.largest, b.largest) > 255 or not features & VNNI:
         return HALF, SIGNED
     if unsigned(a) and signed(b):
         return PLAIN, UNSIGNED
@@ -227,7 +229,7 @@ def emit_dot(code: Code, features: frozenset[str], parts: Sequence[str]) -> None
             for r in range(rows):
                 left = code.splat(code.load(code.at(a, 4 * (words * r + n)), I32, 4), SIZE)
                 if form == HALF:
-                    sums[r] = code.b.add(sums[r], pairs(code, features, left, right))
+                    sums[r] = add_pairs(code, features, sums[r], left, right)
                 else:
                     sums[r] = quads(code, features, sums[r], kind, left, right)
         for r, total in enumerate(sums):
@@ -257,6 +259,15 @@ def quads(
     unsigned, signed = (left, right) if kind == UNSIGNED else (right, left)
     name = f"llvm.x86.avx512.vpdpbusd.{width}"
     return by_width(code, name, width, WORDS, [total, unsigned, signed])
+
+
+def add_pairs(code: Code, features: frozenset[str], total: Any, x: Any, y: Any) -> Any:
+    """total + Σ of two products of signed halves."""
+    if features & VNNI:
+        width = 512 if "avx512vnni" in features else 256
+        name = f"llvm.x86.avx512.vpdpwssd.{width}"
+        return by_width(code, name, width, WORDS, [total, x, y])
+    return code.b.add(total, pairs(code, features, x, y))
 
 
 def pairs(code: Code, features: frozenset[str], x: Any, y: Any) -> Any:

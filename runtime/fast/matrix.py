@@ -20,7 +20,21 @@ from knapper.isa.sparse24 import KEPT, OF, shift
 from ..decode import ROW
 from . import accesses
 from .algebra import Algebra, Traced
-from .emit import FLOAT, FULL, HALF, I16, I32, I64, PTR, VOID, Code, Num, constant_vector, vector
+from .emit import (
+    FLOAT,
+    FULL,
+    HALF,
+    I8,
+    I16,
+    I32,
+    I64,
+    PTR,
+    VOID,
+    Code,
+    Num,
+    constant_vector,
+    vector,
+)
 from .moves import counter, mover
 from .trace import TraceWarp
 
@@ -42,6 +56,22 @@ def single(algebra: Algebra, half: Any, type: LaneType) -> Any:
     wide = code.shuffle(half, half, [i % n for i in range(32)])
     value = algebra.single(Traced(algebra, wide, type)).v
     return code.shuffle(value, value, range(n))
+
+
+def width_of(type: LaneType) -> int:
+    """Bytes of an element of systolic commands: bytes come in twos."""
+    return max(type.bits // 8, 2)
+
+
+def words(algebra: Algebra, raw: Any, type: LaneType) -> Any:
+    """A vector of elements as 32-bit words: fp32, or of two bytes each two halves."""
+    b, n = algebra.b, raw.type.count
+    if type.kind == "f":
+        return single(algebra, raw, type) if type.bits == 16 else raw
+    extend = b.sext if type.kind == "s" else b.zext
+    return b.bitcast(
+        extend(b.bitcast(raw, vector(I8, 2 * n)), vector(I16, 2 * n)), vector(FLOAT, n)
+    )
 
 
 def widen(m: TraceWarp, fragment: Any, type: LaneType) -> Any:

@@ -3,6 +3,7 @@
     systolic.product.f16(state, command, c)     64 rows of A at a time, widened (`patches.py`: or gathered) once for all units
       ├ systolic.pass.16(…)                         8 steps of k on 16 columns of C: 8 rows at a time, 8 multiply-adds a load and store
       └ systolic.step.16(…)                         one step: those that a push has left
+        systolic.pass.16.bytes(…) and step              the same on bytes, two to a step
 
 C in registers is just the matrix: rows of C follow each other over (register, lane). The weights of 8 steps stay in vector registers, an element
 of A is broadcast by the multiply-add itself.
@@ -15,19 +16,20 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from knapper.isa.lanes import LaneType
-from knapper.isa.modifiers import Element
+from knapper.isa.modifiers import Element, Pair
 
 from .algebra import Algebra
 from .emit import FLOAT, I1, I8, I16, I32, I64, PTR, VOID, Code, Num, Struct, vector
+from .integer_matrix import add_pairs
 from .kept import LISTED, ROWS
 from .layout import COMMAND, STATE
-from .matrix import quiet, single
+from .matrix import quiet, width_of, words
 from .patches import GATHER
 from .queues import CHUNK, GATHERED, PATCHES, weights
 
 PRODUCT = ir.FunctionType(VOID, [PTR, PTR, PTR])
 STREAM = ir.FunctionType(VOID, [PTR, I64, I32, I32, PTR, I64])
-"""stream(source, pitch, rows, elements, target, pitch): rows of elements as fp32; a multiple of 8 elements."""
+"""stream(source, pitch, rows, elements, target, pitch): rows of elements as words, fp32 or two S16; a multiple of 8 elements."""
 PASS = ir.FunctionType(VOID, [PTR, I64, PTR, I64, PTR, I64, PTR, I64, I32])
 """pass(sums, pitch, c, pitch, weights, pitch, a, pitch, rows): c = sums + a · weights."""
 STEPS = 8
@@ -37,7 +39,7 @@ BLOCK = 8
 Require = Callable[[str], None]
 
 
-def stream(element: Element, require: Require) -> str:
+def stream(element: Element | Pair, require: Require) -> str:
     """The unit that widens rows."""
     name = f"systolic.stream.{element.name.lower()}"
     require(name)
@@ -45,19 +47,19 @@ def stream(element: Element, require: Require) -> str:
 
 
 def emit_stream(algebra: Algebra, type: LaneType) -> None:
-    """Rows of elements as fp32, eight at a time."""
+    """Rows of elements as words, eight at a time."""
     code = algebra.code
     source, pitch, rows, elements, target, step = code.arguments
-    size = type.bits // 8
+    size = width_of(type)
     with code.each(code.of(rows)) as r, code.each(code.of(elements) >> 3) as block:
         place = code.at(code.at(source, r.wide() * code.of(pitch)), block.wide() * (8 * size))
-        raw = code.load(place, vector(I16 if type.bits == 16 else FLOAT, 8), 4)
-        wide = single(algebra, raw, type) if type.bits == 16 else raw
+        raw = code.load(place, vector(I16 if size == 2 else FLOAT, 8), 4)
+        wide = words(algebra, raw, type)
         code.store(wide, code.at(code.at(target, r.wide() * code.of(step)), block.wide() * 32), 32)
     code.b.ret_void()
 
 
-def emit_product(code: Code, element: Element, require: Require) -> None:
+def emit_product(code: Code, element: Element | Pair, require: Require) -> None:
     """C (+)= A · W, units and columns in strips as wide as a vector, k in steps of a pass."""
     state, command = (
         Struct(code, STATE, code.arguments[0]),
@@ -65,7 +67,8 @@ def emit_product(code: Code, element: Element, require: Require) -> None:
     )
     size = element.lane.bits // 8
     strip = 32 // size
-    passes, step = f"systolic.pass.{strip}", f"systolic.step.{strip}"
+    kind = ".bytes" * isinstance(element, Pair)
+    passes, step = f"systolic.pass.{strip}{kind}", f"systolic.step.{strip}{kind}"
     gather, widen = f"systolic.gather.{element.name.lower()}", stream(element, require)
     for name in (passes, step, gather):
         require(name)
@@ -126,10 +129,11 @@ def smaller(code: Code, x: Num, most: int) -> Num:
     return code.of(code.b.select((x < most).value, x.value, code.num(most).value))
 
 
-def emit_pass(code: Code, n: int, steps: int) -> None:
-    """Steps of k for a strip of n columns."""
+def emit_pass(code: Code, features: frozenset[str], n: int, steps: int, pairs: bool) -> None:
+    """Steps of k for a strip of n columns, in fp32 or on pairs of S16."""
     sums, stride, c, pitch, w, row, a, depth, rows = code.arguments
-    strip = vector(FLOAT, n)
+    element = I32 if pairs else FLOAT
+    strip = vector(element, n)
     right = [code.load(code.at(w, code.of(row) * k), strip, 4 * n) for k in range(steps)]
 
     def some(first: Num, count: int) -> None:
@@ -139,12 +143,16 @@ def emit_pass(code: Code, n: int, steps: int) -> None:
         left = [code.at(a, r * code.of(depth)) for r in at]
         for k in range(steps):
             for r in range(count):
-                one = code.splat(code.load(code.at(left[r], 4 * k), FLOAT, 4), n)
-                total[r] = code.intrinsic("llvm.fma", strip, [one, right[k], total[r]])
+                one = code.splat(code.load(code.at(left[r], 4 * k), element, 4), n)
+                if pairs:
+                    total[r] = add_pairs(code, features, total[r], one, right[k])
+                else:
+                    total[r] = code.intrinsic("llvm.fma", strip, [one, right[k], total[r]])
         places = [code.at(c, r * code.of(pitch)) for r in at]
         for value, place in zip(total, places, strict=True):
             code.store(value, place, 4)
-        quiet(code, total, places)
+        if not pairs:
+            quiet(code, total, places)
 
     whole_blocks = code.of(rows) // BLOCK
     with code.each(whole_blocks) as block:

@@ -20,7 +20,7 @@ from .algebra import Algebra
 from .descriptors import descriptor
 from .emit import FLOAT, I16, I32, I64, PTR, VOID, Code, Num, Struct, vector
 from .layout import COMMAND, STATE
-from .matrix import single
+from .matrix import width_of, words
 
 GATHER = ir.FunctionType(VOID, [PTR, PTR, I64, I32, PTR])
 """gather(state, command, first, rows, target): rows of A from the command's `first`-th on."""
@@ -167,8 +167,8 @@ def emit_gather(algebra: Algebra, type: LaneType) -> None:
 
 
 def turn(algebra: Algebra, type: LaneType, word: Any, target: Any, banks: Num) -> None:
-    """A word as rows of fp32, [w, banks]."""
-    code, size = algebra.code, type.bits // 8
+    """A word as rows of 32-bit words, [w, banks]."""
+    code, size = algebra.code, width_of(type)
     element = I16 if size == 2 else FLOAT
     pitch = (banks * 4).wide()
     with code.each(banks // BANKS) as part:
@@ -178,5 +178,4 @@ def turn(algebra: Algebra, type: LaneType, word: Any, target: Any, banks: Num) -
         out = code.at(target, part.wide() * (4 * BANKS))
         for e in range(VECTOR):
             one = code.shuffle(rows, rows, range(BANKS * e, BANKS * (e + 1)))
-            wide = single(algebra, one, type) if size == 2 else one
-            code.store(wide, code.at(out, pitch * e), 32)
+            code.store(words(algebra, one, type), code.at(out, pitch * e), 32)

@@ -68,7 +68,7 @@ def ldb(m: TraceWarp, i: SMA_LDB) -> None:
     address = origin(m, i)
     with joining(m) as (queue, command):
         pitch = m.record.get("slot", m.variant.slots["pitch"])
-        put(command, kind=LDB, type=i.type, units=i.units, first=address, pitch=pitch)
+        put(command, kind=LDB, type=i.type.number, units=i.units, first=address, pitch=pitch)
         send(m, queue, command)
 
 
@@ -85,7 +85,7 @@ def lsma(m: TraceWarp, i: LSMA) -> None:
     address = origin(m, i)
     with joining(m) as (queue, command):
         put(
-            command, kind=PRODUCTS, type=i.type, units=i.units, m=i.m, first=address, c=c,
+            command, kind=PRODUCTS, type=i.type.number, units=i.units, m=i.m, first=address, c=c,
             fresh=int(i.start is Start.SET), space=i.space, pitch=m.record.get("slot", m.variant.slots["pitch"]),
             steps=m.state.array_rows,
         )  # fmt: skip

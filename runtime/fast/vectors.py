@@ -122,7 +122,7 @@ def push(m: TraceWarp, i: IM2COL_PUSH) -> None:
         outside = (first.wide() + rows.wide() > d.get("rows")) | (rows > MOST)
         refuse(code, state, outside, Broken.PUSH, first)
         put(
-            command, kind=PATCHES, type=i.type, units=i.units, m=rows, first=first, c=c, cd=cd, tap=tap,
+            command, kind=PATCHES, type=i.type.number, units=i.units, m=rows, first=first, c=c, cd=cd, tap=tap,
             fresh=int(i.start is Start.SET), space=Space.ACC, steps=steps(m, d, block, s),
         )  # fmt: skip
         if m.checked:

@@ -71,7 +71,10 @@ ROWS: dict[str, Callable[[Any, Machine], Work]] = {
     "SMA.LDB": _load,
     "SMA.SWAP": _swap,
     "LSMA": _stream,
+    "ISMA.LDB": _load,
+    "ILSMA": _stream,
     "IM2COL.PUSH": lambda i, machine: (STREAM, 0),  # by its rows: `streams`
+    "IM2COL.IPUSH": lambda i, machine: (STREAM, 0),
     "GATHK.PUSH": lambda i, machine: (STREAM, 0),
     "FILL.DUP": _transfer,
     "DMA.LD": _transfer,
@@ -79,7 +82,7 @@ ROWS: dict[str, Callable[[Any, Machine], Work]] = {
     "SMA.WAIT": lambda i, machine: (WAIT, int(i.n)),
 }
 """Instructions that are more than work for a unit, by mnemonic."""
-ASYNCHRONOUS = ("SMA.LDB", "SMA.SWAP", "LSMA")
+ASYNCHRONOUS = ("SMA.LDB", "SMA.SWAP", "LSMA", "ISMA.LDB", "ILSMA")
 """Commands whose results nobody waits for by register: the scoreboard sees only what they read."""
 
 

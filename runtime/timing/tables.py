@@ -26,6 +26,7 @@ from knapper.isa.core import READ, SYSTOLIC, Guard, Instr, Pred, Reg, Src, UReg
 from knapper.isa.instructions import IM2COL_PUSH, MODE
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
+from knapper.isa.modifiers import Pair
 from knapper.isa.program import Kernel
 from knapper.isa.verify import modes
 
@@ -392,10 +393,12 @@ class Costs:
             return 0.0
         pc = int(macs.argmax())
         op = self.ops[s.spans[name]][pc]
-        ticks = outer.dense(s.instrs[s.variant[s.spans[name]][pc]], machine)[1] or op["occupy"]
+        instr: Any = s.instrs[s.variant[s.spans[name]][pc]]
+        ticks = outer.dense(instr, machine)[1] or op["occupy"]
         a_cycle = macs[pc] / (ticks / TICK) * (machine.subcores if op["spread"] else 1)
         if op["kind"] == STREAM:
-            a_cycle = machine.systolic_units * machine.array_rows * machine.array_columns
+            pairs = 2 if isinstance(instr.type, Pair) else 1
+            a_cycle = pairs * machine.systolic_units * machine.array_rows * machine.array_columns
         return float(2 * a_cycle * machine.sms * machine.clock_hz)
 
     @cached_property
