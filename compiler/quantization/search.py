@@ -55,7 +55,7 @@ def best(x: Array, values: Array, bounds: Bounds = FREE) -> tuple[Array, Array]:
 def _best(x: Array, values: Array, tried: Array) -> tuple[Array, Array]:
     top = np.abs(x).max(1).astype(np.float64) if x.size else np.zeros(len(x))
     unit = np.where(top > 0, top, 1.0)
-    even = np.array_equal(values, np.arange(values[0], values[-1] + 1))
+    even = bool((np.diff(values) == 1).all())
     losses_of = _rounded if even and x.shape[1] < 4 * len(values) else _losses
     losses = losses_of(x / unit[:, None], values, tried / values[-1])
     k = losses.argmin(1)
