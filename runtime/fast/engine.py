@@ -94,6 +94,10 @@ class FastEngine:
         self.code: dict[str, NDArray[Any]] = {}
         self.systolic: dict[str, bool] = {}
         """Which kernels have systolic commands."""
+        self.stores: dict[str, bool] = {}
+        """Which kernels store to shared memory."""
+        self.banks: dict[str, bool] = {}
+        """Which kernels use the banks of an accumulation buffer."""
         self.run = self._link(notice)
         self.scratch = [Scratch() for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads, "knapper")
@@ -120,6 +124,8 @@ class FastEngine:
                 found[END],
             )  # whoever runs off the end meets this one
             self.code[kernel], self.systolic[kernel] = records, queues.concerns(records)
+            self.stores[kernel] = queues.stores(records)
+            self.banks[kernel] = bool((records["kind"] == SPWMMA.opcode).any())
         return RUN(found[entry])
 
     def launch(
@@ -166,7 +172,7 @@ class FastEngine:
 
     def collector(self, kernel: Kernel) -> tuple[int, int]:
         """The function that counts the cycles of the accumulation buffer's banks, and its window; 0 if the kernel has no use for them."""
-        if not np.isin(self.code[kernel.name]["kind"], SPWMMA.opcode).any():
+        if not self.banks[kernel.name]:
             return 0, 0
         from ..timing.banks import address  # loads numba
 
@@ -270,7 +276,7 @@ class Setup:
         s["epoch"], s["stop"], s["limit"] = engine.epoch, engine.stop.ctypes.data, self.limit
         for axis, n, size in zip("xyz", launch.grid, kernel.block, strict=True):
             s[f"nctaid_{axis}"], s[f"ntid_{axis}"] = n, size
-        s["shared_stores"] = kernel.shared_bytes * queues.stores(self.records)
+        s["shared_stores"] = kernel.shared_bytes * engine.stores[kernel.name]
         s["bank_cycles"], s["collector_window"] = engine.collector(kernel)
         if engine.checked:
             self.shadows(warps, rows)
