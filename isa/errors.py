@@ -83,6 +83,7 @@ CODES: dict[str, str] = {
     "E616": "A systolic command by a part of a warp, or more of them pending than a queue holds.",
     "E617": "The recorded paths of a launch never end: its warps wait for others for ever.",
     "E618": "A descriptor of a convolution contradicts itself, or a command asks for what its descriptor has not.",
+    "E619": "A product of systolic units on floats finds weights that were loaded as bytes, or the other way round.",
     # 7xx how knapper was called: the inputs of a run
     "E720": "An input is missing, or the network has none of that name.",
     "E721": "An input has another shape than the network expects.",

@@ -18,7 +18,7 @@ array's edge, so a pass continues the chain, and two passes of eight give the bi
 **Integers.** ISMA.LDB and ILSMA work on bytes, two to an element: A[m, 8] and W[8, 16 u] are of elements of 16 bits as above, each of them two
 steps of k, the low byte the first. A processing element adds both products, so that a unit does twice the multiply-accumulates in the same
 time, on operands of the same size: assumed, as are bytes in these arrays at all. Sums are S32, exact modulo 2^32. Bytes of A and of W are signed
-or unsigned, each as its command says.
+or unsigned, each as its command says. A product on bytes with weights that are floats is a fault, and the other way round.
 
 **Commands are asynchronous.** `SMA.LDB`, `SMA.SWAP` and `LSMA` join the warp's queue; `SMA.COMMIT` makes those since the last one a group, which the
 controller takes as one transaction; `SMA.WAIT n` waits until at most n groups of the warp are pending. Until then nobody may count on

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import Instr
 from knapper.isa.instructions import LSMA, SMA_LDB
+from knapper.isa.modifiers import Pair
 from knapper.isa.systolic import WORD, Array
 
 from .faults import READS, Kind, Trap, access
@@ -29,6 +31,13 @@ def in_bounds(address: int, rows: int, pitch: int, size: int, limit: int) -> Non
         raise Trap(Kind.MISALIGNED, value=address, aux=access("shared", WORD, READS))
     if (last := address + (rows - 1) * pitch) + size > limit:
         raise Trap(Kind.OUTSIDE, value=last, aux=access("shared", size, READS))
+
+
+def same_kind(pairs: NDArray[np.bool_], active: NDArray[np.intp], i: Any) -> None:
+    """Trap unless a product's units hold weights of its kind, floats or bytes. pairs: [2, units], which hold bytes."""
+    for u in range(int(i.units)):
+        if (held := bool(pairs[active[u], u])) != isinstance(i.type, Pair):
+            raise Trap(Kind.OTHER_WEIGHTS, value=u, aux=int(held))
 
 
 @dataclass

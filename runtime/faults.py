@@ -60,6 +60,7 @@ class Kind(enum.IntEnum):
     ASYNC_DESCRIPTOR = 32
     DESCRIPTOR_RACE = 33
     WARP_SPLIT = 34
+    OTHER_WEIGHTS = 35
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,13 @@ FAULTS: Mapping[Kind, Text] = {
     Kind.UNWRITTEN_WEIGHTS: Text(
         "E606",
         lambda t: f"weights of unit {t.value} are used, where no SMA.LDB and SMA.SWAP put any",
+    ),
+    Kind.OTHER_WEIGHTS: Text(
+        "E619",
+        lambda t: (
+            f"unit {t.value} holds weights of {('floats', 'bytes')[t.aux]}, the product is one of {('bytes', 'floats')[t.aux]}"
+        ),
+        "SMA.LDB loads for LSMA and pushes of floats, ISMA.LDB for ILSMA and pushes of bytes",
     ),
 }
 

@@ -35,11 +35,11 @@ from knapper.isa.instructions import (
     SMA_SWAP,
 )
 from knapper.isa.lanes import LANES
-from knapper.isa.modifiers import Space, Start
+from knapper.isa.modifiers import Pair, Space, Start
 from knapper.isa.systolic import QUEUE, WORD, Array, multiplied, words
 from knapper.isa.vector_memory import DESCRIPTORS, Broken, ConvDesc
 
-from .commands import Brought, extent, in_bounds
+from .commands import Brought, extent, in_bounds, same_kind
 from .faults import READS, TOLD, WRITES, Kind, Trap, access
 from .vector_memory import (
     NOTHING,
@@ -92,7 +92,7 @@ class Arrays:
     def __post_init__(self) -> None:
         units, words = self.shape.units, self.shape.accumulators
         self.weights = np.zeros((2, units, self.shape.rows, self.shape.columns), np.uint32)
-        self.loaded = np.zeros((2, units), np.bool_)
+        self.loaded, self.pairs = (np.zeros((2, units), np.bool_) for _ in range(2))
         self.active = np.zeros(units, np.intp)
         self.accumulators = np.zeros(WORD * words, np.uint8)
         self.written = np.zeros(WORD * words, np.bool_)
@@ -445,10 +445,12 @@ class Queue:
             shadow = 1 - self.arrays.active[u]
             self.arrays.weights[shadow, u, :, :columns] = b[:, columns * u :][:, :columns]
             self.arrays.loaded[shadow, u] = True
+            self.arrays.pairs[shadow, u] = isinstance(i.type, Pair)
 
     def multiply(self, sent: Sent, i: LSMA | IM2COL_PUSH) -> None:
         rows, columns = self.shape_of(sent)
         w = np.concatenate([*self.weights(i)], axis=1)
+        same_kind(self.arrays.pairs, self.arrays.active, i)
         a = words(self.operand(sent, i.type.lane.dtype), i.type)
         c = np.zeros((rows, columns), np.uint32)
         if i.start is Start.ADD:

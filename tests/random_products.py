@@ -5,6 +5,8 @@ words of accumulator memory   0 … 1023 systolic commands | 1024, 2048 a tile o
 
 from __future__ import annotations
 
+from typing import Any
+
 from random_operands import CALM, FREE, MINE, SCALAR, SHARED, THREADS, Operands
 
 from knapper.isa import instructions as i
@@ -17,6 +19,7 @@ from knapper.isa.modifiers import (
     IntType,
     Logic,
     Mode,
+    Pair,
     Space,
     Start,
 )
@@ -68,17 +71,20 @@ class Products(Operands):
         self.mark(end)
 
     def group(self) -> None:
-        """Weights, and products with them; sometimes of another type than they were loaded as."""
-        type, units = self.rng.choice(list(Element)), Extent(self.rng.randrange(1, 4))
+        """Weights, and products with them; sometimes of another type than they were loaded as, of floats or of bytes."""
+        pairs = self.rng.random() < 0.4
+        load, product = (i.ISMA_LDB, i.ILSMA) if pairs else (i.SMA_LDB, i.LSMA)
+        types: list[Any] = list(Pair if pairs else Element)
+        type, units = self.rng.choice(types), Extent(self.rng.randrange(1, 4))
         place = (
             MINE,
             Signed(self.rng.choice([0, 4, 64])),
             Unsigned(self.rng.choice([0, 32, 36, 96])),
         )
-        self.emit(i.SMA_LDB(type, units, *place))
+        self.emit(load(type, units, *place))
         self.emit(i.SMA_SWAP(units))
         for _ in range(self.rng.randrange(1, 3)):
-            type = self.rng.choice([type, type, *Element])
+            type = self.rng.choice([type, type, *types])
             space, start = self.rng.choice(list(Space)), self.rng.choice(list(Start))
             u = Extent(self.rng.randrange(1, units + 1))
             columns = u * (8 if type is Element.F32 else 16)
@@ -90,7 +96,7 @@ class Products(Operands):
             )
             c = c or Src.of(self.reg(-(-m * columns // 32)))
             pitch = Unsigned(self.rng.choice([0, 4, 16] if m <= 48 else [0, 4]))
-            self.emit(i.LSMA(type, start, space, c, u, Extent(m), MINE, place[1], pitch))
+            self.emit(product(type, start, space, c, u, Extent(m), MINE, place[1], pitch))
         self.emit(i.SMA_COMMIT())
 
     # --- products of condensed vectors

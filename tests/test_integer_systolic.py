@@ -18,6 +18,9 @@ from systolic_programs import (
     begin,
     both,
     end,
+    ldb,
+    lsma,
+    run,
     swap,
     systolic,
     wait,
@@ -26,6 +29,7 @@ from vector_programs import FILTER, WEIGHTS
 
 from knapper.isa import instructions as i
 from knapper.isa.core import Extent, Instr, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.errors import KnapperError
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Element, Pair, Space, Start
 from knapper.isa.program import BASE
@@ -117,6 +121,24 @@ def test_a_command_on_bytes_costs_what_it_does_on_halves_but_for_the_multipliers
     assert ours == theirs
     assert str(integers) == "ILSMA.S8.ADD.REG R8, 3, 64, [URZ+0], 16"
     assert Instr.decode(integers.encode()) == integers
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_weights_are_of_the_products_kind(engine: str, checked: bool) -> None:
+    bytes_ = [i.ISMA_LDB(Pair.S8, Extent(2), URZ, Signed(B), Unsigned(64)), swap(2)]
+    floats = [ldb(Element.BF16, 2), swap(2)]
+    sums = i.ILSMA(Pair.U8, Start.SET, Space.REG, Src.of(Reg(8)), Extent(2), Extent(3), URZ, Signed(A), Unsigned(16))  # fmt: skip
+    again = [*floats, i.ISMA_LDB(Pair.U8, Extent(1), URZ, Signed(B), Unsigned(64)), swap(1)]
+    for code, told in (
+        ([*bytes_, lsma(Element.F16, 8, 1)], "unit 0 holds weights of bytes, the product is one of floats"),
+        ([*floats, sums], "unit 0 holds weights of floats, the product is one of bytes"),
+        ([*again, sums], "unit 1 holds weights of floats, the product is one of bytes"),
+    ):  # fmt: skip
+        with pytest.raises(KnapperError, match=f"E619.*{told}"):
+            run(
+                [*begin(), *systolic([*code, COMMIT, wait()]), EXIT], engine=engine, checked=checked
+            )
 
 
 # --- vector memory: an image of bytes is one of pairs of channels ------------------------------------------------------------------

@@ -172,10 +172,29 @@ class Drain:
                     name, STREAM, place, command.pitch.wide().value, state.array_rows.value,
                     columns.value, target, pitch,
                 )  # fmt: skip
+        units, flipped = self.units(command), self.arrays.flipped
+        sets = (units & ~flipped) << UNITS | units & flipped
+        with code.either(self.of_bytes(command)) as (pairs, floats):
+            with pairs:
+                self.arrays.pairs = self.arrays.pairs | sets
+            with floats:
+                self.arrays.pairs = self.arrays.pairs & ~sets
         if self.checked:
-            units, flipped = self.units(command), self.arrays.flipped
-            self.arrays.loaded = self.arrays.loaded | (units & ~flipped) << UNITS | units & flipped
+            self.arrays.loaded = self.arrays.loaded | sets
             self.shadow.x = self.shadow.x | units
+
+    def of_bytes(self, command: Struct) -> Num:
+        """Whether a command works on bytes."""
+        return ~(command.type < len(Element))
+
+    def same_kind(self, command: Struct) -> None:
+        """A product's units hold weights of its kind."""
+        code, flipped, pairs = self.code, self.arrays.flipped, self.arrays.pairs
+        held = (pairs & ~flipped) | (pairs >> UNITS & flipped)
+        mine = self.of_bytes(command).flag()
+        other = self.units(command) & (held ^ (code.num(0) - mine))
+        with code.when(other != 0, likely=False):
+            fault(code, self.state, Kind.OTHER_WEIGHTS, 0, other.lowest(), mine ^ 1)
 
     def swap(self, command: Struct) -> None:
         """SMA.SWAP."""
@@ -191,6 +210,8 @@ class Drain:
         code, state = self.code, self.state
         if self.checked:
             self.use(command)
+        self.same_kind(command)
+        if self.checked:
             self.look("operands", command)
             self.sums(command)
         base, start = (
