@@ -57,29 +57,32 @@ def test_simd_lanes_convolve_bytes(name: str, cache: Path) -> None:
     check(integers(**CONVS[name]), "ffma", cache, count=1)
 
 
-@pytest.mark.parametrize("name", [n for n, how in CONVS.items() if how.get("known", True)])
+@pytest.mark.parametrize("name", CONVS)
 def test_tensor_core_convolves_bytes(name: str, cache: Path) -> None:
     check(integers(**CONVS[name]), "imma", cache, count=4)
 
 
-@pytest.mark.parametrize(
-    "name", ["known", "B transposed, batch", "rows folded", "vector by vector"]
-)
+@pytest.mark.parametrize("name", [n for n in MATMULS if n != "odd everything"])
 @pytest.mark.parametrize("types", [("u8", "u8"), ("i8", "u8")])
 def test_tensor_core_multiplies_bytes(name: str, types: tuple[str, str], cache: Path) -> None:
     check(matmul_of(**{**MATMULS[name], "types": types}), "imma", cache, count=3)
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("how", "why"),
     [
-        ("plain", "B is not known and lies row by row"),
-        ("both transposed", "A lies transposed"),
+        (
+            MATMULS["odd everything"],
+            "B is not known and lies row by row, and its rows are no words",
+        ),
+        ({"a": (40, 33), "b": (24, 40), "trans_a": True, "trans_b": True}, "A lies transposed"),
+        ({"a": (4, 4), "b": (4, 4), "types": ("i16", "i16")}, "operands are i16 and i16"),
     ],
 )
-def test_what_the_tensor_core_does_not_take(name: str, why: str) -> None:
-    graph, _ = matmul_of(**MATMULS[name])
+def test_what_the_tensor_core_does_not_take(how: dict[str, Any], why: str) -> None:
+    graph, _ = matmul_of(**how)
     assert why in str(GENERATORS["imma"].serves(group_of(graph), MACHINE))
+    assert GENERATORS["ffma"].serves(group_of(graph), MACHINE) is None
 
 
 @settings(max_examples=15)
@@ -103,10 +106,13 @@ def test_any_product_of_bytes(cache: Path, data: Any) -> None:
     size, types = st.integers(1, 70), st.sampled_from(["u8", "i8"])
     m, k, n = data.draw(size), data.draw(size), data.draw(size)
     a, b = data.draw(types), data.draw(types)
+    ta, tb = data.draw(st.booleans()), data.draw(st.booleans())
     if data.draw(st.booleans()):
         case = matmul_of((m, k), (k, n), types=(a, b), known=True)
     else:
-        case = matmul_of((2, m, k), (2, n, k), types=(a, b), trans_b=True)
+        m, n = (4 * m if ta else m), (n if tb else 4 * n)
+        left, right = ((2, k, m) if ta else (2, m, k)), ((2, n, k) if tb else (2, k, n))
+        case = matmul_of(left, right, types=(a, b), trans_a=ta, trans_b=tb)
     check(case, "imma", cache, count=2)
 
 
@@ -115,6 +121,7 @@ def test_any_product_of_bytes(cache: Path, data: Any) -> None:
     [
         ("imma", integers(**CONVS["ragged groups"])),
         ("imma", matmul_of((2, 17, 33), (2, 18, 33), trans_b=True)),
+        ("imma", matmul_of((2, 33, 24), (2, 33, 20), trans_a=True)),
         ("direct", integers(**DEPTHWISE["with stride, batch"])),
         ("ffma", matmul_of(**MATMULS["odd everything"])),
     ],

@@ -70,7 +70,7 @@ def fragments(
     row, col = add(b, row, umul(b, r, 16)), add(b, col, umul(b, c, across))
     first = warp if down == rows or side == 1 else umul(b, c, rows, r)
     place = add(b, place, umul(b, first, FRAGMENT))
-    last_r, last_c = _short(b, rows, down, r), _short(b, cols, side, c)
+    last_r, last_c = short(b, rows, down, r), short(b, cols, side, c)
     moves = []
     for j in range(0, cols, side):
         for i in range(0, rows, down):
@@ -82,7 +82,7 @@ def fragments(
     return Geometry(v, tuple(moves), row, col, place)
 
 
-def _short(b: KernelBuilder, count: int, at_once: int, number: Number) -> VPred | None:
+def short(b: KernelBuilder, count: int, at_once: int, number: Number) -> VPred | None:
     """Of warps that take `at_once` at a time those that have one left in the last turn, if not all have."""
     if count % at_once == 0 or isinstance(number, int):
         return None

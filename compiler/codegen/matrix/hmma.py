@@ -247,8 +247,13 @@ class Fragmented(TiledKernel[F]):
         return VECTOR // self.t.element
 
     @property
+    def turns_a(self) -> bool:
+        """Whether A's fragments are transposed as they are read from shared memory, …"""
+        return self.p.trans_a
+
+    @property
     def turns_b(self) -> bool:
-        """Whether B's fragments are transposed as they are read from shared memory."""
+        """… and B's."""
         return self.p.trans_b
 
     def packed_weights(self, padded: Array) -> Array:
@@ -355,7 +360,7 @@ class Fragmented(TiledKernel[F]):
 
     def left(self, kk: int, f: int) -> VReg:
         """Fragment f of A at step kk of the tile."""
-        return self.fragment(self.read_a, self.p.trans_a, kk, f, self.stride_a, self.t.bm)
+        return self.fragment(self.read_a, self.turns_a, kk, f, self.stride_a, self.t.bm)
 
     def fragment(
         self, base: VUReg, transposed: bool, kk: int, f: int, stride: int, width: int,

@@ -1,7 +1,7 @@
 """Products of bytes on the Tensor Core: i8 and u8 in any pair, exact sums in i32, 16×16×32 at a time.
 
 All is as in `hmma`, for two bytes are as long as an f16: a fragment is 16 rows of 32 bytes. What differs is B, of which IMMA wants columns as
-rows. Weights known at compile time are packed so; another B must lie transposed in memory, as keys of an attention do.
+rows. Weights known at compile time are packed so, keys of an attention lie so in memory; another B is turned on its way into shared memory.
 
 Weights whose values a format of four bits holds are stored as its codes, and IMMA decodes them: half the bytes.
 
@@ -13,7 +13,7 @@ Weights whose values a format of four bits holds are stored as its codes, and IM
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,9 +29,10 @@ from ... import narrow
 from ...ir import Array
 from ..builder import VReg
 from ..generator import Group, register
-from . import blocks, cost
+from . import blocks, cost, turned
 from .engine import TiledEngine
 from .hmma import Fragmented, Fragments, step, tilings
+from .pipeline import Tile
 from .product import BYTES, Product
 from .requantize import conversions
 
@@ -58,7 +59,7 @@ class Bytes(Fragments):
 class Whole(Fragmented[Bytes]):
     """One launch being emitted."""
 
-    turns_b = False
+    turns_a = turns_b = False
 
     def __init__(self, group: Group, t: Bytes, way: str, machine: Machine) -> None:
         super().__init__(group, t, way, machine)
@@ -67,6 +68,25 @@ class Whole(Fragmented[Bytes]):
     @property
     def stored(self) -> str:
         return self.p.b_type.dtype
+
+    def tile_a(self, start: int) -> tuple[Tile, int]:
+        if not self.p.trans_a:
+            return super().tile_a(start)
+        self.stride_a = 1
+        return self._turned(start, self.t.bm, self.block.a_access)
+
+    def tile_b(self, start: int) -> tuple[Tile, int] | None:
+        if self.block.packed or self.p.trans_b:
+            return super().tile_b(start)
+        self.stride_b = 1
+        return self._turned(start, self.t.bn, self.block.b_access)
+
+    def _turned(self, start: int, size: int, reach: Any) -> tuple[Tile, int]:
+        """A tile of `size` rows whose k runs down in memory."""
+        t = self.t
+        loads, stores = turned.geometry(self.b, size // 16, t.kk, t.count, self.warp)
+        tile = Tile(reach(self.b, loads), stores, start, t.element, turn=turned.turned)
+        return tile, start + size * t.bk
 
     def packed_weights(self, padded: Array) -> Array:
         """[z, k, n, lane, 16 or 8 bytes]"""
@@ -93,6 +113,11 @@ def coded(weights: Array, name: str) -> Array:
     return codes[:, ::2] | codes[:, 1::2] << 4
 
 
+def across(group: Group, p: Product) -> bool:
+    """Whether B's k runs down the rows in memory when the kernel loads it."""
+    return not p.trans_b and not blocks.packs(group, p)
+
+
 class Imma(TiledEngine[Bytes]):
     """The generator."""
 
@@ -104,10 +129,10 @@ class Imma(TiledEngine[Bytes]):
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
         if not {p.a_type.dtype, p.b_type.dtype} <= BYTES:
             return f"operands are {p.a_type.dtype} and {p.b_type.dtype}, IMMA takes i8 and u8"
-        if p.trans_a:
-            return "A lies transposed, IMMA takes it row by row"
-        if not blocks.packs(group, p) and not p.trans_b:
-            return "B is not known and lies row by row, IMMA takes it column by column"
+        if p.trans_a and blocks.vector_a(p, turned.FOUR) < turned.FOUR:
+            return "A lies transposed, and its rows are no words"
+        if across(group, p) and blocks.vector_b(p, turned.FOUR) < turned.FOUR:
+            return "B is not known and lies row by row, and its rows are no words"
         return None
 
     def tilings(self, group: Group, p: Product, machine: Machine) -> Iterable[Bytes]:
@@ -123,6 +148,9 @@ class Imma(TiledEngine[Bytes]):
 
     def cycles(self, group: Group, p: Product, t: Bytes, way: str, machine: Machine) -> float:
         each, known = step(p, t, blocks.packs(group, p), way), p.b in group.constants
+        bytes_ = t.bm * p.trans_a + t.bn * across(group, p)
+        turns = bytes_ // 16 * t.kk // t.count * turned.OPERATIONS
+        each = replace(each, others=each.others + turns)
         return cost.tiled(each, p, t, len(group.nodes), known, machine, conversions(group, p))
 
 

@@ -22,14 +22,14 @@ from knapper.isa.modifiers import Cmp, Logic
 from ..builder import PT, KernelBuilder, VReg, VUReg
 from .access import WIDTHS, Walk, several
 from .code import Number, uadd, ucompare, umov, uxor
-from .geometry import Geometry
+from .geometry import Geometry, Move
 
 
 @dataclass(frozen=True)
 class Tile:
     """One operand's tile in shared memory: how it is read from global memory, who carries it, where it begins in a buffer.
 
-    `element` is the bytes of an element in shared memory; `convert` makes stored registers of loaded ones.
+    `element` is the bytes of an element in shared memory; `convert` makes stored registers of loaded ones, `turn` all of them together.
     """
 
     access: Any
@@ -37,6 +37,7 @@ class Tile:
     start: int
     element: int
     convert: Callable[[KernelBuilder, VReg], VReg] | None = None
+    turn: Callable[[KernelBuilder, Sequence[Move], list[VReg]], list[VReg]] | None = None
 
 
 @dataclass
@@ -228,7 +229,8 @@ def _store(
     b: KernelBuilder, tiles: list[Tile], fetched: list[list[VReg]], buffers: Buffers
 ) -> None:
     for t, registers in zip(tiles, fetched, strict=True):
-        for m, r in zip(t.geometry.moves, registers, strict=True):
+        ready = t.turn(b, t.geometry.moves, registers) if t.turn else registers
+        for m, r in zip(t.geometry.moves, ready, strict=True):
             with b.under(m.guard or PT):
                 stored = t.convert(b, r) if t.convert else r
                 b.emit(
