@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from knapper.compiler.ir import OPS
-from knapper.compiler.quantization import aquant, squant
+from knapper.compiler.ir import OPS, Graph, Node, Type, evaluate
+from knapper.compiler.passes.aquant import AQuant, observe
+from knapper.compiler.passes.quantize import Quantize
+from knapper.compiler.quantization import aquant, borders, squant
 from knapper.compiler.quantization.aquant import Grid, Learned, Options, Rounding, Task
+from knapper.compiler.quantization.layers import products
 from knapper.compiler.quantization.ranges import choose
+from knapper.compiler.quantization.simulate import Simulation, convolve
 from knapper.compiler.quantization.statistics import Statistics
+from knapper.isa.errors import PassError
 from knapper.isa.formats import FORMATS
 
 Array = NDArray[Any]
@@ -126,3 +132,83 @@ def test_groups_and_padding() -> None:
     assert not real[~inside].any()
     expected = np.concatenate([real[:, g * 3 : g * 3 + 3].reshape(9, -1) @ w[g * 2 : g * 2 + 2].reshape(2, -1).T for g in (0, 1)], 1)  # fmt: skip
     assert task.product(real, task.matrix) == pytest.approx(expected, abs=1e-5)
+
+
+def network() -> Graph:
+    """Two convolutions, of which the second looks beyond edges, and a matrix behind Relus."""
+    rng = np.random.default_rng(5)
+    w = {"w1": (6, 2, 3, 3), "w2": (8, 6, 3, 3), "w3": (32, 5)}
+    constants = {n: rng.normal(0, 0.4 if n != "w3" else 0.2, s).astype(np.float32) for n, s in w.items()}  # fmt: skip
+    nodes = [
+        Node("Conv", ("x", "w1"), ("c1",), (Type("f32", (1, 6, 6, 6)),), {"pads": (1, 1, 1, 1)}, "c1"),
+        Node("Relu", ("c1",), ("r1",), (Type("f32", (1, 6, 6, 6)),)),
+        Node("Conv", ("r1", "w2"), ("c2",), (Type("f32", (1, 8, 2, 2)),), {"strides": (3, 3), "pads": (1, 1, 0, 0)}, "c2"),
+        Node("Relu", ("c2",), ("r2",), (Type("f32", (1, 8, 2, 2)),)),
+        Node("Reshape", ("r2",), ("flat",), (Type("f32", (1, 32)),), {"shape": (1, 32)}),
+        Node("MatMul", ("flat", "w3"), ("y",), (Type("f32", (1, 5)),), {}, "fc"),
+    ]  # fmt: skip
+    return Graph("net", {"x": Type("f32", (1, 2, 6, 6))}, {"y": "y"}, tuple(nodes), constants).verify()  # fmt: skip
+
+
+def samples(n: int, seed: int) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.normal(size=(1, 2, 6, 6)).astype(np.float32)} for _ in range(n)]
+
+
+def off(g: Graph, rounded: Graph) -> float:
+    """Mean squared error of the outputs on samples that nobody has learned from."""
+    fresh = samples(100, 9)
+    a, b = (np.stack([y["y"] for y in Simulation(x, fresh).run()]) for x in (g, rounded))
+    return float(np.square(a - b).mean())
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_network_with_borders_errs_less(weights: bool, tmp_path: Path) -> None:
+    g = network()
+    file = tmp_path / "x.npz"
+    np.savez(file, x=np.concatenate([b["x"] for b in samples(160, 3)]))
+    recipe = {"weights": "i3", "activations": "u3", "between": "float"}
+    nearest = Quantize(observed=observe(g, samples(160, 3), ["x", "r1", "flat"]), **recipe).run(g)
+    p = AQuant(data=str(file), learn_weights=weights, steps=100, rate=2e-2, **recipe)
+    made = p.run(g).verify()
+    bordered = [n for n in made.nodes if n.op == "QuantizeLinear" and len(n.inputs) == 4]
+    assert bordered
+    assert off(g, made) < (0.92 if weights else 0.97) * off(g, nearest)
+    inputs = samples(1, 4)[0]
+    exact, simulated = evaluate(made, inputs)["y"], Simulation(made, [inputs]).run()[0]["y"]
+    assert exact == pytest.approx(simulated, abs=0.2 * float(np.abs(exact).max()))
+    assert p.run(g) == made  # the same seed, the same borders
+    axes = {n.inputs[0]: n.attr("axis") for n in bordered}
+    assert all(axis == (-1 if v == "flat" else 1) for v, axis in axes.items())
+
+
+def test_windows_are_what_convolutions_see() -> None:
+    """Of sampled places, the product of windows and weights is the convolution's result there."""
+    g = network()
+    conv = g.nodes[2]
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 6)).astype(np.float32)
+    (p,) = (p for p in products(g) if p.node is conv)
+    pair = borders.Pair(p, conv)
+    y = borders._outputs(p, convolve(conv, x, g.constants["w2"]))
+    at = np.arange(len(y))
+    seen = borders._windows(pair, x, at)
+    assert seen.reshape(len(at), -1) @ g.constants["w2"].reshape(8, -1).T == pytest.approx(
+        y, abs=1e-4
+    )
+    inside = borders._inside(pair, x, at)
+    assert not seen[~inside].any()
+    assert inside.mean() < 1
+
+
+@pytest.mark.parametrize("what", ["no file", "no array", "shape", "text", "empty"])
+def test_samples_that_do_not_fit(what: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.npz"
+    if what == "text":
+        file.write_text("samples")
+    elif what != "no file":
+        shape = {"shape": (4, 2, 6, 7), "empty": (0, 2, 6, 6)}.get(what, (4, 2, 6, 6))
+        np.savez(file, **{"y" if what == "no array" else "x": np.zeros(shape, np.float32)})
+    with pytest.raises(PassError, match="E306"):
+        AQuant(data=str(file)).run(network())
+    with pytest.raises(PassError, match="no samples to learn from"):
+        AQuant().run(network())

@@ -1,0 +1,114 @@
+"""Quantization with learned borders: `quantize`, then AQuant (`quantization/aquant.py`) on samples of the network's input.
+
+    aquant{data="samples.npz",weights=i2,activations=u4}
+    aquant{data="samples.npz",weights=i3,activations=u3,learn_weights=true,steps=1000}
+
+The file has an array for each input of the network, by its name, [N, …]: as the network takes them. Ranges are observed on the same samples if
+there are no others. All other options are `quantize`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from knapper.isa.errors import PassError
+
+from ..ir import DTYPES, Array, Graph
+from ..quantization.aquant import Options
+from ..quantization.borders import learn_borders
+from ..quantization.ranges import Ranges
+from ..quantization.simulate import Simulation
+from .quantize import Quantize
+
+log = logging.getLogger("knapper")
+Batch = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class AQuant(Quantize):
+    """Round to few bits, activations by learned borders."""
+
+    name = "aquant"
+    data: str = ""
+    samples: int = 2048
+    steps: int = 600
+    rate: float = 1e-2
+    degree: int = 2
+    learn_weights: bool = False
+    seed: int = 0
+    batches: Sequence[Batch] | None = field(default=None, repr=False, compare=False)
+    """Samples that are at hand, instead of a file."""
+
+    def run(self, g: Graph) -> Graph:
+        """Round, then learn."""
+        if self.degree not in (0, 1, 2) or self.samples < 4 or self.steps < 1:
+            raise PassError(
+                "E306",
+                f"aquant: degree={self.degree}, samples={self.samples}, steps={self.steps}",
+                hint="degree 0, 1 or 2; samples from 4",
+            )
+        batches = self.batches if self.batches is not None else read(self.data, g)
+        ranges = self.held() or observe(g, batches, self.wanted(g))
+        rounded = Quantize.run(replace(self, observed=ranges), g)
+        options = Options(
+            self.steps,
+            rate=self.rate,
+            degree=self.degree,
+            seed=self.seed,
+            weights=self.learn_weights,
+        )
+        made, learned = learn_borders(g, rounded, batches, options, self.samples)
+        active = sum(found.border is not None for found in learned.values())
+        log.info("aquant: %d of %d layers have a border of their own", active, len(learned))
+        return made
+
+
+def observe(g: Graph, batches: Sequence[Batch], names: Sequence[str]) -> Ranges:
+    """Ranges of some values of a float network."""
+    ranges = Ranges()
+    for batch in batches:
+        sim = Simulation(g, [batch])
+        left, env = set(names), sim.envs[0]
+        seen = {v: a for v in names if (a := env.get(v)) is not None}
+        for n in g.nodes:
+            sim.step(n)
+            seen |= {v: a for v in n.outputs if v in left and (a := env[v]) is not None}
+            sim.forget(n)
+        ranges = ranges.with_(seen)
+    return ranges
+
+
+def read(path: str, g: Graph) -> list[dict[str, Array]]:
+    """Batches of the network's own size from a file; PassError E306 for what does not fit."""
+    if not path:
+        raise PassError(
+            "E306", "aquant: there are no samples to learn from", hint='aquant{data="FILE.npz"}'
+        )
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in g.inputs}
+    except (OSError, ValueError, KeyError, EOFError) as e:
+        raise PassError(
+            "E306", f"aquant: no samples: {type(e).__name__}: {e}", where=path
+        ) from None
+    sizes = {name: t.shape[0] if t.shape else 1 for name, t in g.inputs.items()}
+    batches = [
+        {}
+        for _ in range(
+            min(len(a) // sizes[n] if a.ndim and sizes[n] else 0 for n, a in arrays.items())
+        )
+    ]  # type: ignore[var-annotated]
+    for name, t in g.inputs.items():
+        a = arrays[name]
+        if a.ndim != t.rank or a.shape[1:] != t.shape[1:] or not batches:
+            want = f"{t.dtype}[{','.join(map(str, ('N', *t.shape[1:])))}]"
+            raise PassError(
+                "E306", f"aquant: {name} is {a.dtype}{list(a.shape)}, not {want}", where=path
+            )
+        for i, batch in enumerate(batches):
+            batch[name] = a[i * sizes[name] : (i + 1) * sizes[name]].astype(DTYPES[t.dtype])
+    return batches
