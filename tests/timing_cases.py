@@ -17,13 +17,16 @@ from knapper.isa.machine import Machine
 from knapper.isa.modifiers import (
     SR,
     Bits32,
+    Byte,
     Cmp,
     Element,
+    Few,
     FloatType,
     Fn,
     Half,
     IntType,
     Mode,
+    Pair,
     Rounding,
     Scalar,
     Space,
@@ -159,6 +162,7 @@ class Program:
         ]
         tensor: list[Callable[[], Instr]] = [
             lambda: i.HMMA(type=Half.F16, d=R(8), a=R(4), b=R(4), c=R(8), guard=guard),
+            lambda: i.IMMA(Byte.U8, Few.S8, d=R(8), a=R(4), b=R(4), c=R(8), guard=guard),
             lambda: i.LDSM(
                 trans=Trans.N, d=R(4), base=U(), offset=Signed(0), pitch=Unsigned(32), guard=guard
             ),
@@ -194,20 +198,21 @@ class Program:
         ]  # fmt: skip
 
     def groups(self) -> None:
-        """Systolic commands, a COMMIT, perhaps a WAIT."""
+        """Systolic commands on floats or bytes, a COMMIT, perhaps a WAIT."""
         rng = self.rng
+        load, product, type = rng.choice(
+            ((i.SMA_LDB, i.LSMA, Element.F16), (i.ISMA_LDB, i.ILSMA, Pair.S8))
+        )
         for _ in range(rng.randrange(1, 4)):
             at: dict[str, Any] = {"base": self.ureg(), "offset": Signed(0), "pitch": Unsigned(16)}
             units, m = Extent(rng.randrange(1, 3)), Extent(rng.choice((1, 2, 16, 40)))
             if rng.random() < 0.7:
-                self.emit(i.SMA_LDB(type=Element.F16, units=units, **at))
+                self.emit(load(type=type, units=units, **at))
                 self.emit(i.SMA_SWAP(units=units))
             words = -(-int(m) * 16 * int(units) // 32)
             c = Src.of(Reg(rng.randrange(0, REGISTERS - words + 1, min(words, 4))))
             start = rng.choice((Start.ADD, Start.SET))
-            self.emit(
-                i.LSMA(type=Element.F16, start=start, space=Space.REG, c=c, units=units, m=m, **at)
-            )
+            self.emit(product(type=type, start=start, space=Space.REG, c=c, units=units, m=m, **at))
         self.emit(i.SMA_COMMIT())
         if rng.random() < 0.5:
             self.emit(i.SMA_WAIT(n=Unsigned(rng.randrange(3))))

@@ -31,6 +31,7 @@ from knapper.isa.modifiers import (
     Logic,
     MinMax,
     Nibble,
+    Pair,
     Rounding,
     Scalar,
     Shuffle,
@@ -184,29 +185,36 @@ def matrix() -> list[Instr]:
     ]
 
 
-def strip(type: Element, units: int, m: int = 128) -> list[Instr]:
-    """A k step of 32 on a column strip, C[m, 16 units]: four groups of weights and rows."""
+def strip(type: Element | Pair, units: int, m: int = 128) -> list[Instr]:
+    """A k step of 32, or of 64 bytes, on a column strip, C[m, 16 units]: four groups of weights and rows."""
     pitch = 32 * type.lane.bits // 8 + 16
     width = Unsigned(64 * units)  # bytes of a row of B, at most
+    pairs = isinstance(type, Pair)
+    load, product = (i.ISMA_LDB, i.ILSMA) if pairs else (i.SMA_LDB, i.LSMA)
     code: list[Instr] = []
     for k in range(4):
         b = Signed(16384 + 8 * k * int(width))
         a = Signed(8 * k * type.lane.bits // 8)
         code += [
-            i.SMA_LDB(type, Extent(units), SHARED, b, width),
+            load(type, Extent(units), SHARED, b, width),
             i.SMA_SWAP(Extent(units)),
-            i.LSMA(type, Start.ADD, Space.REG, Src.of(r(0)), Extent(units), Extent(m), SHARED, a, Unsigned(pitch)),
+            product(type, Start.ADD, Space.REG, Src.of(r(0)), Extent(units), Extent(m), SHARED, a, Unsigned(pitch)),
         ]  # fmt: skip
     return [*code, i.SMA_COMMIT(), i.SMA_WAIT(Unsigned(0))]
 
 
 def systolic() -> None:
     """Multiply-accumulates a second of LSMA, weights and widening included."""
-    for type, units, m in ((t, u, m) for t in Element for u in (1, 2, 3) for m in (64, 128)):
+    for type, units, m in (
+        (t, u, m) for t in (*Element, *Pair) for u in (1, 2, 3) for m in (64, 128)
+    ):
         body = strip(type, units, m)
         macs = sum(x.macs(32) for x in body)
         cpu = seconds(program(body, mode="systolic"))
-        print(f"LSMA.{type} {units} × {m:<4} {macs * TRIPS / cpu / 1e9:7.1f} GMAC/s", flush=True)
+        print(
+            f"{body[2].mnemonic}.{type} {units} × {m:<4} {macs * TRIPS / cpu / 1e9:7.1f} GMAC/s",
+            flush=True,
+        )
 
 
 def sgemm() -> float:
