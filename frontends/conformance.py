@@ -110,8 +110,8 @@ def _op(c: Any) -> str:
 
 def _case(c: Any, op: str) -> Case:
     inputs, outputs = c.data_sets[0] if c.data_sets else ((), ())
-    arrays = (tuple(map(_array, a)) for a in (inputs, outputs))
-    return Case(c.name, op, c.model, *arrays, c.rtol, c.atol)
+    given, stored = (tuple(map(_array, a)) for a in (inputs, outputs))
+    return Case(c.name, op, c.model, given, stored, c.rtol, c.atol)
 
 
 def _array(a: Any) -> Any:

@@ -127,7 +127,7 @@ def test_every_problem_is_said_at_once_and_only_once() -> None:
     nodes = [
         node("FancyOp", ["x"], ["a"], "fancy", domain="mine"),
         node("Relu", ["a"], ["b"], "after"),
-        node("Det", ["x"], ["c"], "det"),
+        node("Bernoulli", ["x"], ["c"], "coin"),
         node("MatMul", ["x", "w"], ["d"], "mm"),
         node("Relu", ["nowhere"], ["e"], "lost"),
         node("Sotfmax", ["b"], ["y"], "typo"),
@@ -136,7 +136,7 @@ def test_every_problem_is_said_at_once_and_only_once() -> None:
         read(model(nodes, {"x": (3, 3)}, weights={"w": f32(4, 3)}))
     assert [(p.code, p.where) for p in e.value.problems] == [
         ("E203", "net: node 'fancy' (FancyOp)"),
-        ("E203", "net: node 'det' (Det)"),
+        ("E203", "net: node 'coin' (Bernoulli)"),
         ("E206", "net: node 'mm' (MatMul)"),
         ("E209", "net: node 'lost' (Relu)"),
         ("E203", "net: node 'typo' (Sotfmax)"),

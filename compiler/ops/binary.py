@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ir import DTYPES, Array, Type, op, require
 from .elementwise import Example, Rng, binary, binary_type, draw
-from .lowering import const, dtype_of, is_float, wide
+from .lowering import const, dtype_of, emit, is_float, wide
 from .numeric import FLOATS, rounded
 from .shapes import INTEGERS, NUMBERS, broadcast, of_kind, same_dtype
 
@@ -123,18 +123,15 @@ def _(rng: Rng) -> Iterator[Example]:
 
 @op
 def Mod(a: Type, b: Type, *, fmod: int = 0) -> Type:
-    """Remainder: fmod=0 (integers) has the sign of b, fmod=1 the sign of a as C's fmod."""
+    """Remainder: fmod=0 has the sign of b, fmod=1 the sign of a as C's fmod."""
     of_kind("Mod", NUMBERS, a, b)
-    require(bool(fmod) or a.dtype in INTEGERS, f"Mod: {a} is float, which needs fmod=1")
     return binary_type("Mod", a, b)
 
 
 @Mod.reference
 @rounded
 def _(a: Array, b: Array, fmod: int = 0) -> Array:
-    if a.dtype == np.float64:
-        return np.asarray(np.fmod(a, b))
-    r = _truncated(a, b)[1]
+    r = np.asarray(np.fmod(a, b)) if a.dtype == np.float64 else _truncated(a, b)[1]
     opposite = (r != 0) & (b != 0) & ((r < 0) != (b < 0))
     return r if fmod else np.where(opposite, r + b, r)
 
@@ -142,12 +139,19 @@ def _(a: Array, b: Array, fmod: int = 0) -> Array:
 @Mod.relax
 @wide
 def _(R: Any, a: Any, b: Any, fmod: int = 0) -> Any:
-    return R.op.mod(a, b) if fmod else R.op.floor_mod(a, b)
+    if fmod:
+        return R.op.mod(a, b)
+    if not is_float(a):
+        return R.op.floor_mod(a, b)
+    r, zero = emit(R, R.op.mod(a, b)), R.const(0.0, dtype_of(a))
+    below = (emit(R, R.op.less(v, zero)) for v in (r, b))
+    opposite = emit(R, R.op.logical_and(R.op.not_equal(r, zero), R.op.logical_xor(*below)))
+    return R.op.where(opposite, R.op.add(r, b), r)
 
 
 @Mod.example
 def _(rng: Rng) -> Iterator[Example]:
-    for d in ("i32", "i64", "u8"):
+    for d in ("i32", "i64", "u8", "f32", "f64"):
         yield [draw(rng, (3, 4), d, -50, 50), _nonzero(rng, (3, 1), d)], {}
     for d in ("i32", "f32", "f64"):
         yield [draw(rng, (3, 4), d, -50, 50), _nonzero(rng, (3, 4), d)], {"fmod": 1}
@@ -313,8 +317,8 @@ binary(BitwiseXor, np.bitwise_xor, lambda R, a, b: R.op.bitwise_xor(a, b), -99, 
 
 @op
 def BitShift(a: Type, b: Type, *, direction: str) -> Type:
-    """a shifted by b bits, LEFT or RIGHT; b at or above the width gives 0."""
-    of_kind("BitShift", INTEGERS - {"i8", "i16", "i32", "i64"}, a, b)
+    """a shifted by b bits, LEFT or RIGHT; b negative, or at or above the width, leaves the sign alone: 0, or -1 right of a negative a."""
+    of_kind("BitShift", INTEGERS, a, b)
     require(
         direction in ("LEFT", "RIGHT"), f"BitShift: direction {direction!r}, expected LEFT or RIGHT"
     )
@@ -324,23 +328,36 @@ def BitShift(a: Type, b: Type, *, direction: str) -> Type:
 @BitShift.reference
 def _(a: Array, b: Array, direction: str) -> Array:
     width = a.dtype.itemsize * 8
+    inside = (b >= 0) & (b < width)
     shift = np.left_shift if direction == "LEFT" else np.right_shift
-    return np.where(b < width, shift(a, np.minimum(b, width - 1)), 0).astype(a.dtype)
+    sign = np.where((a < 0) & (direction == "RIGHT"), -1, 0)
+    return np.where(inside, shift(a, np.where(inside, b, 0)), sign).astype(a.dtype)
 
 
 @BitShift.relax
 def _(R: Any, a: Any, b: Any, direction: str) -> Any:
     d = dtype_of(a)
-    width = int(d.removeprefix("uint"))
-    shift = R.op.left_shift if direction == "LEFT" else R.op.right_shift
-    safe = R.op.minimum(b, R.const(width - 1, d))
-    return R.op.where(R.op.less(b, R.const(width, d)), shift(a, safe), R.const(0, d))
+    signed = not d.startswith("uint")
+    width, left = int(d.removeprefix("u").removeprefix("int")), direction == "LEFT"
+    most, zero = R.const(width - 1, d), R.const(0, d)
+    beyond = emit(R, R.op.greater(b, most))
+    if signed:  # a right shift of all bits but one is the sign everywhere
+        beyond = emit(R, R.op.logical_or(beyond, R.op.less(b, zero)))
+    safe = emit(R, R.op.where(beyond, most, b))
+    y = emit(R, R.op.left_shift(a, safe) if left else R.op.right_shift(a, safe))
+    return y if signed and not left else R.op.where(beyond, zero, y)
 
 
 @BitShift.example
 def _(rng: Rng) -> Iterator[Example]:
     for d, direction in (("u32", "LEFT"), ("u32", "RIGHT"), ("u8", "LEFT"), ("u64", "RIGHT")):
         yield [draw(rng, (3, 4), d, 0, 200), draw(rng, (4,), d, 0, 7)], {"direction": direction}
+    for d in ("i8", "i16", "i32", "i64"):
+        for direction in ("LEFT", "RIGHT"):
+            yield (
+                [draw(rng, (3, 4), d, -99, 99), draw(rng, (3, 4), d, -3, 70)],
+                {"direction": direction},
+            )
 
 
 @op

@@ -339,9 +339,10 @@ def DepthToSpace(x: Type, *, blocksize: int, mode: str = "DCR", layout: str = "N
 
 
 @op
-def SpaceToDepth(x: Type, *, blocksize: int, layout: str = "NCHW") -> Type:
-    """Blocks of pixels to channels (row, column, depth)."""
+def SpaceToDepth(x: Type, *, blocksize: int, mode: str = "DCR", layout: str = "NCHW") -> Type:
+    """Blocks of pixels to channels (row, column, depth), or (depth, row, column) in mode CRD."""
     n, c, h, w = _blocks("SpaceToDepth", x, blocksize, layout)
+    require(mode in ("DCR", "CRD"), f"SpaceToDepth: mode {mode!r}, expected DCR or CRD")
     require(
         h % blocksize == 0 and w % blocksize == 0,
         f"SpaceToDepth: {x} does not divide into {blocksize}x{blocksize} blocks",
@@ -369,13 +370,15 @@ def _depth_to_space(shape: Ints, b: int, mode: str, layout: str) -> tuple[Ints, 
     return split, perm, (n, h * b, w * b, c // b**2)
 
 
-def _space_to_depth(shape: Ints, b: int, layout: str) -> tuple[Ints, Ints, Ints]:
+def _space_to_depth(shape: Ints, b: int, mode: str, layout: str) -> tuple[Ints, Ints, Ints]:
     n, *rest = shape
     if layout == "NCHW":
         c, h, w = rest
-        return (n, c, h // b, b, w // b, b), (0, 3, 5, 1, 2, 4), (n, c * b * b, h // b, w // b)
+        perm = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
+        return (n, c, h // b, b, w // b, b), perm, (n, c * b * b, h // b, w // b)
     h, w, c = rest
-    return (n, h // b, b, w // b, b, c), (0, 1, 3, 2, 4, 5), (n, h // b, w // b, c * b * b)
+    perm = (0, 1, 3, 2, 4, 5) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
+    return (n, h // b, b, w // b, b, c), perm, (n, h // b, w // b, c * b * b)
 
 
 def _apply(x: Array, split: Ints, perm: Ints, final: Ints) -> Array:
@@ -397,11 +400,13 @@ DepthToSpace.relax(
     )
 )
 SpaceToDepth.reference(
-    lambda x, blocksize, layout="NCHW": _apply(x, *_space_to_depth(x.shape, blocksize, layout))
+    lambda x, blocksize, mode="DCR", layout="NCHW": _apply(
+        x, *_space_to_depth(x.shape, blocksize, mode, layout)
+    )
 )
 SpaceToDepth.relax(
-    lambda R, x, blocksize, layout="NCHW": _relax_apply(
-        R, x, *_space_to_depth(shape_of(x), blocksize, layout)
+    lambda R, x, blocksize, mode="DCR", layout="NCHW": _relax_apply(
+        R, x, *_space_to_depth(shape_of(x), blocksize, mode, layout)
     )
 )
 
@@ -418,6 +423,8 @@ def _(rng: Rng) -> Iterator[Example]:
 def _(rng: Rng) -> Iterator[Example]:
     yield [draw(rng, (2, 3, 4, 6), "f32")], {"blocksize": 2}
     yield [draw(rng, (2, 4, 6, 3), "f16")], {"blocksize": 2, "layout": "NHWC"}
+    for layout in ("NCHW", "NHWC"):
+        yield [draw(rng, (2, 4, 6, 8), "f32")], {"blocksize": 2, "mode": "CRD", "layout": layout}
 
 
 @op

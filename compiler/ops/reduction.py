@@ -319,6 +319,42 @@ def _(rng: Rng) -> Iterator[Example]:
 
 
 @op
+def CumProd(x: Type, *, axis: int, exclusive: int = 0, reverse: int = 0) -> Type:
+    """Running product along an axis, from the end if reverse; exclusive leaves out the element itself."""
+    of_kind("CumProd", NUMBERS, x)
+    axis_of("CumProd", axis, x.rank)
+    return x
+
+
+@CumProd.reference
+@rounded
+def _(x: Array, axis: int, exclusive: int = 0, reverse: int = 0) -> Array:
+    y = np.flip(x, axis) if reverse else x
+    y = np.cumprod(y, axis, x.dtype)
+    if exclusive:
+        y = np.roll(y, 1, axis)
+        np.moveaxis(y, axis, 0)[:1] = 1
+    return np.flip(y, axis) if reverse else y
+
+
+@CumProd.relax
+@wide
+def _(R: Any, x: Any, axis: int, exclusive: int = 0, reverse: int = 0) -> Any:
+    axis %= rank_of(x)
+    y = emit(R, R.op.flip(x, axis)) if reverse else x
+    y = R.op.cumprod(y, axis, dtype_of(x), exclusive=bool(exclusive))
+    return R.op.flip(emit(R, y), axis) if reverse else y
+
+
+@CumProd.example
+def _(rng: Rng) -> Iterator[Example]:
+    yield [draw(rng, (3, 4, 5), "f32")], {"axis": 1}
+    yield [draw(rng, (3, 4), "f32")], {"axis": -1, "exclusive": 1}
+    yield [draw(rng, (3, 4), "i32")], {"axis": 0, "reverse": 1}
+    yield [draw(rng, (3, 4), "i64")], {"axis": 1, "reverse": 1, "exclusive": 1}
+
+
+@op
 def TopK(
     x: Type, *, k: int, axis: int = -1, largest: int = 1, sorted: int = 1
 ) -> tuple[Type, Type]:

@@ -134,7 +134,7 @@ def _legal(group: Json) -> _Module:
 def _as_tir(mod: Any, own: dict[str, Any]) -> Any:
     """Every operator as a call of a TIR function, by TVM's rules and some of our own."""
     with target():
-        mod = relax.backend.DispatchSortScan()(R.LegalizeOps({"relax.cumsum": _scan, **own})(mod))
+        mod = relax.backend.DispatchSortScan()(R.LegalizeOps({**SCANS, **own})(mod))
         return R.DeadCodeElimination()(R.LegalizeOps()(mod))
 
 
@@ -142,11 +142,21 @@ def _functions(mod: Any) -> dict[Any, Any]:
     return {v: f for v, f in mod.functions.items() if kind(f) == "PrimFunc"}
 
 
-def _scan(builder: Any, call: Any) -> Any:
-    """Cumulative sums, each row in order by one thread: TVM's kernel for GPUs adds in another order for long rows."""
-    attrs = call.attrs
-    axis, exclusive = int(attrs.axis), bool(attrs.exclusive)
-    return builder.call_te(tvm.topi.cumsum, call.args[0], axis, str(attrs.dtype), exclusive)
+def _scan(running: Any) -> Any:
+    """Running sums or products, each row in order by one thread: TVM's kernel for GPUs takes long rows in another order."""
+
+    def legalize(builder: Any, call: Any) -> Any:
+        attrs = call.attrs
+        axis, exclusive = int(attrs.axis), bool(attrs.exclusive)
+        return builder.call_te(running, call.args[0], axis, str(attrs.dtype), exclusive)
+
+    return legalize
+
+
+SCANS = {
+    "relax.cumsum": _scan(tvm.topi.cumsum),
+    "relax.cumprod": _scan(tvm.topi.cumprod),
+}
 
 
 def _module(group: Json) -> tuple[Any, list[str]]:

@@ -16,6 +16,7 @@ from knapper.compiler import ops as _declared  # noqa: F401  the op set
 from knapper.compiler.ir import DTYPES, OPS, Array, Graph, Type
 from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError, raise_all
 
+from . import composed as _composed  # noqa: F401  registers its forms
 from . import inline, loops
 from .builder import OPS_HINT, Builder, Call, bind
 from .file import Model, open_model

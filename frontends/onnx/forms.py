@@ -152,17 +152,6 @@ def _(b: Builder, call: Call) -> list[str]:
     return [call.operand(0), *(b.constant(mask, o) for o in call.outputs[1:])]
 
 
-@form("BatchNormalization")
-def _(b: Builder, call: Call) -> Call:
-    if call.attrs.get("training_mode", 0) or not call.attrs.get("spatial", 1):
-        raise FrontendError(
-            "E203",
-            "only the inference form of BatchNormalization is supported",
-            hint="export for inference",
-        )
-    return replace(call, outputs=call.outputs[:1])
-
-
 @form("GroupNormalization")
 def _(b: Builder, call: Call) -> Call:
     """Before opset 21 scale and bias had one element a group."""
@@ -207,9 +196,38 @@ def _(b: Builder, call: Call) -> Call | list[str]:
     if not axes and call.attrs.get("noop_with_empty_axes", 0):
         return [call.operand(0)]
     rank = b.type(call.operand(0)).rank
-    return call.now(
+    call = call.now(
         drop=["noop_with_empty_axes"], axes=counted(axes, rank) if axes else tuple(range(rank))
     )
+    return _of_booleans(b, call) or _of_nothing(b, call) or call
+
+
+def _of_booleans(b: Builder, call: Call) -> list[str] | None:
+    """The greatest or least of booleans is that of bytes."""
+    if call.op not in ("ReduceMax", "ReduceMin") or b.type(call.operand(0)).dtype != "bool":
+        return None
+    (x,) = b.emit("Cast", [call.operand(0)], {"to": "u8"}, loc=call.loc)
+    bytes_ = replace(call, inputs={"data": x}, outputs=("",))
+    (y,) = _of_nothing(b, bytes_) or bind(b, bytes_)
+    return b.emit("Cast", [y], {"to": "bool"}, call.outputs, call.loc)
+
+
+EMPTY = {"ReduceMax": -np.inf, "ReduceMin": np.inf, "ReduceLogSumExp": -np.inf}
+"""What of no elements is; for integers the type's own extreme."""
+
+
+def _of_nothing(b: Builder, call: Call) -> list[str] | None:
+    """A reduction of no elements, where that is not for the op to say."""
+    t = b.type(call.operand(0))
+    axes = call.integers("axes")
+    if call.op not in EMPTY or not any(t.shape[a] == 0 for a in axes if a < t.rank):
+        return None
+    kept = call.integer("keepdims", 1)
+    shape = [1 if i in axes else n for i, n in enumerate(t.shape) if kept or i not in axes]
+    dtype, value = np.dtype(DTYPES[t.dtype]), EMPTY[call.op]
+    if dtype.kind in "iu":
+        value = np.iinfo(dtype).min if value < 0 else np.iinfo(dtype).max
+    return [b.constant(np.full(shape, value, dtype), only(call))]
 
 
 @form("Squeeze")
