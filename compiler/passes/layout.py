@@ -224,6 +224,16 @@ def along_axis(w: _Layout, n: Node) -> list[Held] | None:
     return w.put(n, [h.stored], attrs, [h.perm] * len(n.outputs))
 
 
+@handles("QuantizeLinear", "DequantizeLinear")
+def quantization(w: _Layout, n: Node) -> list[Held] | None:
+    """Scales belong to one axis, or to all; blocks of an axis lie in the model's order."""
+    h = w.held[n.inputs[0]]
+    if h.plain or n.attr("block_size"):
+        return None
+    attrs = {**n.attrs, "axis": _axis(n, h.perm)}
+    return w.put(n, [h.stored, *map(w.plain, n.inputs[1:])], attrs, [h.perm])
+
+
 @handles("ArgMax", "ArgMin")
 def arg(w: _Layout, n: Node) -> list[Held] | None:
     """One axis means something, and goes."""
