@@ -11,8 +11,8 @@ elsewhere. So launches can always be ordered. If A read from B and B from A, a n
 before B's sink, that before a node of A, that before A's sink; and B's read from A would come before
 B's sink, which closes a circle in the graph of nodes, and there is none.
 
-A product of integers takes besides what the other operand of an epilogue is made of, as long as that comes
-from 8 bits in memory: no fp32 residual is stored.
+A product takes besides what the other operand of an epilogue is made of, as long as that comes from 8 bits in
+memory: no fp32 residual is stored.
 
     Conv ─ Cast(f32) ─ Mul ─ Add ─ Relu ─ Round ─ Clip ─ Cast(u8)
     Cast(f32) ─ Sub ─ Mul ──┘          one launch
@@ -88,7 +88,7 @@ FLOATS = ("f16", "bf16", "f32", "f64")
 REGISTER = ("f16", "bf16", "f32")
 """Stored types that an epilogue reads and writes."""
 BYTES = ("i8", "u8")
-"""Those that a product of integers has besides, and i32."""
+"""Those that it reads and writes by a Cast; a product of integers has them besides, and i32."""
 OTHER = 100
 """The width of what is no float: neither narrower nor wider."""
 LARGEST = 32
@@ -304,26 +304,28 @@ class _Partition:
         return x.dtype in ("f32", "i32") and not n.attr("block_size") and (along or single)
 
     def _in_register(self, t: Type, op: str, root: Cell) -> bool:
-        if t.dtype in REGISTER or not self._whole(root):
-            return t.dtype in REGISTER
-        return op in (INTEGERS if t.dtype == "i32" else CHOOSING if t.dtype in BYTES else ())
+        if t.dtype in REGISTER:
+            return True
+        if t.dtype in BYTES:
+            return op == "Cast" or (op in CHOOSING and self._whole(root))
+        return t.dtype == "i32" and op in INTEGERS and self._whole(root)
 
     def _whole(self, root: Cell) -> bool:
         """Whether a product is one of integers."""
         return root.core.types[0].dtype == "i32"
 
     def _feeders(self, c: Cell, root: Cell, region: list[Cell]) -> list[Cell]:
-        """The cells that make operands of a product of integers from bytes in memory, for one cell alone."""
+        """The cells that make operands of a cell from bytes in memory, for it alone."""
         found: list[Cell] = []
-        for v in sorted(c.reads) if self._whole(root) else ():
+        for v in sorted(c.reads):
             f = self.cell_of.get(self.maker.get(v, -1))
-            if f is None or f in region or self.shown([f]) or not self._computes(f, root):
+            if f is None or f in region or self.shown([f]) or self.users([f, c], [f]):
                 continue
-            own = [*self._feeders(f, root, region), f]
-            made = {v for x in own for v in x.makes} | self.g.constants.keys()
-            begins = [self.types[v].dtype for x in own for v in x.reads - made]
-            if not self.users([*own, c], own) and {*begins} <= {*BYTES}:
-                found += own
+            if self._computes(f, root):
+                own = [*self._feeders(f, root, region), f]
+                made = {v for x in own for v in x.makes} | self.g.constants.keys()
+                begins = [self.types[v].dtype for x in own for v in x.reads - made]
+                found += own if {*begins} <= {*BYTES} else []
         return found
 
     def _encodes(self, n: Node, root: Node) -> bool:

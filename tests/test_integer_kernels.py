@@ -237,6 +237,24 @@ def test_a_product_takes_all_that_makes_bytes_of_its_sums(after: str) -> None:
     assert {n.group for n in fuse.run(graph).nodes} == {"conv_0"}
 
 
+def test_products_of_floats_make_bytes_too(cache: Path) -> None:
+    """And add what they read as bytes, on engines of floats."""
+    w = Writer()
+    y = w.op(
+        "MatMul", w.value(draw((40, 32), "f16")), w.value(draw((32, 48), "f16"), True), out="f32"
+    )
+    r = w.op("Mul", w.op("Cast", w.value(draw((40, 48), "i8")), to="f32"), known(w, 0.1))
+    y = w.op("Round", w.op("Mul", w.op("Add", y, r), known(w, 20)))
+    graph, inputs = w.case(w.op("Cast", w.op("Clip", y, min=0.0, max=255.0), to="u8"))
+    (fuse,) = parse("fuse")
+    assert {n.group for n in fuse.run(graph).nodes} == {"matmul_0"}
+    check((graph, inputs), "hmma", cache, count=2)
+    for target in ("sma3", "tpu-v2", "dstc", "systolic-ws"):
+        machine = Machine.load(target)
+        got = Session(finish(graph, machine, CompileOptions(cache=cache))).run(inputs).outputs
+        assert all(same(got[v], want) for v, want in evaluate(graph, inputs).items())
+
+
 def test_what_others_read_too_is_not_made_in_an_epilogue() -> None:
     graph, _ = integers((1, 6, 6, 16), 16, 3, pad=1, after="residual")
     scaled = next(n for n in graph.nodes if n.op == "Sub").outputs[0]
