@@ -9,11 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from knapper.compiler import ops as _declared  # noqa: F401  the op set
-from knapper.compiler.ir import DTYPES, OPS, Array, Graph, Type
+from knapper.compiler.ir import OPS, Graph
 from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError, raise_all
 
 from . import composed as _composed  # noqa: F401  registers its forms
@@ -21,10 +20,11 @@ from . import inline, loops
 from .builder import OPS_HINT, Builder, Call, bind
 from .file import Model, open_model
 from .forms import COMPLETE, adapted
+from .ports import bound_value, contradictions, declared_dims, input_type
 from .quantized import CONTRIB
 from .rows import with_rows
 from .schemas import NEWEST, formals, schema
-from .tensors import FEW, Value, array_of, attribute, dtype_of
+from .tensors import FEW, Value, array_of, attribute
 from .unserved import INSTEAD
 
 NONSENSE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
@@ -160,16 +160,16 @@ class Door:
     ) -> None:
         free = [i for i in proto.input if i.name not in scope.values]
         if not self.replace_fixed:
-            self.problems += _contradictions(free, shapes, self.model.name)
+            self.problems += contradictions(free, shapes, self.model.name)
         sizes = self._sizes(free, shapes, consts)
         for i in free:
             scope.values[i.name] = Absent()
             with self._collect(f"input {i.name!r}"):
                 if i.name in consts:
-                    constant = self.builder.constant(_constant(i, consts[i.name]), i.name)
+                    constant = self.builder.constant(bound_value(i, consts[i.name]), i.name)
                     scope.values[i.name] = constant
                 else:
-                    scope.values[i.name] = self.builder.input(i.name, _input_type(i, sizes, shapes))
+                    scope.values[i.name] = self.builder.input(i.name, input_type(i, sizes, shapes))
                 if few := FEW.get(i.type.tensor_type.elem_type):
                     self.builder.formats[str(scope.values[i.name])] = few[1]
 
@@ -180,7 +180,7 @@ class Door:
         consts: Mapping[str, Any],
     ) -> dict[str, int]:
         """The sizes of symbolic dimensions that `shapes` settles, by symbol or through the input that has it."""
-        symbols = {d.dim_param for i in inputs for d in _dims(i) if d.dim_param}
+        symbols = {d.dim_param for i in inputs for d in declared_dims(i) if d.dim_param}
         names = {i.name for i in inputs}
         for option, given, what, allowed in (
             ("--shape", shapes, "inputs and open dimensions", names | symbols),
@@ -196,7 +196,7 @@ class Door:
             if n in symbols and n not in names and len(s) == 1
         }
         for i in inputs:
-            for d, size in zip(_dims(i), shapes.get(i.name, ()), strict=False):
+            for d, size in zip(declared_dims(i), shapes.get(i.name, ()), strict=False):
                 if d.dim_param:
                     sizes.setdefault(d.dim_param, int(size))
         return sizes
@@ -433,87 +433,3 @@ def _label(p: NodeProto) -> str:
 
 def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
-
-
-def _dims(i: ValueInfoProto) -> Sequence[Any]:
-    dims: Sequence[Any] = i.type.tensor_type.shape.dim
-    return dims
-
-
-def _tensor_dtype(i: ValueInfoProto) -> str:
-    kind = i.type.WhichOneof("value")
-    if kind != "tensor_type":
-        what = (kind or "value without a type").removesuffix("_type").replace("_", " ")
-        raise FrontendError("E202", f"is a {what}, not a tensor")
-    few = FEW.get(i.type.tensor_type.elem_type)
-    return few[0] if few else dtype_of(i.type.tensor_type.elem_type)
-
-
-def _contradictions(
-    inputs: Iterable[ValueInfoProto], shapes: Mapping[str, Sequence[int]], model: str
-) -> Iterator[UsageError]:
-    """An E703 for every input whose given shape is not the one that the model fixes."""
-    for i in inputs:
-        given, dims = shapes.get(i.name, ()), _dims(i)
-        fixed = [d.dim_value if d.HasField("dim_value") else None for d in dims]
-        if len(given) == len(fixed) and any(
-            n not in (None, m) for n, m in zip(fixed, given, strict=True)
-        ):
-            shown = ",".join(d.dim_param or str(n) for d, n in zip(dims, fixed, strict=True))
-            problem = f"input {i.name!r} is [{shown}], --shape says [{','.join(map(str, given))}]"
-            hint = (
-                "only symbolic dimensions can be chosen; knapper.compile(shapes=…) replaces others"
-            )
-            yield UsageError("E703", problem, where=model, hint=hint)
-
-
-def _input_type(
-    i: ValueInfoProto, sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
-) -> Type:
-    """An input's static type; FrontendError E205 if a dimension is open."""
-    dtype = _tensor_dtype(i)
-    dims = _dims(i)
-    shown = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in dims]
-    if (given := shapes.get(i.name)) is not None:
-        if i.type.tensor_type.HasField("shape") and len(given) != len(dims):
-            raise FrontendError(
-                "E205",
-                f"has {len(dims)} dimensions [{','.join(shown)}], --shape gives {len(given)}",
-            )
-        shape = tuple(map(int, given))
-    elif not i.type.tensor_type.HasField("shape"):
-        raise FrontendError("E205", "has no shape", hint=f"give one: --shape {i.name}=1,...")
-    else:
-        shape = tuple(
-            sizes.get(d.dim_param, d.dim_value if d.HasField("dim_value") else -1) for d in dims
-        )
-    if any(n < 0 for n in shape):
-        example = ",".join(str(n) if n >= 0 else "1" for n in shape)
-        open_ = [s for s, n in zip(shown, shape, strict=True) if n < 0]
-        raise FrontendError(
-            "E205",
-            f"has shape [{','.join(shown)}] with {', '.join(open_)} open; knapper compiles static shapes",
-            hint=f"--shape {i.name}={example}",
-        )
-    return Type(dtype, shape)
-
-
-def _constant(i: ValueInfoProto, value: Any) -> Array:
-    """The value of `--const` as the input's element type; one number serves for any shape of one element."""
-    dtype = DTYPES[_tensor_dtype(i)]
-    try:
-        array = np.asarray(value).astype(dtype)
-    except (TypeError, ValueError):
-        wanted = np.dtype(dtype).name
-        raise FrontendError("E702", f"--const gives {value!r}, which is no {wanted}") from None
-    sizes = [d.dim_value if d.HasField("dim_value") else None for d in _dims(i)]
-    if array.ndim == 0:
-        array = array.reshape(
-            [1 if n is None else n for n in sizes] if set(sizes) <= {1, None} else ()
-        )
-    if len(sizes) != array.ndim or any(
-        n not in (None, m) for n, m in zip(sizes, array.shape, strict=True)
-    ):
-        shown = ",".join("?" if n is None else str(n) for n in sizes)
-        raise FrontendError("E702", f"has shape [{shown}], --const gives {list(array.shape)}")
-    return array
