@@ -81,8 +81,11 @@ def cost(layout: Layout, machine: Machine) -> float:
     )
     dense = 2 * layout.shape[-1] * len(layout.positions)
     moved = 1.5 * dense + layout.segments * layout.groups * HEADER
-    memory = moved * machine.clock_hz / machine.l2_bytes_per_second
-    return float(machine.launch_cycles + machine.l2_latency + max(each * busy, memory))
+    beyond = moved if dense > machine.l2_bytes else max(0.0, moved - machine.l2_bytes)
+    from_l2 = moved * machine.clock_hz / machine.l2_bytes_per_second
+    from_dram = beyond * machine.clock_hz / machine.dram_bytes_per_second
+    slowest = max(each * busy, from_l2, from_dram)
+    return float(machine.launch_cycles + machine.l2_latency + slowest)
 
 
 def emit(node: Node, layout: Layout, machine: Machine) -> Emitted:

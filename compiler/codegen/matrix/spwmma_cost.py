@@ -1,26 +1,39 @@
 """Predicted cycles of a sparse product: OHMMAs that are expected of the weights as they are and activations of an assumed density.
 
 A step of k of a warp tile takes ceil(nA / 8) · ceil(nB / 16) OHMMAs. nB is known; nA is binomial of 32, if zeros are spread evenly, so the
-expected number of OHMMAs is E[ceil(nA / 8)] · Σ ceil(nB / 16), over all rows of tiles.
+expected number of OHMMAs is E[ceil(nA / 8)] · Σ ceil(nB / 16), over all rows of tiles. The other units of an SM are asked as the
+kernel asks them: issue slots, the port of shared memory, L2.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import comb
 
 import numpy as np
 
 from knapper.isa.machine import Machine
-from knapper.isa.sparse import COLUMNS, ROWS, TILE
+from knapper.isa.sparse import COLUMNS, PASS, ROWS, STEPS, TILE, WORDS
 
-from ...sparsity.bitmap import HEADER, tiled
+from ...sparsity.bitmap import HEADER, LINE, tiled
+from ..encode.record import INSTRUCTIONS
 from ..generator import Group
 from . import cost
-from .spwmma_shape import Shape, weights
+from .spwmma_shape import HALVES, Shape, weights
 
 DENSITY = 0.5
 """Of activations of which nothing is known: assumed, about what a ReLU leaves."""
+NORM = 4
+"""Chosen, after products and layers that were executed (docs/reproduce-notes.md)."""
+WEIGHT = cost.WEIGHT / 10
+"""Of an executed instruction: there are many for each multiplication, of which the time is known."""
+WAIT = 25
+"""Cycles of a step that nothing hides: the barrier, and what follows it."""
+FIRST = 4
+"""Latencies of L2 before the first product."""
+RESULT = 2
+"""Issue slots of a row of results, a node, and an instruction that waits."""
 
 
 @lru_cache(maxsize=256)
@@ -36,42 +49,125 @@ def groups_of(density: float, size: int = ROWS) -> float:
 
 def predicted(s: Shape, group: Group, machine: Machine, density: float | None = None) -> float:
     """Cycles of a launch; `density` of the activations."""
-    op, t, units = s.op, s.t, machine.units
-    density = DENSITY if density is None else density
-    counts = row_counts(group, s)
+    op, t = s.op, s.t
     blocks = s.grid[0] * s.grid[1]
-    # a warp tile's OHMMAs, on average over columns of tiles
-    ohmma = float((-(-counts // COLUMNS)).sum()) / op.columns * groups_of(density)
-    pitch = units["tensor"].interval / 32
-    resident = max(
-        1,
-        min(
-            machine.accumulator_bytes // (4096 * t.warps),
-            machine.shared_bytes_per_sm // s.shared_bytes,
-            machine.registers_per_sm // (32 * t.warps * s.registers),
-            -(-blocks // machine.sms),
-        ),
-    )
-    warps = resident * t.warps / machine.subcores
-    multiply = max(warps, 1.0) * ohmma * pitch / s.steps
-    each = 46 * s.slots / t.warps + (8 if s.halo else 3) * 2 * t.depth + 14
-    issue = max(warps, 1.0) * each
-    record_a = HEADER + 2 * TILE * TILE * density + 24
-    record_b = HEADER + 2.0 * float(counts.sum()) / (op.columns * op.taps * op.groups) + 24
-    nbytes = t.depth * ((t.wm + s.halo) * record_a / (op.taps**0.5) + t.wn * record_b)
-    move = resident * nbytes / cost.rate(blocks, machine)
-    wait = (machine.l2_latency + 150) / 3
-    step = max(multiply, issue, move, wait)
-    epilogue = 32 * max(1.0, warps) * 2 * (8 + len(group.nodes))
-    epilogue += 32 * max(1.0, warps) * 2 * 6 if op.encoded else 0
-    block: float = 3 * machine.l2_latency + s.steps * step + epilogue
+    resident = cost.residency(blocks, s.warps, s.registers, s.shared_bytes, machine)
+    resident = max(1, min(resident, machine.accumulator_bytes // (4 * WORDS * t.warps)))
+    w = _Work(s, group, machine, DENSITY if density is None else density, resident)
+    waits = machine.l2_latency + 2 * machine.units["lsu_shared"].latency
+    results = RESULT * (2 + len(group.nodes)) * TILE + (INSTRUCTIONS if op.encoded else 0)
+    epilogue = results * max(1.0, resident * t.warps / machine.subcores)
+    drained = w.results / (machine.dram_bytes_per_second / machine.clock_hz / machine.sms)
+    block = FIRST * waits + s.steps * w.step + epilogue + resident * drained
 
     def rounds(n: int) -> float:
         return block if n == resident else block * max(n / resident, 0.7)
 
     total = cost.in_rounds(blocks, resident, machine, rounds)
-    cycles: float = machine.launch_cycles + total + cost.WEIGHT * blocks * t.warps * s.steps * each
-    return cycles
+    executed = blocks * s.steps * s.warps * w.issued
+    return float(machine.launch_cycles + max(total, w.weights) + WEIGHT * executed)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a step of the blocks that an SM runs together takes of each unit, in cycles."""
+
+    s: Shape
+    group: Group
+    machine: Machine
+    density: float
+    resident: int
+
+    @cached_property
+    def step(self) -> float:
+        """None of them is ever quite busy while others are nearly so: a norm of all."""
+        busy = (self.multiplying, self.issue, self.shared, self.l2)
+        return float(sum(n**NORM for n in busy) ** (1 / NORM)) + WAIT
+
+    @property
+    def products(self) -> int:
+        """SPWMMAs of a warp."""
+        return HALVES * self.s.t.depth
+
+    @property
+    def multiplying(self) -> float:
+        """OHMMAs of the warps of a sub-core."""
+        s, m = self.s, self.machine
+        # a warp tile's, on average over columns of tiles
+        ohmma = float((-(-self.counts // COLUMNS)).sum()) / s.op.columns * groups_of(self.density)
+        warps = max(self.resident * s.t.warps / m.subcores, 1.0)
+        return warps * ohmma * m.units["tensor"].interval / 32 / s.steps
+
+    @property
+    def issued(self) -> float:
+        """Instructions of a warp."""
+        s = self.s
+        multiply = s.t.warps * (self.products * (8 if s.halo else 2) + 6)
+        tiers = sum(3 * (self.fill > 1 / 8 * n) * n for n in (1, 2, 4))
+        return (multiply + s.slots * (44 + 2 * tiers)) / s.warps
+
+    @property
+    def issue(self) -> float:
+        warps = self.resident * self.s.warps / self.machine.subcores
+        return max(warps, 1.0) * self.issued
+
+    @property
+    def shared(self) -> float:
+        """Passes: descriptors read, values read, both written."""
+        s = self.s
+        values = STEPS * TILE * (self.density + self.weight) / PASS
+        read = s.t.warps * self.products * ((4 if s.halo else 2) + max(values, 1.0))
+        written = s.slots * (4 + 32 * self.fill)
+        return self.resident * (read + written)
+
+    @property
+    def l2(self) -> float:
+        """Records: those of A once more for each tap, as far as L1 does not hold them."""
+        s, m = self.s, self.machine
+        a, b = (HEADER + 2 * TILE * TILE * d + LINE for d in (self.density, self.weight))
+        loaded = s.t.depth * ((s.t.wm + s.halo) * a + s.t.wn * b)
+        once = s.t.depth * (
+            min(s.t.wm + self._beside, s.t.wm * s.op.taps) * a / s.op.taps + s.t.wn * b
+        )
+        held = self.resident * s.shared_bytes
+        distinct = once * s.steps
+        nbytes = cost.beyond_l1(loaded * s.steps, distinct, held, self.resident, m) / s.steps
+        blocks = s.grid[0] * s.grid[1]
+        return self.resident * nbytes / cost.rate(blocks, m)
+
+    @property
+    def _beside(self) -> int:
+        """Segments that taps read beside a block's own."""
+        shifts = self.s.op.shifts
+        return -(-(max(shifts) - min(shifts)) // TILE)
+
+    @property
+    def weights(self) -> float:
+        """Cycles of all weights' records from DRAM, which no launch has made."""
+        op, m = self.s.op, self.machine
+        nbytes = op.columns * op.taps * op.groups * HEADER + 2.0 * float(self.counts.sum())
+        return nbytes * m.clock_hz / m.dram_bytes_per_second
+
+    @property
+    def results(self) -> float:
+        """Bytes of a block's results that go to DRAM meanwhile: those of more than L2 has room for."""
+        stored = sum(t.bytes for t in self.group.outputs.values())
+        beyond = max(0.0, 1 - self.machine.l2_bytes / max(stored, 1))
+        return beyond * stored / (self.s.grid[0] * self.s.grid[1])
+
+    @property
+    def counts(self) -> np.ndarray:
+        return row_counts(self.group, self.s)
+
+    @property
+    def weight(self) -> float:
+        """Density of the weights."""
+        return float(self.counts.mean()) / TILE
+
+    @property
+    def fill(self) -> float:
+        """Of a record."""
+        return (self.density + self.weight) / 2
 
 
 def row_counts(group: Group, s: Shape) -> np.ndarray:

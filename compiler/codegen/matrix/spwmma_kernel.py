@@ -1,8 +1,10 @@
 """A sparse product being emitted: records of activations and weights through shared memory into SPWMMA.
 
-    step s    SPWMMA ─ store s+2 ─ load s+5, ask for s+8 ─ SPWMMA ─ … ─ descriptors of s+1 ─ BAR      (`Loader`)
+    warps that multiply     SPWMMA, descriptors of step s + 1, SPWMMA, …                  BAR
+    warps that load         store step s + 2, load step s + 5, ask for step s + 8         BAR      (`Loader`)
 
-In shared memory a record of 32 channels takes 2 KB for its values, at worst, and 32 descriptors of 8 bytes: where a channel's values begin, and
+The former are as many as accumulator memory has tiles, too few to hide what loads take; the others have registers for it. In shared
+memory a record of 32 channels takes 2 KB for its values, at worst, and 32 descriptors of 8 bytes: where a channel's values begin, and
 its bitmap. So a lane of SPWMMA reads all it needs at once: lanes 0 to 15 a column of A each, the others a row of B. There are three
 buffers. The one after a step's is complete when the step begins, so descriptors are read before the barrier, and no warp waits for them behind it.
 
@@ -11,8 +13,6 @@ makes the window: the bitmap, and how many values of the first are skipped, how 
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from knapper.isa.instructions import (
     ACC_ST,
@@ -27,6 +27,7 @@ from knapper.isa.instructions import (
     MOV,
     SEL,
     SPWMMA,
+    ULOP,
 )
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, Half, Logic, Width
@@ -34,7 +35,7 @@ from knapper.isa.sparse import STEPS, WORDS
 
 from ...ir import Array
 from ...sparsity.bitmap import SEGMENT, Weights
-from ..builder import RZ, URZ, KernelBuilder, VLabel, VReg, VUReg
+from ..builder import RZ, URZ, KernelBuilder, VReg, VUReg
 from ..generator import Emitted, Group
 from . import blocks
 from .access import Walk
@@ -55,13 +56,8 @@ from .code import (
 from .engine import Emitter
 from .epilogue import operands
 from .spwmma_epilogue import finish
-from .spwmma_loader import Loader
+from .spwmma_loader import Loader, shifts, threes
 from .spwmma_shape import BUFFERS, DESCRIPTORS, HALVES, VALUES, Shape, weights
-
-LOADED = 2 * BUFFERS - 1
-"""Steps from when records are asked for until the product."""
-AHEAD = LOADED + BUFFERS
-"""Steps from when entries are asked for until the product."""
 
 
 class SparseKernel(Emitter):
@@ -82,53 +78,57 @@ class SparseKernel(Emitter):
         return {self.packed["records"]: made.records, self.packed["entries"]: made.entries}
 
     def emit(self) -> Emitted:
-        words = WORDS * self.t.warps
+        t, s = self.t, self.s
         b = self.b = KernelBuilder(
             self.group.name,
-            (32 * self.t.warps, 1, 1),
+            (32 * s.warps, 1, 1),
             self.machine,
             matrix=True,
-            accumulators=words,
+            accumulators=WORDS * t.warps,
         )
         b.role(self.group.nodes.index(self.p.node))
         self._begin()
-        self.loader = Loader(b, self.s, self.lane, self.warp, self.row0, self.col0)
-        self.stage = self.loader.base
+        self.stage = b.shared(s.shared_bytes, 128)
+        multiplies, over = b.label(), b.label()
+        b.emit(BRA, multiplies, guard=ucompare(b, Cmp.LT, self.warp, t.warps))
+        warp = uadd(b, self.warp, -t.warps)
+        Loader(b, s, self.stage, self.lane, warp, self.row0, self.col0).emit()
+        b.emit(EXIT)
+        b.place(multiplies)
         self._consumer()
         self._product()
-        over = b.label()
         for here, last, count in (
-            (self.row, self.op.count, self.t.wm),
-            (self.col, self.op.columns, self.t.wn),
+            (self.row, self.op.count, t.wm),
+            (self.col, self.op.columns, t.wn),
         ):
             if last % count and not isinstance(here, int):
                 b.emit(BRA, over, guard=ucompare(b, Cmp.GE, here, last))
         finish(self)
         b.place(over)
         b.emit(EXIT)
-        return blocks.launched(b.finish(), self.group, self.p, self.s.grid, self.names)
+        return blocks.launched(b.finish(), self.group, self.p, s.grid, self.names)
 
     # --- where things are
 
     def _begin(self) -> None:
-        """The warp's tile: `row` and `col` count tiles of C, from the first that has rows."""
+        """The block's tile of C, `row0` and `col0`, counted from the first that has rows."""
         b, t = self.b, self.t
         x, y, _ = self.s.grid
         self.lane = lane_id(b)
         self.warp = special(b, SR.WARPID)
-        self.j, self.i = udivmod(b, self.warp, t.wm)
         self.row0 = umul(b, block_index(b, SR.CTAID_X, x), t.wm)
         self.col0 = umul(b, block_index(b, SR.CTAID_Y, y), t.wn)
-        self.row, self.col = uadd(b, self.row0, self.i), uadd(b, self.col0, self.j)
 
     def _consumer(self) -> None:
-        """Where in a buffer the lane's descriptors lie, and those of the segment after."""
+        """The warp's tile of C; where in a buffer the lane's descriptors lie, and those of the segment after."""
         b, s, t = self.b, self.s, self.t
+        j, i = udivmod(b, self.warp, t.wm)
+        self.row, self.col = uadd(b, self.row0, i), uadd(b, self.col0, j)
         low = b.pred()
         b.emit(ISETP, Cmp.LT, S32, low, self.lane, STEPS)
-        words = self.loader.base + s.places * VALUES
-        a = umul(b, self.i, t.depth * DESCRIPTORS, words)
-        other = umul(b, self.j, t.depth * DESCRIPTORS, words + 2 * s.slots_a * DESCRIPTORS)
+        words = self.stage + s.places * VALUES
+        a = umul(b, i, t.depth * DESCRIPTORS, words)
+        other = umul(b, j, t.depth * DESCRIPTORS, words + 2 * s.slots_a * DESCRIPTORS)
         at = b.reg()
         b.emit(SEL, Bits32._32, at, fixed(b, a), other, low)
         _, l16 = divmod_(b, self.lane, STEPS)
@@ -161,14 +161,14 @@ class SparseKernel(Emitter):
     def _seconds(self) -> tuple[VReg, ...]:
         return (self.second,) if self.s.halo else ()
 
-    def _multiply(self, step: int, k: int) -> None:
+    def _multiply(self, k: int) -> None:
         b = self.b
         d = self.words[k][0]
         start, bitmap = d, d[1]  # one run: nobody asks where the second is
         if self.s.halo:
             after = self.words[k][1]
             pair, window, start, by = b.reg(2), b.reg(2), b.reg(2), b.reg()
-            b.emit(LOP, Logic.AND, Bits32._32, by, self.of_a, self.loader.shifts[step % BUFFERS])
+            b.emit(LOP, Logic.AND, Bits32._32, by, self.of_a, self.shift)
             b.emit(MOV, pair[0], d[1])
             b.emit(MOV, pair[1], after[1])
             b.emit(BMSLICE, window, pair, by)
@@ -178,69 +178,28 @@ class SparseKernel(Emitter):
         b.emit(SPWMMA, Half[self.p.dtype.upper()], self.tile, start, bitmap)
 
     def _product(self) -> None:
-        """The whole walk."""
-        b, steps, loader = self.b, self.s.steps, self.loader
-        loader.prepare()
-        walk = loader.walk()
-
-        def ask(step: int) -> None:
-            if step < steps:
-                if step:
-                    walk.first(step)
-                loader.ask(step)
-
-        for step in range(BUFFERS):
-            ask(step)
+        """The whole walk, of which only the tap's shift matters here."""
+        b, steps = self.b, self.s.steps
+        self.shift = b.ureg()
+        moved = shifts(b, self.s)
+        walk = Walk(b, [moved])
         self._clear()
-        for step in range(LOADED):
-            if step >= BUFFERS and step - BUFFERS < steps:
-                loader.store_words(step - BUFFERS)
-                loader.store_values(step - BUFFERS)
-            if step < steps:
-                loader.load(step)
-            ask(step + BUFFERS)
+        if self.s.halo:
+            b.emit(ULOP, Logic.AND, self.shift, moved.tap, SEGMENT - 1)
         b.emit(BAR, 0)
         for k in range(self.products):
             self._descriptors(0, k)
-        times = max(steps - AHEAD, 0)
-        if times:
-            walk.first(AHEAD)
-            self._loop(walk, times)
-        for step in range(times, steps):
-            self._step(step, steps)
+        if steps > 1:
+            walk.first()
+            threes(b, walk, steps - 1, lambda phase: self._step(phase, moved.tap, last=False))
+        self._step(steps - 1, moved.tap, last=True)
 
-    def _loop(self, walk: Walk, times: int) -> None:
-        """Steps by threes, since there are three buffers and three sets of registers; which of the three is the last one is known."""
+    def _step(self, step: int, tap: VUReg | None, last: bool) -> None:
         b = self.b
-        labels, end = [b.label() for _ in range(BUFFERS)], b.label()
-        for phase, label in enumerate(labels):
-            b.place(label)
-            if phase >= times:
-                continue
-            self._step(phase, phase + AHEAD + 1)
-            walk.again(self._while(labels[(phase + 1) % BUFFERS]))
-            if times % BUFFERS == phase + 1:
-                b.emit(BRA, end)
-        b.place(end)
-
-    def _while(self, label: VLabel) -> Callable[[VUReg], None]:
-        return lambda counter: self.b.emit(BRA, label, guard=ucompare(self.b, Cmp.NE, counter, 0))
-
-    def _step(self, step: int, steps: int) -> None:
-        """Compute a step of so many, and do what is due for later ones between its products."""
-        b, loader = self.b, self.loader
-        due: list[tuple[int, Callable[[int], None]]] = [
-            (BUFFERS - 1, loader.store_words),
-            (BUFFERS - 1, loader.store_values),
-            (LOADED, loader.load),
-            (AHEAD, loader.ask),
-        ]
         for k in range(self.products):
-            self._multiply(step, k)
-            if step + 1 < steps:
+            self._multiply(k)
+            if not last:
                 self._descriptors(step + 1, k)
-            here, until = (len(due) * n // self.products for n in (k, k + 1))
-            for ahead, what in due[here:until]:
-                if step + ahead < steps:
-                    what(step + ahead)
+        if self.s.halo and not last:
+            b.emit(ULOP, Logic.AND, self.shift, tap, SEGMENT - 1)
         b.emit(BAR, 0)

@@ -12,11 +12,13 @@ loads for a record without zeros are jumped over, one of 256 bytes is always the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from knapper.isa.instructions import (
     BALLOT,
+    BAR,
     BRA,
     BTST,
     IADD,
@@ -40,7 +42,7 @@ from knapper.isa.instructions import (
 from knapper.isa.modifiers import Bits32, Cmp, Direction, Logic, Width
 
 from ...sparsity.bitmap import CHUNK, HEADER, LINE, SEGMENT, STARTS
-from ..builder import PT, RZ, URZ, KernelBuilder, Not, VPred, VReg, VUReg
+from ..builder import RZ, URZ, KernelBuilder, Not, VPred, VReg, VUReg
 from .access import FAR, Dim, Walk
 from .code import (
     S32,
@@ -63,6 +65,12 @@ TIERS = ((0, 1), (1, 2), (2, 4), (4, 8))
 """Loads of 256 bytes that are made, or jumped over, together."""
 HALF = 16
 """Lanes that carry a record."""
+LOADED = 2 * BUFFERS - 1
+"""Steps from when records are asked for until the product."""
+AHEAD = LOADED + BUFFERS
+"""The same of their entries."""
+ONE_RUN = 63 << 24
+"""n0 of a start whose values all lie in one run."""
 
 
 @dataclass
@@ -73,13 +81,11 @@ class Carried:
     """
 
     entry: VReg
-    asked: VUReg
     bitmaps: VReg
     start: VReg
     left: VReg
     data: list[VReg]
     some: VUReg
-    shift: VUReg
 
 
 @dataclass
@@ -92,49 +98,70 @@ class Moved:
 
 
 class Loader:
-    """The loads and stores of a kernel whose block begins at the tile of C (row0, col0)."""
+    """What the warps that load do, numbered from 0. The block begins at the tile of C (row0, col0), its buffers at `base` in shared memory."""
 
     def __init__(
-        self, b: KernelBuilder, s: Shape, lane: VReg, warp: Number, row0: Number, col0: Number
-    ) -> None:
-        self.b, self.s = b, s
-        self.base = b.shared(s.shared_bytes, 128)
+        self, b: KernelBuilder, s: Shape, base: int, lane: VReg, warp: Number, row0: Number, col0: Number
+    ) -> None:  # fmt: skip
+        self.b, self.s, self.base = b, s, base
         self.half, self.l16 = divmod_(b, lane, HALF)
         self.l16x16 = mul(b, self.l16, HALF)
-        self.is_b = self._who(warp)
+        assert not isinstance(warp, int)  # there is one a side, at least
+        self.is_b = ucompare(b, Cmp.GE, warp, s.slots_a)
         self._places(warp)
         self._addresses(row0, col0)
         self.sets = [self._set() for _ in range(s.buffers)]
-        self.shifts = [b.ureg() for _ in range(s.buffers if s.halo else 0)]
 
-    def _who(self, warp: Number) -> VPred | None:
-        """The predicate of warps that carry B; whether a warp carries anything."""
-        b, s = self.b, self.s
-        assert not isinstance(warp, int)  # there are no blocks of one warp
-        is_b = ucompare(b, Cmp.GE, warp, s.slots_a)
-        self.busy: Any = PT if s.slots == s.t.warps else ucompare(b, Cmp.LT, warp, s.slots)
-        return is_b
+    def emit(self) -> None:
+        """The whole walk."""
+        b, steps = self.b, self.s.steps
+        walk = self._walk()
+
+        def ask(step: int) -> None:
+            if step < steps:
+                if step:
+                    walk.first(step)
+                self._ask(step)
+
+        for step in range(BUFFERS):
+            ask(step)
+        for step in range(LOADED):
+            if BUFFERS <= step < steps + BUFFERS:
+                self._store(step - BUFFERS)
+            if step < steps:
+                self._load(step)
+            ask(step + BUFFERS)
+        b.emit(BAR, 0)
+        times = max(steps - AHEAD, 0)
+        if times:
+            walk.first(AHEAD)
+            threes(b, walk, times, lambda phase: self._step(phase, phase + AHEAD + 1))
+        for step in range(times, steps):
+            self._step(step, steps)
+
+    def _step(self, step: int, steps: int) -> None:
+        """What is due at a step of so many."""
+        due: tuple[tuple[int, Callable[[int], None]], ...] = (
+            (BUFFERS - 1, self._store), (LOADED, self._load), (AHEAD, self._ask),
+        )  # fmt: skip
+        for ahead, what in due:
+            if step + ahead < steps:
+                what(step + ahead)
+        self.b.emit(BAR, 0)
 
     def _set(self) -> Carried:
         b = self.b
-        return Carried(
-            b.reg(),
-            b.ureg(),
-            b.reg(2),
-            b.reg(),
-            b.reg(),
-            [b.reg(4) for _ in range(8)],
-            b.ureg(),
-            b.ureg(),
-        )
+        data = [b.reg(4) for _ in range(8)]
+        return Carried(b.reg(), b.reg(2), b.reg(), b.reg(), data, b.ureg())
 
     def _places(self, warp: Number) -> None:
         """Where in a buffer the lane's record lies: its values, its descriptors."""
         b, s = self.b, self.s
         unit = add(b, self.half, umul(b, warp, 2))
         values = mul(b, unit, VALUES, fixed(b, self.base))
-        self.address = values
-        """Of the first value, in buffer 0."""
+        one_run = 0 if s.halo else ONE_RUN
+        self.starts = [add(b, values, i * s.buffer + one_run) for i in range(s.buffers)]
+        """By buffer: where the record's values begin, and that all lie in one run."""
         self.values = mul(b, self.l16, CHUNK, values)
         words = mul(b, unit, DESCRIPTORS, fixed(b, self.base + s.places * VALUES))
         self.words = mul(b, self.l16, CHUNK, words)
@@ -195,7 +222,7 @@ class Loader:
 
     # --- the walk over k
 
-    def walk(self) -> Walk:
+    def _walk(self) -> Walk:
         """All operands', at step 0."""
         b, s, op = self.b, self.s, self.s.op
         w, depth = op.p.window, s.t.depth
@@ -203,14 +230,12 @@ class Loader:
         if op.taps == 1 or w is None:
             self.at = Moved(self.entries, self.tap, (Dim(s.steps, 4 * depth, depth),))
             return Walk(b, [self.at])
-        self.channels, self.steps = b.ureg(2), b.ureg(2)
+        self.at = shifts(b, s, self.bias * SEGMENT)
+        self.at.dims = (Dim(s.steps_of_tap, depth), *self.at.dims[1:])
+        self.channels, self.steps = self.at.base, b.ureg(2)
         for u in (self.channels, self.steps):
             b.emit(UMOV, u[0], 0)
             b.emit(UMOV, u[1], 0)
-        inner = Dim(s.steps_of_tap, depth)
-        dims = (inner, Dim(w.kw, 0, w.dx), Dim(w.kh, 0, w.dy * op.layout.pitch))
-        shift = umov(b, op.shifts[0] + self.bias * SEGMENT)
-        self.at = Moved(self.channels, shift, dims)
         self.here, self.wide = b.ureg(2), b.ureg(2)
         b.emit(UMOV, self.wide[1], 0)
         # what A's part counts for, and B's
@@ -236,20 +261,15 @@ class Loader:
 
     # --- the stations
 
-    def ask(self, step: int) -> None:
+    def _ask(self, step: int) -> None:
         """Where the records of a step lie."""
         b, c = self.b, self.sets[step % BUFFERS]
         base = self._derive()
         b.emit(LDG_IM2COL, Width._32, c.entry, base, self.lane_entry, 0, self.pix, self.tap, self.size)  # fmt: skip
-        if self.s.halo:
-            assert self.at.tap is not None
-            b.emit(ULOP, Logic.AND, c.asked, self.at.tap, SEGMENT - 1)
 
-    def load(self, step: int) -> None:
+    def _load(self, step: int) -> None:
         """The records of a step: headers, and values as far as there are any."""
         b, c = self.b, self.sets[step % BUFFERS]
-        if self.s.halo:
-            b.emit(UMOV, c.shift, c.asked)
         chunks, at, some = b.reg(), b.reg(), b.pred()
         b.emit(LOP, Logic.AND, Bits32._32, chunks, c.entry, 0xFF)
         b.emit(SHF, Direction.R, U32, at, c.entry, 8 - LINE.bit_length() + 1)
@@ -298,38 +318,44 @@ class Loader:
                 move(i, p)
         b.place(end)
 
-    def store_words(self, step: int) -> None:
-        """Descriptors of a step."""
+    def _store(self, step: int) -> None:
+        """Descriptors and values of a step."""
         b, c = self.b, self.sets[step % BUFFERS]
         offset = step % BUFFERS * self.s.buffer
-        if self.s.halo:
-            b.emit(UMOV, self.shifts[step % BUFFERS], c.shift)
         four, count = b.reg(4), b.reg()
         b.emit(POPC, count, c.bitmaps[0])
         b.emit(IADD, S32, four[0], c.start, self.starts[step % BUFFERS])
         b.emit(IMAD, S32, four[2], count, 2, four[0])
         b.emit(MOV, four[1], c.bitmaps[0])
         b.emit(MOV, four[3], c.bitmaps[1])
-        b.emit(STS, Width._128, URZ, self.words, offset, four, guard=self.busy)
-
-    def store_values(self, step: int) -> None:
-        """Values of a step."""
-        b, c = self.b, self.sets[step % BUFFERS]
-        offset = step % BUFFERS * self.s.buffer
+        b.emit(STS, Width._128, URZ, self.words, offset, four)
 
         def move(i: int, p: VPred) -> None:
             b.emit(STS, Width._128, URZ, self.values, offset + 256 * i, c.data[i], guard=p)
 
         self._tiers(c, move)
 
-    def prepare(self) -> None:
-        """By buffer: the start of a lane's values, and that all lie in one run."""
-        b, s = self.b, self.s
-        self.starts = [
-            add(b, self.address, i * s.buffer + (0 if s.halo else ONE_RUN))
-            for i in range(s.buffers)
-        ]
+
+def shifts(b: KernelBuilder, s: Shape, start: int = 0) -> Moved:
+    """The walk over taps: by how many positions each is ahead, from that of the first tap plus `start` on."""
+    w = s.op.p.window
+    inner = Dim(s.steps_of_tap, 0)
+    if w is None or s.op.taps == 1:
+        return Moved(b.ureg(2), None, (inner,))
+    dims = (inner, Dim(w.kw, 0, w.dx), Dim(w.kh, 0, w.dy * s.op.layout.pitch))
+    return Moved(b.ureg(2), umov(b, s.op.shifts[0] + start), dims)
 
 
-ONE_RUN = 63 << 24
-"""n0 of a start whose values all lie in one run."""
+def threes(b: KernelBuilder, walk: Walk, times: int, body: Callable[[int], None]) -> None:
+    """The rest of a walk, `times` steps, in a loop over three of them: there are three buffers, and three sets of registers."""
+    labels, end = [b.label() for _ in range(BUFFERS)], b.label()
+    for phase, label in enumerate(labels):
+        b.place(label)
+        if phase >= times:
+            continue
+        body(phase)
+        again = labels[(phase + 1) % BUFFERS]
+        walk.again(lambda c, to=again: b.emit(BRA, to, guard=ucompare(b, Cmp.NE, c, 0)))  # type: ignore[misc]
+        if times % BUFFERS == (phase + 1) % BUFFERS:  # the last one can only be here
+            b.emit(BRA, end)
+    b.place(end)

@@ -5,8 +5,8 @@ k            (tap row, tap column, 32 channels): a step is `depth` records of on
 
 A record of either operand is a unit. Half a warp carries one from global to shared memory, so a warp carries two of one operand:
 
-    A   segments × depth      slots 0 … a - 1      half 0, half 1: units 2 · slot, 2 · slot + 1
-    B   columns × depth       slots a … a + b - 1  one a warp
+    A   segments × depth units      warps 0 … a - 1 of those that load      half 0, half 1: units 2 · warp, 2 · warp + 1
+    B   columns × depth units       warps a … a + b - 1
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ...sparsity.bitmap import CHANNELS, HEADER, LINE, LINES, SEGMENT, SLOT, Lay
 from ..generator import Group, Options
 from .product import Product, product_of
 
-WARPS = (8, 4, 2)
+WARPS = (8, 4, 2, 1)
 DEPTHS = (4, 3, 2, 1)
 DESCRIPTORS = 8 * CHANNELS
 """Bytes in shared memory that say of a unit's channels where their values lie: an address and a bitmap."""
@@ -266,8 +266,13 @@ class Shape:
 
     @property
     def slots(self) -> int:
-        """Warps that carry anything."""
+        """Warps that load."""
         return self.slots_a + -(-self.units_b // 2)
+
+    @property
+    def warps(self) -> int:
+        """Those that multiply, and those that load."""
+        return self.t.warps + self.slots
 
     @property
     def places(self) -> int:
@@ -290,7 +295,7 @@ class Shape:
     @property
     def registers(self) -> int:
         """Roughly what a thread needs."""
-        return 40 * self.buffers + 8 * self.t.depth * (1 + self.halo) + 40
+        return max(38 * self.buffers + 24, 100)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -298,17 +303,17 @@ class Shape:
 
 
 def shapes(op: Operation, machine: Machine) -> Iterator[Shape]:
-    """Those that may pay and fit the machine. The smallest block may run over an edge: there is none of one warp."""
+    """Those that may pay and fit the machine."""
     words = machine.accumulator_bytes // 4 // WORDS
     for warps in WARPS:
         for wm in (n for n in (8, 4, 2, 1) if warps % n == 0):
             wn = warps // wm
-            over = wm // 2 >= op.count or wn // 2 >= op.columns
-            if warps > words or (over and warps > 2):
+            if warps > words or wm // 2 >= op.count or wn // 2 >= op.columns:
                 continue
             for depth in DEPTHS:
                 s = Shape(op, Tiles(wm, wn, depth))
-                fits = s.shared_bytes <= machine.shared_bytes_per_block and s.slots <= warps
+                fits = s.shared_bytes <= machine.shared_bytes_per_block
+                fits = fits and 32 * s.warps * s.registers <= machine.registers_per_sm
                 if fits and (depth < 2 * op.groups or depth == 1):
                     yield s
 
