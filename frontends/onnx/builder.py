@@ -12,7 +12,7 @@ import numpy as np
 from onnx import GraphProto, TensorProto
 from onnx.defs import OpSchema
 
-from knapper.compiler.ir import DTYPES, OPS, Array, Attr, Graph, Node, Type, infer
+from knapper.compiler.ir import DTYPES, OPS, Array, Attr, Graph, Node, Type, compute, infer
 from knapper.isa.errors import FrontendError
 
 from .schemas import defaults
@@ -136,6 +136,8 @@ class Builder:
         value = call.inputs.get(formal, "")
         if not value:
             return None
+        if value not in self.known and (a := self._dequantized(value)) is not None:
+            return a
         if value not in self.known:
             raise FrontendError(
                 "E204",
@@ -143,6 +145,13 @@ class Builder:
                 hint="if one of them is fixed in your use, bind it: --const NAME=VALUE",
             )
         return self.known[value]
+
+    def _dequantized(self, value: str) -> Array | None:
+        """What constants are dequantized to, which is no constant of the graph."""
+        n = next((n for n in reversed(self.nodes) if value in n.outputs), None)
+        if n is None or n.op != "DequantizeLinear" or not all(v in self.known for v in n.inputs):
+            return None
+        return compute(n, self.known)[0]
 
     def ints(self, call: Call, formal: str) -> tuple[int, ...] | None:
         """A list of integers that newer opsets pass as an operand and older ones as an attribute."""
