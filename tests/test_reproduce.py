@@ -19,7 +19,7 @@ from knapper.compiler.footprint import closed_form
 from knapper.compiler.ir import Graph
 from knapper.frontends import cli
 from knapper.frontends.commands import reproduce as command
-from knapper.frontends.reproduce import SETS, claims, im2col, sma
+from knapper.frontends.reproduce import SETS, claims, dstc, im2col, outer, sma, tilewise
 from knapper.frontends.reproduce.claims import (
     CLASSES,
     EVIDENCE,
@@ -76,7 +76,8 @@ def test_a_row_moves_with_the_machine(claim: Claim, lab: Lab) -> None:
 
 
 def test_registers_of_systolic_units_depend_on_their_shape_alone() -> None:
-    assert [c.name for c in EVERY if not c.moves and c.swept] == ["S-9.sma2", "S-9.sma2.gemm"]
+    still = [c.name for c in EVERY if not c.moves and c.swept and not c.still]
+    assert still == ["S-9.sma2", "S-9.sma2.gemm"]
     kernel = PROGRAMS["lsma"].kernels["lsma_loop"]
     instr = next(i for i in kernel.code if isinstance(i, LSMA))
 
@@ -87,6 +88,32 @@ def test_registers_of_systolic_units_depend_on_their_shape_alone() -> None:
     sma2 = Machine.load("sma2")
     assert words_per_mac(sma2) == 1 / 4
     assert words_per_mac(sma2.with_(array_rows=16)) == 1 / 8
+
+
+@pytest.mark.parametrize("claim", [*dstc.rows(), *tilewise.rows()], ids=lambda c: c.name)
+def test_a_row_that_nothing_moves_says_why(claim: Claim) -> None:
+    assert claim.moves or claim.still
+    assert claim.swept or claim.still
+
+
+def test_the_figure_moves_with_what_was_fitted_to_it(lab: Lab) -> None:
+    """D-1 and D-11: numbers that are 0, and so cannot be multiplied."""
+    tiles = outer.Tiles(0.3, 0.4, dstc.TILES)
+    plain = dstc.cycles(lab, tiles)
+    for own in ("collector_window=1", "pred_off_percent=50", "bohmma_percent=50"):
+        assert dstc.cycles(lab, tiles, f"dstc+{own}") > plain
+
+
+def test_layers_of_a_network_add_up(lab: Lab) -> None:
+    (claim,) = (c for c in EVERY if c.name == "D-12.vgg16.batch1")
+    row = claim.row(lab, interval=False)
+    titles, *lines = row.parts
+    theirs, ours = (sum(int(line[n]) for line in lines) for n in (1, 2))
+    assert theirs / ours == pytest.approx(row.ours)
+    assert titles[1:3] == ("volta-8tc", "dstc")
+    page = markdown([row])
+    assert "## D-12.vgg16.batch1" in page
+    assert all(f"| {line[0]} | " in page for line in lines)
 
 
 @pytest.mark.parametrize("claim", EVERY, ids=[c.name for c in EVERY])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from knapper.isa.errors import KnapperError, raise_all
 
-from .. import files
+from .. import files, tables
 from ..progress import Progress
 from ..reproduce import claims
 from ..reproduce.claims import Claim, Lab, Row
@@ -69,6 +69,10 @@ def show(rows: Sequence[Row]) -> None:
     if not console.is_terminal:
         console.width = WIDTH
     console.print(table)
+    for r in (r for r in rows if r.parts):
+        titles, *lines = r.parts
+        print(f"\n{r.claim.name}: {r.claim.what}")
+        print(tables.table(lines, [str(t) for t in titles]))
 
 
 def failures(rows: Sequence[Row]) -> Iterator[KnapperError]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
@@ -197,6 +197,10 @@ def scaled(key: str, value: float, factor: float) -> float:
     return int(min(max(rounded, least), most))
 
 
+Table = Sequence[Sequence[str | int | float]]
+"""Titles, then rows."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A row to be."""
@@ -217,12 +221,17 @@ class Claim:
     """Key of a number of the machines that the row depends on; "" if it depends on the shape of the arrays only."""
     swept: bool = True
     """Whether the row has an interval."""
+    still: str = ""
+    """Why no number moves it, or why it has no interval."""
+    parts: Callable[[Lab], Table] | None = None
+    """What the number is made of."""
 
     def row(self, lab: Lab, interval: bool = True) -> Row:
         """Ours beside theirs; `interval`: with one, if the row is swept."""
         fresh = replace(lab, asked=set())
         ours = self.ours(fresh)
-        return Row(self, ours, self.interval(fresh, ours) if interval and self.swept else None)
+        swept = self.interval(fresh, ours) if interval and self.swept else None
+        return Row(self, ours, swept, self.parts(lab) if self.parts else ())
 
     def interval(self, lab: Lab, ours: float) -> Interval:
         """The range of ours as each number that nobody but us stands for moves by `SPREAD`, one at a time.
@@ -264,6 +273,7 @@ class Row:
     claim: Claim
     ours: float
     interval: Interval | None = None
+    parts: Table = ()
 
     @property
     def ratio(self) -> float:
@@ -295,6 +305,7 @@ class Row:
             "pass": self.passes,
             "how": self.claim.how,
             "interval": [self.interval.low, self.interval.high] if self.interval else None,
+            **({"parts": self.parts} if self.parts else {}),
         }
 
 

@@ -64,7 +64,7 @@ def markdown(rows: Sequence[Row]) -> str:
         classes=listed,
         unsure=" or ".join(UNSURE),
     )
-    return head + "\n".join([*_table(rows), "", "## How", "", *_how(rows)]) + "\n"
+    return head + "\n".join([*_table(rows), "", "## How", "", *_how(rows), *_parts(rows)]) + "\n"
 
 
 def _table(rows: Iterable[Row]) -> Iterator[str]:
@@ -83,4 +83,23 @@ def _ends(row: Row) -> str:
 
 
 def _how(rows: Iterable[Row]) -> Iterator[str]:
-    return (f"- **{r.claim.name}** {r.claim.how}." for r in rows)
+    for r in rows:
+        still = f" {r.claim.still[0].upper()}{r.claim.still[1:]}." if r.claim.still else ""
+        yield f"- **{r.claim.name}** {r.claim.how}.{still}"
+
+
+def _parts(rows: Iterable[Row]) -> Iterator[str]:
+    """A table of what a number is made of, for each row that has one."""
+    for r in (r for r in rows if r.parts):
+        yield from (
+            "",
+            f"## {r.claim.name}",
+            "",
+            f"{r.claim.what[0].upper()}{r.claim.what[1:]}.",
+            "",
+        )
+        titles, *lines = r.parts
+        yield f"| {' | '.join(map(str, titles))} |"
+        yield "|---" * len(titles) + "|"
+        for line in lines:
+            yield f"| {' | '.join(x if isinstance(x, str) else short(x) for x in line)} |"

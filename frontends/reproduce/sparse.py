@@ -7,7 +7,7 @@ pruned element by element. `TileGemm` is one as tile-wise pruning leaves it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from knapper.compiler.driver import Options, compile_graph, finish, optimize
 from knapper.compiler.encoding import Encoding
 from knapper.compiler.ir import Graph, Node, Type, infer
+from knapper.compiler.pipeline import parse
+from knapper.compiler.pipeline import run as run_passes
 from knapper.compiler.sparsity import View, masks
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
@@ -127,8 +129,15 @@ class PrunedNetwork:
     granularity: int = 64
 
     def program(self, machine: Machine) -> Program:
-        how = f"pattern={self.pattern},sparsity={self.sparsity},granularity={self.granularity}"
-        return compile_graph(self.network.graph(), machine, f"prune{{{how}}},fp16")
+        return compile_graph(_pruned(self), machine, "fp16")
+
+
+@lru_cache(1)
+def _pruned(one: PrunedNetwork) -> Graph:
+    """The network after pruning, which is the same for all machines and takes longer than all that follows."""
+    how = f"pattern={one.pattern},sparsity={one.sparsity},granularity={one.granularity}"
+    graph = one.network.graph()
+    return run_passes(graph, parse(f"prune{{{how}}}")) if one.sparsity else graph
 
 
 def equal(one: Workload, other: Workload, target: str) -> float:
