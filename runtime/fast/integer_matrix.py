@@ -118,8 +118,8 @@ def emit_a(code: Code, features: frozenset[str], parts: Sequence[str]) -> None:
     a, form, apart = FORMATS[parts[0]], parts[1], len(parts) > 2
     source, target = code.arguments
     even_first = [32 * row + k for row in (0, 1) for odd in (0, 1) for k in range(odd, 32, 2)]
-    for pair in range(SIZE // 2):
-        both = code.load(code.at(source, 64 * pair), BYTES, 64)
+    with code.each(code.num(SIZE // 2)) as pair:
+        both = code.load(code.at(source, pair * 64), BYTES, 64)
         if apart:
             both = code.shuffle(both, both, even_first)
         made = planes_of(code, features, [both], a, form)
@@ -127,7 +127,8 @@ def emit_a(code: Code, features: frozenset[str], parts: Sequence[str]) -> None:
             flat = code.b.bitcast(plane, BYTES)
             for row in (0, 1):
                 half = code.shuffle(flat, flat, range(32 * row, 32 * row + 32))
-                code.store(half, code.at(target, 32 * (len(made) * (2 * pair + row) + p)), 32)
+                place = (pair * 2 + row) * (32 * len(made)) + 32 * p
+                code.store(half, code.at(target, place), 32)
 
 
 def emit_b(code: Code, features: frozenset[str], parts: Sequence[str]) -> None:
@@ -273,11 +274,13 @@ def add_pairs(code: Code, features: frozenset[str], total: Any, x: Any, y: Any) 
 def pairs(code: Code, features: frozenset[str], x: Any, y: Any) -> Any:
     """Σ of two products of signed halves."""
     b = code.b
+    baseline = {"sse2"} if code.module.triple.startswith("x86_64") else set()
     for feature, name, width in (
         ("avx512bw", "llvm.x86.avx512.pmaddw.d.512", 512),
         ("avx2", "llvm.x86.avx2.pmadd.wd", 256),
+        ("sse2", "llvm.x86.sse2.pmadd.wd", 128),
     ):
-        if feature in features:
+        if feature in features | baseline:
             return by_width(code, name, width, WORDS, [b.bitcast(v, HALVES) for v in (x, y)])
     up = constant_vector(I32, [16] * SIZE)
     high = b.mul(*(b.ashr(v, up) for v in (x, y)))
