@@ -187,7 +187,7 @@ class _Integers(Writer):
         if v in self.sums:
             return self._scaled_sums(v, f)
         n = self.deferred.get(v)
-        if n is None or (f.size > 1 and (n.op in MOVERS or n.op == "Clip")):
+        if n is None or (f.size > 1 and (n.op in (*MOVERS, *PRODUCTS) or n.op == "Clip")):
             return self._times(self.now(v) if n is None else self.build(v, ONE), f)
         x = n.inputs[0]
         if n.op in ("Add", "Sub"):
@@ -200,8 +200,9 @@ class _Integers(Writer):
         if n.op == "Clip":
             low, high = (float(n.attr(k)) * float(f) for k in ("min", "max"))
             return self.op("Clip", self.build(x, f), min=low, max=high)
-        operands = [self.build(x, f), *(self.need(o) if o else "" for o in n.inputs[1:])]
-        return self.op(n.op, *operands, **n.attrs)
+        operands = [self.build(x, f), *(self.need(o) if o else "" for o in n.inputs[1:2])]
+        biases = [self.build(o, f) if o else "" for o in n.inputs[2:]]
+        return self.op(n.op, *operands, *biases, **n.attrs)
 
     def _multiplied(self, n: Node, f: Array) -> str:
         for x, c in (n.inputs, n.inputs[::-1]):
