@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from knapper.compiler.ir import OPS, Graph, Node, Type, evaluate
-from knapper.compiler.passes.aquant import AQuant, observe
+from knapper.compiler.passes.aquant import AQuant
 from knapper.compiler.passes.quantize import Quantize
 from knapper.compiler.quantization import aquant, borders, squant
 from knapper.compiler.quantization.aquant import Grid, Learned, Options, Rounding, Task
+from knapper.compiler.quantization.datafree import observe
 from knapper.compiler.quantization.layers import products
 from knapper.compiler.quantization.ranges import choose
 from knapper.compiler.quantization.simulate import Simulation, convolve

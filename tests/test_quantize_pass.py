@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from knapper.compiler import pipeline
 from knapper.compiler.ir import Graph, Node, Type, evaluate, infer
 from knapper.compiler.passes.quantize import Quantize, SQuant
+from knapper.compiler.quantization.datafree import normalized, observe
 from knapper.compiler.quantization.layers import decibels
 from knapper.compiler.quantization.ranges import Ranges
 from knapper.compiler.quantization.report import report
@@ -37,7 +38,7 @@ class Net:
 
     def op(self, name: str, v: str, *operands: str, **attrs: Any) -> str:
         types = infer(name, [self.types[o] for o in operands], attrs)
-        self.nodes.append(Node(name, operands, (v,), types, attrs, loc=f"node_{v}"))
+        self.nodes.append(Node(name, operands, (v,), types[:1], attrs, loc=f"node_{v}"))
         self.types[v] = types[0]
         return v
 
@@ -260,3 +261,57 @@ def test_what_is_missing() -> None:
         Quantize(observed=Ranges()).run(G)
     with pytest.raises(PassError, match="no product"):
         quantized(include="nothing")
+
+
+def with_norms() -> Graph:
+    """Two normalized convolutions of which the normalizations say the truth: their moments are those of random inputs."""
+    n = Net(x=(4, 3, 10, 10))
+    n.op("Conv", "c1", "x", n.weight("w1", 16, 3, 3, 3), pads=(1, 1, 1, 1))
+    for k in ("scale1", "bias1", "scale2", "bias2"):
+        n.weight(k, 16, scale=0.7)
+    x = np.random.default_rng(0).normal(size=(4, 3, 10, 10)).astype(np.float32)
+
+    def moments(v: str, k: int) -> None:
+        for name in (f"mean{k}", f"var{k}"):
+            n.weight(name, 16)
+        g = Graph("part", n.inputs, {"v": v}, tuple(n.nodes), n.constants)
+        y = Simulation(g, [{"x": x}]).run()[0]["v"]
+        n.constants[f"mean{k}"][:], n.constants[f"var{k}"][:] = y.mean((0, 2, 3)), y.var((0, 2, 3))
+
+    moments("c1", 1)
+    n.op("BatchNormalization", "n1", "c1", "scale1", "bias1", "mean1", "var1")
+    n.op("Relu", "r1", "n1")
+    n.op("Conv", "c2", "r1", n.weight("w2", 16, 16, 3, 3), pads=(1, 1, 1, 1))
+    moments("c2", 2)
+    n.op("BatchNormalization", "n2", "c2", "scale2", "bias2", "mean2", "var2")
+    n.op("Add", "sum", "n2", "r1")
+    n.op("Relu", "r2", "sum")
+    n.op("MaxPool", "m", "r2", kernel_shape=(2, 2), strides=(2, 2))
+    n.op("GlobalAveragePool", "p", "m")
+    n.op("Reshape", "flat", "p", shape=(4, 16))
+    n.op("Gemm", "y", "flat", n.weight("w3", 5, 16), transB=1)
+    return n.graph("y")
+
+
+def test_normalizations_know_ranges() -> None:
+    g = with_norms()
+    rng = np.random.default_rng(8)
+    fresh = [{"x": rng.normal(size=(4, 3, 10, 10)).astype(np.float32)} for _ in range(3)]
+    told, seen = normalized(g), observe(g, fresh, ["r1", "r2", "m", "flat"])
+    for v in seen.values:
+        assert told[v].mean == pytest.approx(seen[v].mean, rel=0.15)
+    for v in ("r1", "r2"):
+        assert told[v].positive_std == pytest.approx(seen[v].positive_std, rel=0.15)
+    made = Quantize(ranges="bn").run(g).verify()
+    rounded = [n.inputs[0] for n in nodes(made, "QuantizeLinear")]
+    assert "x" not in rounded
+    assert {"r1", "flat"} <= set(rounded)
+    assert not nodes(made, "BatchNormalization")
+    batch = fresh[0]
+    assert decibels(evaluate(g, batch)["out_y"], evaluate(made, batch)["out_y"]) > 20
+    with pytest.raises(PassError, match="put quantize before bn"):
+        Quantize(ranges="bn").run(G)
+
+
+def test_random_inputs_tell_ranges() -> None:
+    assert quality(Quantize(ranges="uniform").run(G).verify()) > 20

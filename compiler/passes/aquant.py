@@ -20,8 +20,7 @@ from knapper.isa.errors import PassError
 from ..ir import DTYPES, Array, Graph
 from ..quantization.aquant import Options
 from ..quantization.borders import learn_borders
-from ..quantization.ranges import Ranges
-from ..quantization.simulate import Simulation
+from ..quantization.datafree import observe
 from .quantize import Quantize
 
 log = logging.getLogger("knapper")
@@ -51,8 +50,8 @@ class AQuant(Quantize):
                 f"aquant: degree={self.degree}, samples={self.samples}, steps={self.steps}",
                 hint="degree 0, 1 or 2; samples from 4",
             )
-        batches = self.batches if self.batches is not None else read(self.data, g)
-        ranges = self.held() or observe(g, batches, self.wanted(g))
+        batches = read(self.data, g) if self.batches is None else list(self.batches)
+        ranges = self.held(g) or observe(g, batches, self.wanted(g))
         rounded = Quantize.run(replace(self, observed=ranges), g)
         options = Options(
             self.steps,
@@ -65,21 +64,6 @@ class AQuant(Quantize):
         active = sum(found.border is not None for found in learned.values())
         log.info("aquant: %d of %d layers have a border of their own", active, len(learned))
         return made
-
-
-def observe(g: Graph, batches: Sequence[Batch], names: Sequence[str]) -> Ranges:
-    """Ranges of some values of a float network."""
-    ranges = Ranges()
-    for batch in batches:
-        sim = Simulation(g, [batch])
-        left, env = set(names), sim.envs[0]
-        seen = {v: a for v in names if (a := env.get(v)) is not None}
-        for n in g.nodes:
-            sim.step(n)
-            seen |= {v: a for v in n.outputs if v in left and (a := env[v]) is not None}
-            sim.forget(n)
-        ranges = ranges.with_(seen)
-    return ranges
 
 
 def read(path: str, g: Graph) -> list[dict[str, Array]]:

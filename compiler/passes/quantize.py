@@ -8,13 +8,14 @@
     quantize{weights=i4,activations=float,weight_method=ant}     weights only: needs no data
     quantize{weights=i4,activations=u4,first_last=i8,ranges=…}   wider ends
     quantize{promote=i8,budget=4.5,weights=i4,…}                 the worst layers get 8 bits, 4.5 on average
+    quantize{ranges=bn}                                          data-free, by batch normalizations: before `bn`; or ranges=uniform
     quantize{include="layer*|Gemm",exclude="layer3*",overrides=["layer1*: weights=i8", "layers.toml"]}
     squant{bits=4}                                               weights only, data-free
 
 Formats, methods and scales are described in `quantization/weights.py` and `quantization/ranges.py`, which also says what a file of ranges
 is. A value has one pair of nodes for all who read it in the same format. Sums, averages and what else goes from one launch to the next is
 rounded to `between` (u8), whatever the products' formats: but not where it is a product's own result that the next step takes from a
-register. Batch normalizations must have been folded (`bn`) before.
+register. Batch normalizations must have been folded (`bn`) before, but with ranges=bn, which folds them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from knapper.isa.errors import PassError
 from knapper.isa.formats import FORMATS, Format
 
 from ..ir import Array, Graph, Node
+from ..quantization.datafree import normalized, uniform
 from ..quantization.layers import PRODUCTS, Plan, Product, products, promoted
 from ..quantization.quantized import Quantized, rows, storage
 from ..quantization.ranges import Range, Ranges, choose
@@ -36,7 +38,10 @@ from ..quantization.statistics import Statistics
 from ..quantization.weights import quantize
 from ..rewrite import Writer
 from .base import Pass
+from .bn import Bn
 
+BN, UNIFORM = "bn", "uniform"
+"""In place of a file of ranges (`quantization/datafree.py`)."""
 BETWEEN = ("Add", "Mul", "GlobalAveragePool", "AveragePool", "ReduceMean")
 """Ops whose operands are rounded as well, where they come from memory."""
 
@@ -68,14 +73,17 @@ class Quantize(Pass):
 
     def run(self, g: Graph) -> Graph:
         """One walk forward."""
-        layers = self.layers(g)
+        ranges = self.held(g)
+        if self.ranges == BN:
+            g = Bn().run(g)
+        layers = self._known(g, self.layers(g), ranges)
         if all(layer.weights == layer.activations == FLOAT for layer in layers.values()):
             raise PassError(
                 "E304",
                 "quantize: no product with constant float weights is meant",
                 hint=_products(g),
             )
-        w = _Quantizer(g, self, layers, self.held())
+        w = _Quantizer(g, self, layers, ranges)
         for n in w.old.nodes:
             w.convert(n)
         return w.graph()
@@ -94,11 +102,25 @@ class Quantize(Pass):
             return layers
         return promoted(layers, found, self.promote, self.budget, per_channel=self.per_channel)
 
-    def held(self) -> Ranges | None:
+    def held(self, g: Graph) -> Ranges | None:
         """The ranges, if any are given."""
         if self.observed is not None:
             return self.observed
+        if self.ranges == BN:
+            return normalized(g)
+        if self.ranges == UNIFORM:
+            return uniform(g, self.wanted(g))
         return Ranges.load(self.ranges) if self.ranges else None
+
+    def _known(self, g: Graph, layers: dict[str, Layer], ranges: Ranges | None) -> dict[str, Layer]:
+        """Where normalizations tell the ranges: an input that they do not know of is not rounded."""
+        if ranges is None or self.ranges != BN:
+            return layers
+        inputs = {n.outputs[0]: n.inputs[0] for n in g.nodes}
+        return {
+            v: layer if inputs[v] in ranges else replace(layer, activations=FLOAT)
+            for v, layer in layers.items()
+        }
 
     def wanted(self, g: Graph) -> list[str]:
         """The values whose ranges are asked for: what calibration has to observe."""
@@ -275,7 +297,8 @@ class _Quantizer(Writer):
 
     def _between(self, n: Node, v: str) -> str:
         """An operand from memory, rounded; one from a register, or a constant, as it is."""
-        if v not in self.place or self._register(n, v):
+        unknown = self.options.ranges == BN and self.ranges is not None and v not in self.ranges
+        if v not in self.place or unknown or self._register(n, v):
             return self.now(v)
         return self._pair(v, self.options.between, "")[0]
 
