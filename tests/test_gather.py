@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from vector_programs import (
     ADD,
+    COMMIT,
     DONE,
     EXIT,
     F16,
@@ -27,6 +29,7 @@ from vector_programs import (
     run,
     store,
     umov,
+    wait,
 )
 
 from knapper.isa import gather
@@ -134,6 +137,57 @@ def test_a_chain_over_kept_rows(name: str, data_: st.DataObject) -> None:
     weights = raw[FILTER:][: 32 * MOST].view(np.float16).reshape(MOST, 16)
     want = chain(patches(d, raw, kept), weights[: len(kept)], np.zeros((rows, 16), np.float32))
     assert (y[: want.nbytes] == want.view(np.uint8).ravel()).all()
+
+
+LISTS = 64
+"""Bytes from one tile's list to the next's."""
+
+
+def weights(row: int) -> list[Instr]:
+    """Eight rows of them, for the passes that follow."""
+    at = Signed(32 * row)
+    return [i.SMA_LDB(F16, Extent(1), UReg(27), at, Unsigned(32)), i.SMA_SWAP(Extent(1))]
+
+
+def several(d: ConvDesc, rng: Random) -> tuple[list[Instr], NDArray[np.uint8]]:
+    """Passes of four tiles and of the whole filter in any order, over any rows, with weights that change; and the input."""
+    k, rows = int(d.r * d.s * d.channels), int(d.layout.rows)
+    lists = [sorted(rng.sample(range(k), rng.randrange(min(MOST, k) + 1))) for _ in range(4)]
+    raw = data(())
+    for td, kept in enumerate(lists):
+        at = LISTED + LISTS * td
+        raw[at:][: 2 * len(kept)] = gather.delta(kept).view(np.uint8)
+    code = [*describe(d), *fill(0, d.layout.stored), *copy(WEIGHTS, FILTER, 32 * MOST), *copy(LIST, LISTED, 4 * LISTS), *DONE]  # fmt: skip
+    for td, kept in enumerate(lists):
+        code += tile(td, len(kept), LIST + LISTS * td)
+    code += [umov(27, WEIGHTS), *weights(0), *push(SET, 0, 0, rows)]  # all sums are there
+    for _ in range(rng.randrange(3, 12)):
+        if rng.random() < 0.5:
+            code += weights(rng.randrange(MOST - 8 + 1))
+        first = rng.randrange(rows)
+        m, start, c = rng.randrange(1, rows - first + 1), rng.choice((SET, ADD)), Src.of(16 * first)
+        code += [umov(30, first), umov(31, m)]
+        if rng.random() < 0.3:
+            r, q = rng.randrange(d.r), d.t * rng.randrange(-(-d.s // d.t))
+            tap = Src.of(rng.randrange(d.layout.blocks) << 16 | r << 8 | q)
+            code.append(i.IM2COL_PUSH(F16, start, c, Extent(1), Unsigned(0), tap, UReg(30), UReg(31)))  # fmt: skip
+        else:
+            td = rng.randrange(4)
+            tap = Src.of(td << 16 | rng.randrange(len(lists[td]) + 1))
+            if rng.random() < 0.5:
+                code.append(i.UMOV(UReg(33), tap))
+                tap = Src.of(UReg(33))
+            code.append(i.GATHK_PUSH(F16, start, c, Extent(1), Unsigned(0), tap, UReg(30), UReg(31)))  # fmt: skip
+        code += rng.choice(([], [COMMIT], [COMMIT, wait(1)], DONE))
+    return [*code, *DONE, *store(16 * rows), EXIT], raw
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_programs_are_the_same_on_all_engines(seed: int) -> None:
+    rng = Random(seed)
+    code, raw = several(rng.choice(list(DESCRIPTORS.values())), rng)
+    y, _ = agreed(program(code), raw)
+    assert y.any()
 
 
 def counted(kept: list[int]) -> tuple[int, int]:
