@@ -147,6 +147,7 @@ def test_what_calibration_has_to_observe() -> None:
         ({"weights": "pot4", "activations": "uflint4", "between": "u8"}, 3),
         ({"weights": "i8", "activations": "i8", "symmetric": True}, 25),
         ({"per_channel": False}, 25),
+        ({"weights": "i4", "weight_method": "ant", "activations": "ant4", "first_last": "i8"}, 5),
         ({"method": "percentile"}, 20),
         ({"bias": False}, 30),
         ({"bias_correction": True, "weights": "i4"}, 8),

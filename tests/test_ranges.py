@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from knapper.compiler.quantization.ranges import METHODS, Range, Ranges, choose
+from knapper.compiler.quantization.ranges import METHODS, Range, Ranges, choose, typed
 from knapper.compiler.quantization.statistics import BINS, Statistics, by_channel
 from knapper.isa.errors import PassError
 from knapper.isa.formats import FORMATS
@@ -120,6 +120,12 @@ def test_mse_on_a_grid_that_is_no_integers() -> None:
     ]
     mine = np.square(f.round(DATA["relu"] / scale) * scale - DATA["relu"]).mean()
     assert mine <= 1.02 * min(losses)
+
+
+def test_types_of_activations() -> None:
+    chosen = {n: typed(Statistics.of(x), 4).name for n, x in DATA.items()}
+    assert chosen == {"signed": "flint4", "relu": "uflint4", "gauss": "i4"}
+    assert typed(Statistics.of(HEAVY), 8).name == "i8"
 
 
 def test_gauss_is_squants() -> None:

@@ -14,6 +14,7 @@ step from what the model says, at a tie or next to one; the same bits where scal
     if 8 bits hold what is left, else the third term is computed, a sum of x. An image is padded with its zero point.
   * Sums are exact: the weights themselves, or the number of terms, say that none reaches 2^31. Products for which they do not stay in float.
   * Biases in steps of the sums are added there, others in float.
+  * Averages are of integers, and scaled then: their sums are exact.
   * What moves or selects elements does so with integers: Reshape, Transpose, MaxPool, Concat of equal scales, Pad, Slice, Gather, …
   * A value that is quantized as it was is what it was. One that goes to a format's grid, or by a border, keeps QuantizeLinear, of scale 1.
   * Products of i32 that are bytes less zero points (ConvInteger, MatMulInteger and their kin) are the same thing said otherwise.
@@ -194,6 +195,10 @@ class _Integers(Writer):
             return self.op(n.op, *(self.build(x, f) for x in n.inputs))
         if n.op == "Mul":
             return self._multiplied(n, f)
+        if n.op in AVERAGES and x in self.held and self.held[x].single:
+            h = self.held[x]  # sums of integers are exact
+            whole = self._dequantized(replace(h, scale=np.ones((), np.float32)), ONE)
+            return self._times(self.op(n.op, whole, **n.attrs), f * h.scale.astype(np.float64))
         if n.op == "Cast":
             whole = self.now(x)
             return self._times(self.op("Cast", whole, to="f32"), f)
@@ -456,11 +461,13 @@ class _Integers(Writer):
         if self.old_types[v].dtype != "i32":
             return None
         if (a := self.old.constants.get(v)) is not None:
-            held = next((d for d in (np.int8, np.uint8) if holds(d, a)), None)
-            if held is None:
+            held, low = next((d for d in (np.int8, np.uint8) if holds(d, a)), None), 0
+            if held is None:  # an operand of zero point `low`
+                held, low = np.uint8, -int(a.min())
+            if not holds(held, a.astype(np.int64) + low):
                 return None
-            q = self.constant(a.astype(held), v, "bytes")
-            return Held(q, one, np.zeros((), np.int64), 0, self._span(q))
+            q = self.constant((a.astype(np.int64) + low).astype(held), v, "bytes")
+            return Held(q, one, np.asarray(low), 0, self._span(q))
         n, axis = self.makers.get(v), 0
         zero: Array = np.zeros((), np.int64)
         if n is not None and n.op in ("Sub", "Add"):  # `simplify` adds what is subtracted

@@ -6,6 +6,7 @@
     quantize{ranges="r.json"}                                    W8A8: every Conv, MatMul and Gemm with constant weights
     quantize{weights=i4,activations=u8,weight_method=squant,ranges="r.json"}
     quantize{weights=i4,activations=float,weight_method=ant}     weights only: needs no data
+    quantize{weights=i4,activations=ant4,weight_method=ant,…}    ANT: types of both operands by what they lose
     quantize{weights=i4,activations=u4,first_last=i8,ranges=…}   wider ends
     quantize{promote=i8,budget=4.5,weights=i4,…}                 the worst layers get 8 bits, 4.5 on average
     quantize{ranges=bn}                                          data-free, by batch normalizations: before `bn`; or ranges=uniform
@@ -32,8 +33,8 @@ from ..ir import Array, Graph, Node
 from ..quantization.datafree import normalized, uniform
 from ..quantization.layers import PRODUCTS, Plan, Product, products, promoted
 from ..quantization.quantized import Quantized, rows, storage
-from ..quantization.ranges import Range, Ranges, choose
-from ..quantization.recipe import FLOAT, Layer, overrides
+from ..quantization.ranges import Range, Ranges, choose, typed
+from ..quantization.recipe import ANT, FLOAT, Layer, overrides
 from ..quantization.statistics import Statistics
 from ..quantization.weights import quantize
 from ..rewrite import Writer
@@ -262,7 +263,11 @@ class _Quantizer(Writer):
         """(a value rounded to a format, its scale)."""
         key = (v, name, method)
         if key not in self.pairs:
-            f = FORMATS[name]
+            f = (
+                typed(self._seen(v), int(name.removeprefix("ant")))
+                if name in ANT
+                else FORMATS[name]
+            )
             scale, zp = self._range(v, f, method).scale(f)
             dtype = np.dtype(storage(f.smallest, f.largest)).type
             stored = np.dtype(dtype).str[1:].replace("1", "8").replace("2", "16").replace("4", "32")
@@ -276,19 +281,19 @@ class _Quantizer(Writer):
         return self.pairs[key]
 
     def _range(self, v: str, f: Format, method: str) -> Range:
+        seen, usual = self._seen(v), self.ranges.method if self.ranges is not None else ""
+        return choose(seen, method or usual, f, symmetric=self.options.symmetric)
+
+    def _seen(self, v: str) -> Statistics:
+        """What was observed of a value."""
         if self.ranges is None:
             hint = 'quantize{ranges="FILE.json"}, made by calibration; or activations=float: weights only'
             raise PassError("E306", "quantize: activations have no ranges", hint=hint)
         if v not in self.ranges:
             known = ", ".join(list(self.ranges.values)[:6])
-            raise PassError(
-                "E306",
-                f"quantize: there is no range of %{v}",
-                hint=f"there are {known}, …: of another network?",
-            )
-        return choose(
-            self.ranges[v], method or self.ranges.method, f, symmetric=self.options.symmetric
-        )
+            hint = f"there are {known}, …: of another network?"
+            raise PassError("E306", f"quantize: there is no range of %{v}", hint=hint)
+        return self.ranges[v]
 
     def _reads_integers(self, n: Node) -> bool:
         """Whether there is anything to round for a node that is no product: floats, in a network whose activations are rounded."""

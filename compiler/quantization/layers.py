@@ -16,7 +16,7 @@ from knapper.isa.formats import FORMATS
 
 from ..ir import Array, Graph, Node
 from .quantized import Quantized
-from .recipe import FLOAT, STAYS, Layer, Override, named
+from .recipe import ANT, FLOAT, STAYS, Layer, Override, named
 from .weights import quantize
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
@@ -85,8 +85,10 @@ def wider(layer: Layer, name: str) -> Layer:
         return STAYS
     bits = FORMATS[name].bits
     activations = layer.activations
-    if layer.activations != FLOAT:
+    if layer.activations not in (FLOAT, *ANT):
         activations = f"{'i' if FORMATS[layer.activations].signed else 'u'}{bits}"
+    elif layer.activations != FLOAT:
+        activations = f"ant{bits}"
     method = "nearest" if layer.weight_method == "ant" else layer.weight_method
     return replace(layer, weights=name, activations=activations, weight_method=method)
 

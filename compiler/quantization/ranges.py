@@ -26,13 +26,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from knapper.isa.errors import PassError
-from knapper.isa.formats import Format
+from knapper.isa.formats import FORMATS, Format
 from knapper.isa.formats.format import INT
 
 from ..ir import Array
@@ -155,26 +156,32 @@ def _gauss(s: Statistics, f: Format) -> tuple[float, float]:
     return (-top / 1.25, top / 1.25) if s.low < 0 else (0.0, top)
 
 
+def loss(s: Statistics, f: Format, r: Range) -> float:
+    """Mean squared error of what was observed, rounded to a format on a range."""
+    scale, zp = r.scale(f)
+    x = s.centres
+    v = x / float(scale) + zp
+    q = np.clip(np.rint(v), f.values[0], f.values[-1]) if f.kind == INT else f.round(v, "up")
+    return float((np.square((q - zp) * float(scale) - x) * s.counts).sum() / s.count)
+
+
+def typed(s: Statistics, bits: int) -> Format:
+    """ANT's choice for an activation: integers or flint of so many bits, signed if anything was negative, whichever loses less."""
+    signed = s.low < 0
+    names = (f"{'i' if signed else 'u'}{bits}", f"{'' if signed else 'u'}flint{bits}")
+    formats = [FORMATS[n] for n in names if n in FORMATS and bits <= 6] or [FORMATS[names[0]]]
+    return min(formats, key=lambda f: loss(s, f, _least_squares(s, f, symmetric=True)))
+
+
 def _least_squares(s: Statistics, f: Format, symmetric: bool) -> Range:
-    x, weight = s.centres, s.counts.astype(np.float64)
-    some = weight > 0
-    x, weight = x[some], weight[some]
     low, high = min(s.low, 0.0), max(s.high, 0.0)
     if symmetric or f.kind != INT:
         low, high = Range(low, high).symmetric().low if low < 0 else low, max(-low, high)
-
-    def loss(r: Range) -> float:
-        scale, zp = r.scale(f)
-        v = x / float(scale) + zp
-        q = np.clip(np.rint(v), f.values[0], f.values[-1]) if f.kind == INT else f.round(v, "up")
-        return float((np.square((q - zp) * float(scale) - x) * weight).sum())
-
-    found = min(
-        (Range(low * k, high * k) for k in (np.arange(100, 4, -1) / 100).tolist()), key=loss
-    )
+    key = partial(loss, s, f)
+    found = min((Range(low * k, high * k) for k in (np.arange(100, 4, -1) / 100).tolist()), key=key)
     if f.kind != INT:
         found = min(
-            (Range(low * k, high * k) for k in (np.arange(20, 150) / 100).tolist()), key=loss
+            (Range(low * k, high * k) for k in (np.arange(20, 150) / 100).tolist()), key=key
         )
     if low < 0 < high and not symmetric and f.kind == INT:
         for _ in range(2):
@@ -184,7 +191,7 @@ def _least_squares(s: Statistics, f: Format, symmetric: bool) -> Range:
                     for k in FACTORS
                     if found.low * k >= low or k <= 1
                 ),
-                key=loss,
+                key=key,
             )
             found = min(
                 (
@@ -192,7 +199,7 @@ def _least_squares(s: Statistics, f: Format, symmetric: bool) -> Range:
                     for k in FACTORS
                     if found.high * k <= high or k <= 1
                 ),
-                key=loss,
+                key=key,
             )
     return found
 

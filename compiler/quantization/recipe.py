@@ -28,6 +28,8 @@ from .squant import MODES
 
 FLOAT = "float"
 """In place of a format: not quantized."""
+ANT = tuple(f"ant{bits}" for bits in range(3, 9))
+"""In place of an activation's format: integers or flint, whichever loses less."""
 WEIGHT_METHODS = ("nearest", "ant", "squant", *(f"squant-{m}" for m in MODES))
 WEIGHT_SCALES = ("absmax", "mse", "minmax", "ant")
 
@@ -46,6 +48,8 @@ class Layer:
         """Itself; PassError E306 for a format or method that is none."""
         for name in ("weights", "activations"):
             f = FORMATS.get(given := getattr(self, name))
+            if name == "activations" and given in ANT:
+                continue
             if given != FLOAT and (f is None or f.kind not in (INT, FLINT, "pot")):
                 raise _none(
                     f"{name}={given!r}: no format of integers", (FLOAT, *_integral()), where
