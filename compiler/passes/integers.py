@@ -55,8 +55,12 @@ MOVERS = frozenset(
     ]
 )
 """Ops whose results are elements of their first operand."""
+AVERAGES = frozenset(("AveragePool", "GlobalAveragePool"))
 LINEAR = (
-    frozenset(["Add", "Sub", "Mul", "Relu", "LeakyRelu", "Clip", "Cast"]) | MOVERS | set(PRODUCTS)
+    frozenset(["Add", "Sub", "Mul", "Relu", "LeakyRelu", "Clip", "Cast"])
+    | MOVERS
+    | AVERAGES
+    | set(PRODUCTS)
 )
 """Ops f with f(c·x) = c·f(x) for a positive c, once their constants are scaled too."""
 
