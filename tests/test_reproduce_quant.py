@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knapper.compiler.quantization import search
-from knapper.frontends.reproduce import ant, aquant, squant
+from knapper.frontends.reproduce import accuracy, ant, aquant, squant
 from knapper.frontends.reproduce.ant_model import (
     DATA,
     DESIGNS,
@@ -204,3 +204,25 @@ def test_the_border_of_one_product_is_the_best_there_is() -> None:
 def test_learned_borders_save_more_the_more_they_may_bend() -> None:
     constant, linear = (aquant.ratio(2, 4, degree, 0) for degree in ("constant", "linear"))
     assert linear < constant < 0.85
+
+
+# --- networks
+
+
+def test_the_examples_network_at_eight_bits_is_as_good_and_errors_grow_with_fewer() -> None:
+    (example,) = (s for s in accuracy.SUBJECTS if s.folder)
+    at = accuracy.bench(example, 50)
+    floats = at.floats.argmax(axis=1)
+    error, agree = [], []
+    for bits in (8, 4, 2):
+        y = at.outputs(at.quantized(bits, 8, "squant"))
+        error.append(float(np.square(y - at.floats).mean()))
+        agree.append(float((y.argmax(axis=1) == floats).mean()))
+    assert agree[0] >= 0.96
+    assert error[0] < error[1] / 10 < error[2] / 100
+    assert accuracy.peer(Lab(), example) == pytest.approx(example.floats, abs=0.02)
+
+
+def test_rows_of_networks_are_there_where_their_files_are() -> None:
+    named = {c.name.split(".")[1] for c in accuracy.rows("X", ("nearest",))}
+    assert named == {s.name for s in accuracy.SUBJECTS if s.here} >= {"fashion"}

@@ -1,6 +1,7 @@
-"""AQuant (arXiv 2208.11945), borders of rounding that depend on what is rounded: rows AQ1, AQ2.
+"""AQuant (arXiv 2208.11945), borders of rounding that depend on what is rounded: rows AQ1 … AQ3.
 
-    AQ1   the border of one product is the best there is      AQ2   what learned borders save of a layer's error
+    AQ1   the border of one product is the best there is      AQ3   labels that networks get right, and errors of their outputs
+    AQ2   what learned borders save of a layer's error
 
 Of the paper the abstracts were read, and there is no public code. Its number is ResNet-18's accuracy on ImageNet, which is not here: it is
 published, and no row of ours is beside it. The rows below compare with another implementation of the same rules. Nothing executes on a
@@ -19,8 +20,11 @@ from knapper.compiler.quantization.aquant import Grid, Options, Task, learn
 from knapper.compiler.quantization.search import best
 from knapper.isa.formats import FORMATS
 
+from . import accuracy
 from .claims import Claim, Lab
 
+LEARNED = ((3, 3), (2, 4))
+"""Bits at which networks learn."""
 OTHER = "another implementation of the same rules"
 
 
@@ -28,6 +32,8 @@ def rows() -> Iterator[Claim]:
     """All of them."""
     yield from single()
     yield from layers()
+    yield from accuracy.rows("AQ3", accuracy.LEARNING, LEARNED)
+    yield from accuracy.errors("AQ3", accuracy.LEARNING, LEARNED)
 
 
 # --- AQ1

@@ -1,7 +1,7 @@
-"""SQuant (arXiv 2202.07471), rounding without data: rows SQ1 … SQ3.
+"""SQuant (arXiv 2202.07471), rounding without data: rows SQ1 … SQ4.
 
     SQ1   what cancelled errors save at the outputs, stage by stage      SQ3   how long a network takes
-    SQ2   what each stage leaves of them
+    SQ2   what each stage leaves of them                                 SQ4   labels that networks get right, beside rounding to the nearest
 
 The paper's tables are accuracies on ImageNet, which is not here: they are published, and no row of ours is beside them. What can be shown
 without is what the method does to a layer's outputs, with random weights and inputs; the figures it is compared with are of another
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from knapper.compiler.quantization import squant
 
+from . import accuracy
 from .ant_model import DATA
 from .claims import Claim, Lab
 
@@ -44,6 +45,9 @@ def rows() -> Iterator[Claim]:
     yield from savings()
     yield from left()
     yield from duration()
+    yield from accuracy.rows("SQ4", ("nearest", "squant", "minmax"))
+    yield from accuracy.gaps("SQ4", ("squant", "minmax"))
+    yield from accuracy.peers("SQ4")
 
 
 # --- SQ1
