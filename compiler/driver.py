@@ -28,9 +28,10 @@ from .assemble import assemble
 from .cache import KernelCache, folder
 from .groups import is_view
 from .idle import idle_units
-from .ir import Graph
+from .ir import Array, Graph
 from .lower import Report, lower
 from .passes import Pass
+from .passes.aquant import AQuant
 from .passes.quantize import Quantize
 from .plan import Plan
 from .plugins import sources
@@ -61,6 +62,8 @@ class Options:
     """Whose cost model passes ask, such as `im2col{mode="auto"}`; what makes a program sets it."""
     ranges: Ranges | None = None
     """What calibration has seen, for passes `quantize` that have no file of ranges."""
+    samples: Sequence[Mapping[str, Array]] | None = None
+    """Inputs of the network, for passes `aquant` that have no file of samples."""
 
 
 def compile_graph(
@@ -179,16 +182,19 @@ def passes(options: Options) -> tuple[Pass, ...]:
     text = options.pipeline
     machine = options.machine
     found = pipelines.preset(options.precision) if text is None else pipelines.parse(text)
-    found = tuple(_with_ranges(p, options.ranges) for p in found)
+    found = tuple(_with_data(p, options) for p in found)
     if machine is None:
         return found
     return tuple(p.on(machine) for p in found)
 
 
-def _with_ranges(p: Pass, ranges: Ranges | None) -> Pass:
-    if ranges is None or not isinstance(p, Quantize) or p.ranges:
-        return p
-    return replace(p, observed=ranges)
+def _with_data(p: Pass, options: Options) -> Pass:
+    """A pass with the samples, and what was seen of them, if it lacks any."""
+    if options.samples is not None and isinstance(p, AQuant) and not p.data:
+        p = replace(p, batches=options.samples)
+    if options.ranges is not None and isinstance(p, Quantize) and not p.ranges:
+        return replace(p, observed=options.ranges)
+    return p
 
 
 @dataclass(frozen=True)

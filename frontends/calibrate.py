@@ -203,14 +203,12 @@ def _behind_quantize() -> tuple[Pass, ...]:
     return split(pipeline.preset("fp32"))[1]
 
 
-def split(passes: Iterable[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+def split(passes: Iterable[Pass], at: str = "") -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
     """A preset's passes before and behind the place of `quantize`: where products are those that will run, and layouts the model's."""
     found = tuple(passes)
-    names = [p.name for p in found]
-    at = next(
-        (i for i, n in enumerate(names) if n in ("quantize", "integers", "layout")), len(names)
-    )
-    return found[:at], found[at:]
+    here = [at] if at else ["quantize", "integers", "layout"]
+    place = next((i for i, p in enumerate(found) if p.name in here), len(found))
+    return found[:place], found[place:]
 
 
 # --- samples ------------------------------------------------------------------------------------------------------------
@@ -218,6 +216,13 @@ def split(passes: Iterable[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
 
 def _batch(inputs: Mapping[str, Type]) -> int:
     return max(1, min((t.shape[0] for t in inputs.values() if t.rank), default=1))
+
+
+def samples(how: Calibration, inputs: Mapping[str, Type]) -> list[dict[str, Array]]:
+    """The samples themselves, in batches of the network's size; those that fill none are left out."""
+    batch = _batch(inputs)
+    batches = (dict(job()) for job in _jobs(how, inputs)[0])
+    return [b for b in batches if all(len(a) == batch for a in b.values())]
 
 
 def _jobs(how: Calibration, inputs: Mapping[str, Type]) -> tuple[Iterator[Job], int]:

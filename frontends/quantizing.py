@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from knapper.compiler import driver, pipeline
-from knapper.compiler.passes.quantize import Quantize
+from knapper.compiler.passes.aquant import AQuant
+from knapper.compiler.passes.quantize import BN, Quantize
 from knapper.compiler.quantization.ranges import METHODS, Ranges
 from knapper.compiler.quantization.recipe import FLOAT
 from knapper.isa.errors import UsageError
 
-from .calibrate import Calibration, calibrate, split
+from .calibrate import Calibration, calibrate, samples, split
 
 if TYPE_CHECKING:
     from knapper.compiler.ir import Graph
@@ -27,21 +28,20 @@ USUAL = "i8"
 
 
 def text(quantize: str) -> str:
-    """The pass that `--quantize` means: formats of weights and activations come first.
+    """The pass that `--quantize` means: formats of weights and activations come first, before them perhaps `aquant`.
 
-    >>> text("i8"), text("i4,u4,first_last=i8")
-    ('quantize{weights=i8}', 'quantize{weights=i4,activations=u4,first_last=i8}')
+    >>> text("i8"), text("i4,u4,first_last=i8"), text("aquant,i2,u4")
+    ('quantize{weights=i8}', 'quantize{weights=i4,activations=u4,first_last=i8}', 'aquant{weights=i2,activations=u4}')
     """
+    words = [w for w in map(str.strip, quantize.split(",")) if w]
+    name = words.pop(0) if words[:1] == ["aquant"] else "quantize"
     names, given = ["weights", "activations"], list[str]()
-    for word in filter(None, (w.strip() for w in quantize.split(","))):
+    for word in words:
         if "=" not in word and not names:
-            raise UsageError(
-                "E704",
-                f"--quantize {quantize}: what is {word!r}?",
-                hint="--quantize i4,u8,OPTION=VALUE",
-            )
+            problem = f"--quantize {quantize}: what is {word!r}?"
+            raise UsageError("E704", problem, hint="--quantize i4,u8,OPTION=VALUE")
         given.append(word if "=" in word else f"{names.pop(0)}={word}")
-    return f"quantize{{{','.join(given)}}}"
+    return f"{name}{{{','.join(given)}}}" if given else name
 
 
 def passes(precision: str, given: str | None, quantize: str | None) -> str | None:
@@ -49,9 +49,11 @@ def passes(precision: str, given: str | None, quantize: str | None) -> str | Non
     if not quantize:
         return given
     if given is not None:
-        hint = f"put it where it belongs: …,{text(quantize)},layout,…"
+        hint = f"put it where it belongs: …,{text(quantize)},integers,layout,…"
         raise UsageError("E704", "--quantize does not apply: --pipeline decides it", hint=hint)
-    before, behind = split(pipeline.preset(precision))
+    (asked,) = pipeline.parse(text(quantize))
+    normalized = isinstance(asked, Quantize) and asked.ranges == BN  # which reads what `bn` folds
+    before, behind = split(pipeline.preset(precision), "bn" if normalized else "")
     return ",".join([*map(str, before), text(quantize), *map(str, behind)])
 
 
@@ -85,12 +87,16 @@ class Request:
         if at is None:
             hint = "--quantize i8"
             raise UsageError("E704", "nothing is quantized that ranges would be for", hint=hint)
-        ranges = self.ranges
-        if self.calibration is not None:
-            ranges = calibrate(read, found[:at], self.calibration, model, found[at].wanted)  # type: ignore[attr-defined]
+        ranges, how, seen = self.ranges, self.calibration, None
+        if how is not None:
+            if any(isinstance(p, AQuant) and not p.data for p in found):
+                seen = samples(how, read(0).inputs)
+                how = replace(how, source=seen)
+            ranges = calibrate(read, found[:at], how, model, found[at].wanted)  # type: ignore[attr-defined]
         assert ranges is not None
         digest = hashlib.sha256(ranges.show().encode()).hexdigest()[:16]
-        return replace(options, ranges=ranges, meta={**options.meta, "ranges": digest})
+        meta = {**options.meta, "ranges": digest}
+        return replace(options, ranges=ranges, samples=seen, meta=meta)
 
 
 def asks(p: object) -> bool:

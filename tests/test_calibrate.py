@@ -206,6 +206,22 @@ def test_quantize_goes_where_products_are_final() -> None:
         text("i4,u4,u8")
 
 
+def test_ranges_of_normalizations_are_taken_before_they_are_folded() -> None:
+    found = passes("fp32", None, "i8,ranges=bn")
+    assert found is not None
+    names = [p.name for p in pipeline.parse(found)]
+    assert names.index("quantize") == names.index("bn") - 1
+    rounded = knapper.compile(FASHION, quantize="i8,ranges=bn")
+    assert "quantize" in rounded.program.meta["pipeline"]
+
+
+def test_a_reader_serves_learned_borders(model: onnx.ModelProto, samples: Array) -> None:
+    data = Reader([{"input": x[None]} for x in samples])
+    image = knapper.compile(model, quantize="aquant,i4,u4,steps=20,samples=8", calibration=data)
+    assert "aquant{" in image.program.meta["pipeline"]
+    assert np.isfinite(image.run({"input": samples[:1]}).outputs["output"]).all()
+
+
 def test_a_reader_quantizes_a_model(model: onnx.ModelProto, samples: Array) -> None:
     float32 = knapper.compile(model, precision="fp32")
     rounded = knapper.compile(

@@ -107,7 +107,8 @@ def _image(a: argparse.Namespace) -> Image:
     machine = Machine.load(a.target or TARGET)
     importer = Importer(a.file, shapes(a.shape), consts(a.const))
     options = how(a, a.file, machine)
-    graph = importer(a.batch) if a.batch else importer.batched()
+    fixed = a.batch or options.samples is not None  # which are in batches of the model's size
+    graph = importer(a.batch or 0) if fixed else importer.batched()
     return Image(driver.finish(driver.optimize(graph, options), machine, options))
 
 
