@@ -97,7 +97,8 @@ class Bare:
         """What an LSMA will do to registers once its group is executed."""
         if isinstance(command, I.LSMA) and command.space is Space.REG:
             reads = [self.read_set] if command.start is Start.ADD else []
-            words = -(-command.macs(32) // (8 * 32))
+            steps = 16 if isinstance(command, I.ILSMA) else 8
+            words = -(-command.macs(32) // (steps * 32))
             for to in [self.write_set, *reads]:
                 self.note(to, "R", c, words, None if c != 255 else c)
 
