@@ -192,9 +192,10 @@ REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "
 
 @form(*(f"Reduce{r}" for r in REDUCTIONS))
 def _(b: Builder, call: Call) -> Call | list[str]:
+    """Without axes all are reduced, or each element by itself."""
     axes = b.ints(call, "axes")
     if not axes and call.attrs.get("noop_with_empty_axes", 0):
-        return [call.operand(0)]
+        return call.now(axes=())
     rank = b.type(call.operand(0)).rank
     call = call.now(
         drop=["noop_with_empty_axes"], axes=counted(axes, rank) if axes else tuple(range(rank))
