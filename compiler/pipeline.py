@@ -29,9 +29,9 @@ from .passes.precision import Precision
 from .text import parse_passes, save, show
 
 PRESETS: dict[str, str] = {
-    "fp16": "fold,dead,simplify,bn,idioms,products,fold,simplify,integers,layout,precision,fold,dead,sparsity,fuse,bitmap",
-    "bf16": 'fold,dead,simplify,bn,idioms,products,fold,simplify,integers,layout,precision{type="bf16"},fold,dead,sparsity,fuse,bitmap',
-    "fp32": 'fold,dead,simplify,bn,idioms,products,fold,simplify,integers,layout,precision{type="fp32"},fold,dead,sparsity,fuse,bitmap',
+    "fp16": "recurrent,fold,dead,simplify,bn,idioms,products,fold,simplify,integers,layout,precision,fold,dead,sparsity,fuse,bitmap",
+    "bf16": 'recurrent,fold,dead,simplify,bn,idioms,products,fold,simplify,integers,layout,precision{type="bf16"},fold,dead,sparsity,fuse,bitmap',
+    "fp32": 'recurrent,fold,dead,simplify,bn,idioms,products,fold,simplify,integers,layout,precision{type="fp32"},fold,dead,sparsity,fuse,bitmap',
 }
 
 

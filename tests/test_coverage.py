@@ -45,23 +45,7 @@ def branch(op: str) -> GraphProto:
     return h.make_graph([h.make_node(op, ["x"], [op])], op, [], [value(op, F, [1, 8])])
 
 
-def steps(condition: bool) -> GraphProto:
-    """A body for Loop (with a condition) or Scan."""
-    nodes = [h.make_node("Relu", ["s"], ["t"]), h.make_node("Identity", ["t"], ["o"])]
-    state, done = [value("s", F, [2])], [value("t", F, [2])]
-    if not condition:
-        return h.make_graph(nodes, "body", [*state, value("e", F, [2])], [*done, value("o", F, [2])])  # fmt: skip
-    nodes.append(h.make_node("Identity", ["c"], ["d"]))
-    return h.make_graph(nodes, "body", [value("i", I64, []), value("c", BOOL, []), *state], [value("d", BOOL, []), *done])  # fmt: skip
-
-
-ONES = np.ones((1, 8, 2), np.float32)
 TINY = {
-    "LSTM": model("LSTM", SEQUENCE, {"w": ONES, "r": ONES}, "x w r", hidden_size=2),
-    "GRU": model("GRU", SEQUENCE, {"w": ONES[:, :6], "r": ONES[:, :6]}, "x w r", hidden_size=2),
-    "RNN": model("RNN", SEQUENCE, {"w": ONES[:, :2], "r": ONES[:, :2]}, "x w r", hidden_size=2),
-    "Loop": model("Loop", {"x": (F, [2])}, {"n": np.array(3), "c": np.array(True)}, "n c x", body=steps(True)),
-    "Scan": model("Scan", {"x": (F, [3, 2])}, {"s0": np.zeros(2, np.float32)}, "s0 x", body=steps(False), num_scan_inputs=1),
     "Unique": model("Unique", X, {}, "x"),
     "Compress": model("Compress", X, {"c": np.ones(8, np.bool_)}, "x c", axis=1),
     "SequenceConstruct": model("SequenceConstruct", X, {}, "x"),

@@ -306,6 +306,16 @@ def test_equal_groups_give_equal_kernels() -> None:
     assert packed[0] != packed[1]
 
 
+def test_a_row_of_very_many_taps_is_not_held_in_registers(cache: Path) -> None:
+    """As of a short-time Fourier transform, which exporters write as a convolution of one channel."""
+    w = Writer()
+    taps = w.value(draw((1, 256, 1, 24), "f32"), True)
+    y = w.op("Conv", w.value(draw((1, 1, 700, 1), "f32")), taps, strides=(1, 128), layout="NHWC")
+    graph, _ = case = w.case(y)
+    check(case, "ffma", cache, count=1)
+    assert not list(offers(graph, "direct"))
+
+
 @pytest.mark.parametrize("kind", ["hmma", "ffma", "direct"])
 def test_weights_can_be_packed_without_code(kind: str) -> None:
     graph, _ = conv(**(DEPTHWISE["3x3"] if kind == "direct" else CONVS["RGB"]))

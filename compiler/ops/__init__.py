@@ -30,6 +30,7 @@ from . import (  # noqa: F401  importing is declaring
     normalisation,
     pooling,
     quantize,
+    recurrent,
     reduction,
     resize,
     unary,

@@ -19,10 +19,6 @@ def _family(ops: str, instead: str) -> Family:
 
 FAMILIES = (
     _family(
-        "LSTM GRU RNN",
-        "recurrent layers are not served yet: export them unrolled, step by step, as MatMul, Sigmoid and Tanh",
-    ),
-    _family(
         "NonZero Unique Compress",
         "sizes that depend on values are not served yet: keep the shape, and mask with Where",
     ),

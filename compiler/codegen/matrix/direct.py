@@ -55,18 +55,25 @@ from .code import (
 from .cost import ADDRESSES, WEIGHT
 from .engine import Emitter, Engine
 from .epilogue import BYTES, TYPES, Epilogue, Frame, Spot, loading, operands
-from .product import Product
+from .product import Product, Window
 from .requantize import conversions
 
 THREADS = 128
 UNROLLED = 200
 """Multiply-adds a thread up to which the rows of taps are written out."""
+WIDEST = 96
+"""Input pixels of a row of taps that a thread holds at once, at most."""
 
 
 def pixels_of(options: Options) -> int:
     """The option, read."""
     pixels: Any = options["pixels"]
     return int(pixels)
+
+
+def columns(w: Window, pixels: int) -> list[int]:
+    """The input pixels, counted from the first, that a row of taps sees from so many neighbouring output pixels."""
+    return sorted({i * w.sx + j * w.dx for i in range(pixels) for j in range(w.kw)})
 
 
 def whole(p: Product) -> Product:
@@ -184,9 +191,8 @@ class Pixels(Emitter):
         """One row of taps: input pixels once, then tap by tap."""
         w, taps = self.w, range(self.w.kw)
         multiply = (IMAD, IntType.U32) if self.whole else (FFMA, FloatType.F32)
-        wanted = sorted({i * w.sx + j * w.dx for i in range(self.pixels) for j in taps})
         sums = Sums(self.b, self.address)
-        xs = {x: self._input(sums, x) for x in wanted}
+        xs = {x: self._input(sums, x) for x in columns(w, self.pixels)}
         for j in taps:
             weight = self._wide(self._weight(j))
             for i, acc in enumerate(self.acc):
@@ -225,6 +231,8 @@ class Direct(Engine):
     def refuses(self, group: Group, p: Product, machine: Machine) -> str | None:
         if p.window is None or p.channels != 1:
             return "is no depthwise convolution"
+        if p.window.kw > WIDEST:
+            return f"a row of {p.window.kw} taps does not fit the registers of a thread"
         if why := lanes_refuse(machine):
             return why
         return f"operands are {p.dtype}" if p.dtype not in (*TYPES, *INTEGERS) else None
@@ -233,7 +241,7 @@ class Direct(Engine):
         w = blocks.product(group).window
         assert w is not None
         for pixels in (8, 4, 2, 1):
-            if pixels < 2 * w.ow:
+            if pixels < 2 * w.ow and len(columns(w, pixels)) <= WIDEST:
                 yield {"pixels": pixels}
 
     def cost(self, group: Group, options: Options, machine: Machine) -> float:
