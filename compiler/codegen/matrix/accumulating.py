@@ -29,10 +29,8 @@ from knapper.isa.instructions import (
     ACC_LD,
     BAR,
     BRA,
-    LSMA,
     MODE,
     SMA_COMMIT,
-    SMA_LDB,
     SMA_SWAP,
     SMA_WAIT,
     UMOV,
@@ -247,7 +245,7 @@ class Kernel(SystolicKernel):
         b, rows, right = self.b, self.machine.array_rows, self.origin(s) * self.element
         for i in range(self.t.bk // rows):
             at = right + i * rows * self.pitch_b
-            b.emit(SMA_LDB, self.type, s.units, self.b_at, at, self.pitch_b)
+            b.emit(self.ldb, self.types[1], s.units, self.b_at, at, self.pitch_b)
             b.emit(SMA_SWAP, s.units)
             if first or last or i or self.fresh is None:
                 self._stream(s, i, Start.SET if first and not i else Start.ADD)
@@ -267,7 +265,7 @@ class Kernel(SystolicKernel):
     def _stream(self, s: Strip, i: int, start: Start) -> None:
         at = i * self.machine.array_rows * self.element
         self.b.emit(
-            LSMA, self.type, start, Space.ACC, self.t.bm * self.origin(s), s.units, self.t.bm,
+            self.lsma, self.types[0], start, Space.ACC, self.t.bm * self.origin(s), s.units, self.t.bm,
             self.a_at, at, self.pitch_a,
         )  # fmt: skip
 

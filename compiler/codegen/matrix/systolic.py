@@ -22,9 +22,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import gcd
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from knapper.isa.core import SIMD, SYSTOLIC
+from knapper.isa.core import SIMD, SYSTOLIC, Instr, Modifier
 from knapper.isa.instructions import (
     BAR,
     BRA,
@@ -198,15 +198,17 @@ class Kernel(TiledKernel[Strips]):
     """One launch being emitted."""
 
     peel = ahead = True
+    ldb: ClassVar[type[Instr]] = SMA_LDB
+    lsma: ClassVar[type[Instr]] = LSMA
 
     def __init__(self, group: Group, t: Strips, way: str, machine: Machine) -> None:
         super().__init__(group, t, way, machine)
         self.begun: dict[Frame, Epilogue] = {}
 
     @property
-    def type(self) -> Element:
-        """The operands' type, as commands name it."""
-        return ELEMENTS[self.p.dtype]
+    def types(self) -> tuple[Modifier, Modifier]:
+        """The types of A and of B, as commands name them."""
+        return (ELEMENTS[self.p.dtype],) * 2
 
     @property
     def vector(self) -> int:
@@ -325,10 +327,11 @@ class Kernel(TiledKernel[Strips]):
         b, rows = self.b, ARRAY.rows
         for i in range(self.t.bk // rows):
             start = Start.SET if first and not i else Start.ADD
-            b.emit(SMA_LDB, self.type, s.units, self.b_at, i * rows * self.pitch_b, self.pitch_b)
+            at = i * rows * self.pitch_b
+            b.emit(self.ldb, self.types[1], s.units, self.b_at, at, self.pitch_b)
             b.emit(SMA_SWAP, s.units)
             b.emit(
-                LSMA, self.type, start, Space.REG, self.acc, s.units, self.t.bm,
+                self.lsma, self.types[0], start, Space.REG, self.acc, s.units, self.t.bm,
                 self.a_at, i * rows * self.element, self.pitch_a,
             )  # fmt: skip
 
