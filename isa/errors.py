@@ -29,7 +29,7 @@ CODES: dict[str, str] = {
     "E303": "There is no such precision. `knapper compile --precision` takes fp16, bf16 or fp32.",
     "E304": "A pass is asked for what the graph has not: place names no launch, or comes before there are any, or before other passes.",
     "E305": "Weights cannot be pruned as asked: a pattern, share or unit that is none, groups, scores or masks that do not fit the weights.",
-    "E306": "A network cannot be quantized as asked: a method or format that is none, ranges that are missing, damaged or of other values, options that name nothing.",
+    "E306": "A network cannot be quantized as asked: no such method or format, ranges that are missing or damaged, names of nothing.",
     # 4xx compiling: groups, plans, kernels, plugins
     "E410": "No kernel generator serves a group of nodes. The message has each generator's reason.",
     "E411": "The groups of a graph cannot be launched: a node has no group, or groups wait for each other.",
