@@ -242,6 +242,18 @@ def test_a_reader_quantizes_a_model(model: onnx.ModelProto, samples: Array) -> N
     assert again.program.meta["ranges"]
 
 
+@pytest.mark.parametrize("target", ["sma3", "tpu-v2", "ampere"])
+def test_integers_are_the_same_on_every_machine(
+    model: onnx.ModelProto, samples: Array, target: str
+) -> None:
+    ranges = of(model, {"input": samples})
+    here, there = (
+        knapper.compile(model, t, quantize="i8", calibration=ranges) for t in ("volta-8tc", target)
+    )
+    y, r = (i.run({"input": samples[:1]}).outputs["output"] for i in (here, there))
+    assert (y == r).all()
+
+
 def test_ranges_without_quantization_are_refused(model: onnx.ModelProto, samples: Array) -> None:
     for options in ({"pipeline": "fp32"}, {"quantize": "i8,float"}):
         with pytest.raises(UsageError, match="nothing is quantized"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from shop import Knapper
 
 from knapper.compiler.ir import Type
 from knapper.frontends import demo
-from knapper.frontends.dataset import Arrays, Choice, open_data
+from knapper.frontends.dataset import Arrays, Choice, open_data, picture
 from knapper.frontends.evaluate import WRONG, Evaluation, Scored, Share, evaluate
 from knapper.frontends.feed import Feed, Pixels, placed_as
 from knapper.frontends.workers import spread
@@ -320,6 +321,27 @@ def test_a_folder_of_classes(run: Knapper, tmp_path: Path) -> None:
         "eval", "m.onnx", "--data", "val", "--resize", "2", "--classes", "order.txt", "--json"
     )
     assert json.loads(out)["metrics"]["top1"]["right"] == 0
+
+
+def test_a_picture_is_made_smaller_and_its_middle_cut_out(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    wide = np.zeros((70, 140, 3), np.uint8)
+    wide[:, 35:105] = 255  # the middle square is white
+    image.fromarray(wide).save(tmp_path / "a.png")
+    assert picture(tmp_path / "a.png", (30, 30, 3), None).mean() == 255
+    assert picture(tmp_path / "a.png", (30, 30, 1), 0).mean() == pytest.approx(127.5, abs=1)
+    assert picture(tmp_path / "a.png", (30, 60, 3), 30).shape == (30, 60, 3)
+
+
+def test_what_is_no_picture_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("PIL.Image")
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match="cannot be read") as e:
+        picture(tmp_path / "a.png", (30, 30, 3), None)
+    assert e.value.code == "E733"
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(UsageError, match="need Pillow"):
+        picture(tmp_path / "a.png", (30, 30, 3), None)
 
 
 def test_a_folder_and_a_file_of_labels(run: Knapper, tmp_path: Path) -> None:
