@@ -59,7 +59,8 @@ class Grid:
 class Task:
     """One product of the activation: windows x [N, C, taps] of the quantized network, what they should give y [N, O].
 
-    `inside` is False where a window is padding; `w` [O, C/group, taps] are the rounded weights; `clip` is what an activation does behind.
+    `inside` is False where a window is padding; `w` [O, C/group, taps] are the rounded weights; `clip` is what an activation does behind,
+    after adding `bias` [O].
     """
 
     x: Array
@@ -68,6 +69,7 @@ class Task:
     inside: Array | None = None
     group: int = 1
     clip: tuple[float, float] = (-np.inf, np.inf)
+    bias: Array | None = None
 
     def part(self, rows: Array | slice) -> Task:
         """Some of the samples."""
@@ -84,7 +86,7 @@ class Task:
         """[N, O] of rounded windows."""
         n = len(real)
         made: Array = (self.columns(real) @ matrix).transpose(1, 0, 2).reshape(n, -1)
-        return made
+        return made if self.bias is None else made + self.bias
 
     def columns(self, real: Array) -> Array:
         """Windows as [group, N, K]."""

@@ -161,19 +161,18 @@ class _Learner:
         group = p.node.attr("group") if p.node.op == "Conv" else 1
         w = rows(self._real(p), p.product.axis)
         return Task(
-            np.concatenate(seen), y if bias is None else y - bias, w,
-            np.concatenate(inside) if padded else None, group, self._clip(p, bias),
+            np.concatenate(seen), y, w, np.concatenate(inside) if padded else None, group, self._clip(p), bias
         )  # fmt: skip
 
-    def _clip(self, p: Pair, bias: Array | None) -> tuple[float, float]:
-        """The bounds of an activation behind: only without a bias that would shift them a channel each."""
+    def _clip(self, p: Pair) -> tuple[float, float]:
+        """The bounds of an activation right behind."""
         users = self.before_users.get(p.product.node.outputs[0], [])
-        if len(users) != 1 or bias is not None:
-            return (-np.inf, np.inf)
-        u = users[0]
-        if u.op == "Relu":
+        behind = users[0] if len(users) == 1 else None
+        if behind is not None and behind.op == "Relu":
             return (0.0, np.inf)
-        return (float(u.attr("min")), float(u.attr("max"))) if u.op == "Clip" else (-np.inf, np.inf)
+        if behind is not None and behind.op == "Clip":
+            return (float(behind.attr("min")), float(behind.attr("max")))
+        return (-np.inf, np.inf)
 
     def _known(self, v: str) -> Array | None:
         """A constant, or one that is dequantized."""
