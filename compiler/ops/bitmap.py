@@ -5,12 +5,11 @@
 Both results are the operand; they differ in how they lie in memory. `%b` is for sparse products, `%d` for everybody else. A result
 that nobody reads is not stored.
 
-How `%b` lies there: positions go in segments of 32, channels in 16s. A matrix [M, C] has a position a row. In an image [N, H, W, C] rows
+How `%b` lies there: positions go in segments of 32, channels in 32s. A matrix [M, C] has a position a row. In an image [N, H, W, C] rows
 lie W + pad apart and images H + pad rows, behind a lead of pad rows and pad pixels, so that a tap of a window is a shift of the stream:
 
-    values    [segments][channels] 64 B      up to 32 values, packed, in the order of positions
-    bitmaps   [segments][channels] u32       bit i: position i of the segment is not zero
-    flags     [segments][channels / 32] u8   bit j: some of channels 16 j … 16 j + 15 of these 32 are not zero
+    records   [segments][channels / 32]       bitmaps, starts, up to 1,024 values, packed (`sparsity.bitmap`)
+    entries   [segments][channels / 32] u32   where a record begins, and how many 16s of bytes its values fill
 """
 
 from __future__ import annotations

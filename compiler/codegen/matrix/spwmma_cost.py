@@ -33,7 +33,7 @@ WAIT = 25
 FIRST = 4
 """Latencies of L2 before the first product."""
 RESULT = 2
-"""Issue slots of a row of results, a node, and an instruction that waits."""
+"""Instructions of a row of results and a node: of a warp by itself, each waits for the one before."""
 
 
 @lru_cache(maxsize=256)
@@ -56,7 +56,8 @@ def predicted(s: Shape, group: Group, machine: Machine, density: float | None = 
     w = _Work(s, group, machine, DENSITY if density is None else density, resident)
     waits = machine.l2_latency + 2 * machine.units["lsu_shared"].latency
     results = RESULT * (2 + len(group.nodes)) * TILE + (INSTRUCTIONS if op.encoded else 0)
-    epilogue = results * max(1.0, resident * t.warps / machine.subcores)
+    alu = machine.units["alu"]
+    epilogue = results * max(alu.latency, alu.interval * resident * t.warps / machine.subcores)
     drained = w.results / (machine.dram_bytes_per_second / machine.clock_hz / machine.sms)
     block = FIRST * waits + s.steps * w.step + epilogue + resident * drained
 

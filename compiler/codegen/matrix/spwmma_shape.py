@@ -295,7 +295,7 @@ class Shape:
     @property
     def registers(self) -> int:
         """Roughly what a thread needs."""
-        return max(38 * self.buffers + 24, 128)
+        return max(38 * self.buffers + 18, 132)
 
     @property
     def grid(self) -> tuple[int, int, int]:
