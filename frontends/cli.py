@@ -187,9 +187,9 @@ def _compile(commands: Any) -> None:
     workers(q)
     p.add_argument(
         "--emit",
-        choices=("graph", "plan", "asm", "image"),
+        choices=("onnx", "graph", "plan", "asm", "image"),
         default="image",
-        help="level to write (image)",
+        help="level to write (image); onnx: the model itself, quantized",
     )
     p.add_argument(
         "--from",

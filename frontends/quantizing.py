@@ -22,6 +22,7 @@ from .calibrate import Calibration, calibrate, samples, split
 
 if TYPE_CHECKING:
     from knapper.compiler.ir import Graph
+    from knapper.compiler.passes import Pass
 
 USUAL = "i8"
 """What calibration data alone asks for."""
@@ -55,6 +56,13 @@ def passes(precision: str, given: str | None, quantize: str | None) -> str | Non
     normalized = isinstance(asked, Quantize) and asked.ranges == BN  # which reads what `bn` folds
     before, behind = split(pipeline.preset(precision), "bn" if normalized else "")
     return ",".join([*map(str, before), text(quantize), *map(str, behind)])
+
+
+def behind_quantization(found: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    """Those of the passes whose graph is still one for ONNX: not the choice of integers, layouts and stored types."""
+    names = [p.name for p in found]
+    late = (i for i, n in enumerate(names) if n in ("integers", "layout", "precision", "fuse"))
+    return found[: next(late, len(names))]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,20 @@ def test_every_level_can_be_written_and_fed_back(run: Knapper, tmp_path: Path) -
     assert json.loads(whole)["instructions"] == json.loads(stepwise)["instructions"]
 
 
+def test_a_model_comes_out_quantized(run: Knapper, tmp_path: Path) -> None:
+    """Weights only: that needs no data. What comes out is compiled as any model is, and onnxruntime runs it."""
+    quantize = ("--quantize", "i4,float", "--emit", "onnx", "-o", "few.onnx")
+    code, _, err = run("compile", "SHOP/small.onnx", *SHAPE, *quantize)
+    assert (code, err.startswith("few.onnx: ")) == (0, True), err
+    model = onnx.load(tmp_path / "few.onnx")
+    onnx.checker.check_model(model)
+    types = {t.data_type for t in model.graph.initializer}
+    assert onnx.TensorProto.INT4 in types
+    assert run("compile", "few.onnx", "-q", "-o", "few.elf") == (0, "", "")
+    code, out, err = run("check", "few.onnx", "--precision", "fp32", "--input", "SHOP/in.npz")
+    assert code == 0, (out, err)
+
+
 def test_a_plan_leaves_the_users_arrays_alone_and_a_run_leaves_the_plans(
     run: Knapper, tmp_path: Path
 ) -> None:

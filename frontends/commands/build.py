@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from knapper.isa.machine import Machine
     from knapper.isa.program import Program
 
+    Level = bytes | Graph | Plan | Program
+    """A model, or what it became."""
+
 log = logging.getLogger("knapper")
-ENDINGS = {"graph": ".ir", "plan": ".plan", "asm": ".s", "image": ".elf"}
+ENDINGS = {"onnx": ".onnx", "graph": ".ir", "plan": ".plan", "asm": ".s", "image": ".elf"}
 
 BESIDE = {
     "graph": "its constants, by hash: keep the two together",
@@ -104,7 +107,7 @@ def _planned(a: argparse.Namespace) -> str:
     return plan_text.target(a.source) if a.source and a.source.endswith(".plan") else ""
 
 
-def _level(a: argparse.Namespace, machine: Machine) -> Graph | Plan | Program:
+def _level(a: argparse.Namespace, machine: Machine) -> Level:
     """The level that --emit asks for, from the model or from the level that --from gives."""
     from knapper.compiler import driver, plan_text
 
@@ -116,6 +119,8 @@ def _level(a: argparse.Namespace, machine: Machine) -> Graph | Plan | Program:
     if ending == ".plan":
         plan = plan_text.load(a.source, machine)
         return _planned_on(plan, a, options, dump)
+    if a.emit == "onnx":
+        return _quantized(a, options)
     graph = _graph(a, options, dump)
     if a.emit == "graph":
         return graph
@@ -153,6 +158,17 @@ def _graph(a: argparse.Namespace, options: Options, dump: Dump | None) -> Graph:
     return graph
 
 
+def _quantized(a: argparse.Namespace, options: Options) -> bytes:
+    """The model behind `quantize` and the passes before it, as ONNX."""
+    from knapper.compiler import driver, pipeline
+
+    from ..onnx.export import to_onnx
+    from ..quantizing import behind_quantization
+
+    graph = pipeline.run(read_model(a), behind_quantization(driver.passes(options)))
+    return bytes(to_onnx(graph).SerializeToString())
+
+
 def _planned_on(
     plan: Plan, a: argparse.Namespace, options: Options, dump: Dump | None
 ) -> Plan | Program:
@@ -173,7 +189,7 @@ def read_model(a: argparse.Namespace) -> Graph:
     return graph
 
 
-def _save(level: Graph | Plan | Program, output: Path) -> Path | None:
+def _save(level: Level, output: Path) -> Path | None:
     """Write a level; gives the path of the file beside it, if it has one."""
     from knapper.compiler import plan_text, text
     from knapper.compiler.ir import Graph
@@ -185,17 +201,22 @@ def _save(level: Graph | Plan | Program, output: Path) -> Path | None:
             return text.save(level, output)
         if isinstance(level, Plan):
             return plan_text.save(level, output)
+    if isinstance(level, bytes):
+        files.write(output, level)
+        return None
     if output.suffix == ".s":
         return write_assembly(level, output)
     files.write(output, image.write(level))
     return None
 
 
-def describe(level: Graph | Plan | Program) -> str:
+def describe(level: Level) -> str:
     """One line about a level."""
     from knapper.compiler.ir import Graph
     from knapper.compiler.plan import Plan
 
+    if isinstance(level, bytes):
+        return f"{len(level) / 1024:,.1f} KiB of ONNX"
     if isinstance(level, Graph):
         return f"{plural(len(level.nodes), 'node')}, {plural(len(level.constants), 'constant')}"
     if isinstance(level, Plan):
@@ -207,15 +228,17 @@ def describe(level: Graph | Plan | Program) -> str:
     ])  # fmt: skip
 
 
-def summary(level: Graph | Plan | Program, path: Path) -> dict[str, Any]:
+def summary(level: Level, path: Path) -> dict[str, Any]:
     """What `compile --json` prints of a level and its file; None for what the level does not know yet."""
     from knapper.compiler.ir import Graph
     from knapper.compiler.plan import Plan
 
     data = files.read(path)
     facts: dict[str, Any] = {"path": str(path), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}  # fmt: skip
-    if isinstance(level, Graph):
-        rest: tuple[Any, ...] = (None, level.meta.get("precision"), None, None)
+    if isinstance(level, bytes):
+        rest: tuple[Any, ...] = (None, None, None, None)
+    elif isinstance(level, Graph):
+        rest = (None, level.meta.get("precision"), None, None)
     elif isinstance(level, Plan):
         macs = sum(s.macs for s in level.steps)
         rest = (level.machine.name, level.graph.meta.get("precision"), len(level.steps), macs)

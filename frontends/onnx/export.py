@@ -41,6 +41,8 @@ OURS = ("layout", "out", "pad_value", "trans_a", "trans_b", "to", "format")
 TYPED = {"Clip": ("min", "max"), "Pad": ("value",)}
 """Attributes that become operands of the first operand's type."""
 FLOATS = {"Resize": ("roi", "scales")}
+USUAL = {"dilations": 1, "strides": 1, "pads": 0}
+"""What every axis has where a window says nothing."""
 LISTS = {"TopK": ("k",)}
 """Attributes of one number that ONNX wants as a list of one."""
 
@@ -101,7 +103,7 @@ class _Export:
         return self.names.get(v, "")
 
     def _store(self, name: str, a: Array) -> str:
-        self.tensors[name] = numpy_helper.from_array(np.ascontiguousarray(a), name)
+        self.tensors[name] = numpy_helper.from_array(np.asarray(a, order="C"), name)
         return name
 
     def constant(self, a: Any, near: str) -> str:
@@ -140,6 +142,8 @@ class _Export:
         for name, given in n.attrs.items():
             if name in OURS and name not in s.attributes:
                 self._refuse(n, name, given)
+            elif name in s.attributes and name in USUAL and set(given) <= {USUAL[name]}:
+                continue  # onnxruntime's own average pool of bytes does not know dilations
             elif name in s.attributes:
                 attrs[name] = _attribute(name, given)
             elif formals.get(name.lower()) in {f.name.lower() for f in s.inputs}:
@@ -234,22 +238,22 @@ def _dequantize(e: _Export, n: Node) -> bool:
     attrs = {
         k: n.attr(k) for k in ("axis", "block_size") if n.attr(k) != OPS[n.op].attrs[k].default
     }
-    operands = [e.value(v) for v in n.inputs if v != x]
     a = e.g.constants.get(x)
     if a is not None and a.dtype.itemsize <= 2 and _only_dequantized(e, x):
         zero = e.g.constants.get(n.inputs[2]) if len(n.inputs) > 2 else np.zeros(1)
         for format, code in FOUR:
             f = FORMATS[format]
             if f.holds(a) and zero is not None and f.holds(zero):
-                names = [_few(e, v, code) for v in (x, *n.inputs[2:])]
-                operands = [names[0], operands[0], *names[1:]]
-                e.op("DequantizeLinear", *operands, near=y, result=y, **attrs)
+                few = [_few(e, v, code) for v in (x, *n.inputs[2:])]
+                few.insert(1, e.value(n.inputs[1]))
+                e.op("DequantizeLinear", *few, near=y, result=y, **attrs)
                 return True
         book = next((FORMATS[b] for b in BOOKS if FORMATS[b].holds(a)), None)
         if book is not None and zero is not None and not zero.any():
             _by_book(e, n, a, book, y)
             return True
-    e.op("DequantizeLinear", e.value(x), *operands, near=y, result=y, **attrs)
+    operands = [e.value(v) for v in n.inputs]
+    e.op("DequantizeLinear", *operands, near=y, result=y, **attrs)
     return True
 
 
