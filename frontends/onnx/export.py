@@ -142,7 +142,7 @@ class _Export:
         for name, given in n.attrs.items():
             if name in OURS and name not in s.attributes:
                 self._refuse(n, name, given)
-            elif name in s.attributes and name in USUAL and set(given) <= {USUAL[name]}:
+            elif _usual(name, given) and name in s.attributes:
                 continue  # onnxruntime's own average pool of bytes does not know dilations
             elif name in s.attributes:
                 attrs[name] = _attribute(name, given)
@@ -197,6 +197,11 @@ class _Export:
         while operands and not operands[-1]:
             operands.pop()
         return operands
+
+
+def _usual(name: str, given: Any) -> bool:
+    """Whether a window says what none says."""
+    return name in USUAL and set(given) <= {USUAL[name]}
 
 
 def _attribute(name: str, given: Any) -> Any:
