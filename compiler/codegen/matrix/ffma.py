@@ -30,6 +30,7 @@ from .epilogue import Frame, Spot
 from .geometry import grid
 from .pipeline import Buffers, Tile
 from .product import Product
+from .requantize import conversions
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,8 @@ class Ffma(TiledEngine[Threads]):
 
     def cycles(self, group: Group, p: Product, t: Threads, way: str, machine: Machine) -> float:
         known = p.b in group.constants
-        return cost.tiled(step(p, t, way), p, t, len(group.nodes), known, machine)
+        converts = conversions(group, p)
+        return cost.tiled(step(p, t, way), p, t, len(group.nodes), known, machine, converts)
 
 
 FFMA_GENERATOR = register(Ffma())
