@@ -10,7 +10,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from quantized_models import NETWORKS, by_onnxruntime, layers, quantized
 
 from knapper.compiler import pipeline
@@ -87,6 +93,23 @@ def test_networks_are_in_integers_and_run(name: str, scheme: str) -> None:
     theirs = by_onnxruntime(model, feed)
     assert (y.argmax(-1) == theirs.argmax(-1)).mean() > 0.9
     assert np.corrcoef(y.ravel(), theirs.ravel())[0, 1] > 0.999
+
+
+def test_zero_points_that_are_computed(tmp_path: Path) -> None:
+    """Dynamic quantization: rows of bytes by constant ones, the zero point behind the product."""
+    onnx.save(NETWORKS["attention"](), tmp_path / "float.onnx")
+    quantize_dynamic(
+        tmp_path / "float.onnx", tmp_path / "dynamic.onnx", weight_type=QuantType.QInt8
+    )
+    model = onnx.load(tmp_path / "dynamic.onnx")
+    graph, feed = integers(model), drawn(model, 2)
+    types = graph.types()
+    products = [n for n in graph.nodes if n.op == "MatMul"]
+    narrow = [n for n in products if {types[v].dtype for v in n.inputs} <= {"i8", "u8"}]
+    assert len(narrow) >= 4
+    image = compile_graph(read(model), Machine.load("volta-8tc"), precision="fp32")
+    (y,) = Session(image).run(feed, threads=1).outputs.values()
+    np.testing.assert_allclose(y, by_onnxruntime(model, feed, plain=True), 1e-4, 1e-2)
 
 
 # --- a trained network

@@ -17,7 +17,8 @@ step from what the model says, at a tie or next to one; the same bits where scal
   * Averages are of integers, and scaled then: their sums are exact.
   * What moves or selects elements does so with integers: Reshape, Transpose, MaxPool, Concat of equal scales, Pad, Slice, Gather, …
   * A value that is quantized as it was is what it was. One that goes to a format's grid, or by a border, keeps QuantizeLinear, of scale 1.
-  * Products of i32 that are bytes less zero points (ConvInteger, MatMulInteger and their kin) are the same thing said otherwise.
+  * Products of i32 that are bytes less zero points (ConvInteger, MatMulInteger and their kin) are the same thing said otherwise; of rows
+    by constants also with a zero point that is computed.
 
 What is quantized and stays in float is said in the log with the reason; dequantized weights of such products are computed here.
 """
@@ -30,8 +31,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..ir import Array, Graph, Node, compute
-from ..ops.quantize import QUANTIZED, bounds, on_grid
-from ..quantization.exact import Held, along, by_channel, exact, holds, ones_behind, unfit
+from ..ops.quantize import bounds, on_grid
+from ..quantization.exact import (
+    Held,
+    along,
+    by_channel,
+    bytes_behind,
+    exact,
+    ones_behind,
+    unfit,
+)
 from ..rewrite import Writer
 from .base import Pass
 
@@ -160,8 +169,7 @@ class _Integers(Writer):
         """The node as it is, on values that are there."""
         operands = [self.need(v) if v else "" for v in n.inputs]
         self.begin(n)
-        attrs = dict(n.attrs)
-        made = self.emit(replace(n, inputs=tuple(operands), attrs=attrs))
+        made = self.emit(replace(n, inputs=tuple(operands)))
         self.let(n, made)
 
     def finish(self) -> Graph:
@@ -204,8 +212,7 @@ class _Integers(Writer):
             whole = self._dequantized(replace(h, scale=np.ones((), np.float32)), ONE)
             return self._times(self.op(n.op, whole, **n.attrs), f * h.scale.astype(np.float64))
         if n.op == "Cast":
-            whole = self.now(x)
-            return self._times(self.op("Cast", whole, to="f32"), f)
+            return self._times(self.op("Cast", self.now(x), to="f32"), f)
         if n.op == "Clip":
             low, high = (float(n.attr(k)) * float(f) for k in ("min", "max"))
             return self.op("Clip", self.build(x, f), min=low, max=high)
@@ -218,8 +225,7 @@ class _Integers(Writer):
             a = self.old.constants.get(c)
             if a is not None and (a > 0).all() and len(self.old_types[x].shape) >= a.ndim:
                 return self.build(x, f * a.astype(np.float64))
-        x, y = n.inputs
-        return self.op("Mul", self.build(x, f), self.need(y))
+        return self.op("Mul", self.build(n.inputs[0], f), self.need(n.inputs[1]))
 
     def _times(self, v: str, f: Array) -> str:
         if (f == 1).all():
@@ -325,8 +331,8 @@ class _Integers(Writer):
     def _is_same(self, n: Node, h: Held) -> bool:
         """Whether a QuantizeLinear gives back the integers that its operand was made of."""
         low, high = bounds(n.attr("to"), n.attr("format"))
-        scale = self.old.constants[n.inputs[1]].reshape(())
-        zero = self.old.constants[n.inputs[2]].reshape(()) if len(n.inputs) > 2 else np.zeros(())
+        scale, *given = (self.old.constants[v].reshape(()) for v in n.inputs[1:3] if v)
+        zero = given[0] if given else np.zeros(())
         return bool(
             h.single
             and self.type(h.q).dtype == n.attr("to")
@@ -444,7 +450,9 @@ class _Integers(Writer):
                 self.let(n, (self.build(v, ONE),))
                 del self.sums[v]
             return None
-        a, b = (self._bytes(x) for x in n.inputs[:2])
+        a, b = (self._behind(x) for x in n.inputs[:2])
+        if a is None and b is not None and n.op == "MatMul" and self._moving(n, b):
+            return None
         bias = n.inputs[2] if len(n.inputs) > 2 else ""
         known = self.old.constants.get(bias)
         if a is None or b is None or (bias and known is None) or n.op == "Gemm":
@@ -459,34 +467,34 @@ class _Integers(Writer):
         self.let(n, (made,))
         return None
 
-    def _bytes(self, v: str) -> Held | None:
-        """What a value in i32 is: narrow integers less a zero point that is known."""
-        one = np.ones((), np.float32)
-        if self.old_types[v].dtype != "i32":
-            return None
-        if (a := self.old.constants.get(v)) is not None:
-            held, low = next((d for d in (np.int8, np.uint8) if holds(d, a)), None), 0
-            if held is None:  # an operand of zero point `low`
-                held, low = np.uint8, -int(a.min())
-            if not holds(held, a.astype(np.int64) + low):
-                return None
-            q = self.constant((a.astype(np.int64) + low).astype(held), v, "bytes")
-            return Held(q, one, np.asarray(low), 0, self._span(q))
-        n, axis = self.makers.get(v), 0
-        zero: Array = np.zeros((), np.int64)
-        if n is not None and n.op in ("Sub", "Add"):  # `simplify` adds what is subtracted
-            z = self.old.constants.get(n.inputs[1])
-            if z is None:
-                return None
-            z = z if n.op == "Sub" else -z
-            places = [i for i, s in enumerate(z.shape) if s > 1]
-            axis = places[0] + self.old_types[v].rank - z.ndim if places else 0
-            zero = z.astype(np.int64).reshape(-1 if places else ())
-            if len(places) > 1:
-                return None
-            n = self.makers.get(n.inputs[0])
-        if n is None or n.op != "Cast" or self.old_types[n.inputs[0]].dtype not in QUANTIZED:
-            return None
-        q = self.now(n.inputs[0])
-        scale = one if zero.ndim == 0 else np.ones(zero.shape, np.float32)
-        return Held(q, scale, zero, axis, self._span(q))
+    def _moving(self, n: Node, b: Held) -> bool:
+        """A product of rows whose zero point is computed, by constants: Σx·w - zx·Σw."""
+        less, w = self.makers.get(n.inputs[0]), self.array(b.q)
+        if (
+            w is None
+            or less is None
+            or less.op != "Sub"
+            or self.old_types[less.inputs[1]].count > 1
+        ):
+            return False
+        x = self._behind(less.inputs[0])
+        if (
+            x is None
+            or n.attr("trans_a")
+            or n.attr("trans_b")
+            or w.ndim != 2
+            or unfit(self, n, x, b)
+        ):
+            return False
+        made = exact(self, n, x, b, None)
+        if made is None or made.startswith("!"):
+            return False
+        sums = (w.astype(np.int64) - along(b.zero, b.axis, 2)).sum(0)
+        offset = self.constant(sums.astype(np.int32), tag="sums")
+        moved = self.op("Mul", self.need(less.inputs[1]), offset)
+        self.let(n, (self.op("Sub", made, moved),))
+        return True
+
+    def _behind(self, v: str) -> Held | None:
+        h = bytes_behind(self, self.makers, self.old_types, v)
+        return h and replace(h, span=self._span(h.q))

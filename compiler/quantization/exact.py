@@ -8,12 +8,13 @@ The constant is the bias. What is computed of two values needs the sums of both:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..ir import Array, Node
+from ..ir import Array, Node, Type
 from ..ops.quantize import QUANTIZED
 from ..rewrite import Writer
 
@@ -151,6 +152,41 @@ def _of_values(g: Writer, n: Node, a: Held, b: Held) -> str | None:
             total = g.op("Sub", total, _whole(g, np.array(k * zx * zy)))
         y = g.op("Sub", y, total)
     return y
+
+
+def bytes_behind(
+    g: Writer, makers: Mapping[str, Node], types: Mapping[str, Type], v: str
+) -> Held | None:
+    """What a value in i32 is: narrow integers less a zero point that is known."""
+    one = np.ones((), np.float32)
+    if types[v].dtype != "i32":
+        return None
+    if (a := g.old.constants.get(v)) is not None:
+        held, low = next((d for d in (np.int8, np.uint8) if holds(d, a)), None), 0
+        if held is None:  # an operand of zero point `low`
+            held, low = np.uint8, -int(a.min())
+        if not holds(held, a.astype(np.int64) + low):
+            return None
+        q = g.constant((a.astype(np.int64) + low).astype(held), v, "bytes")
+        return Held(q, one, np.asarray(low), 0, (0, 0))
+    n, axis = makers.get(v), 0
+    zero: Array = np.zeros((), np.int64)
+    if n is not None and n.op in ("Sub", "Add"):  # `simplify` adds what is subtracted
+        z = g.old.constants.get(n.inputs[1])
+        if z is None:
+            return None
+        z = z if n.op == "Sub" else -z
+        places = [i for i, s in enumerate(z.shape) if s > 1]
+        axis = places[0] + types[v].rank - z.ndim if places else 0
+        zero = z.astype(np.int64).reshape(-1 if places else ())
+        if len(places) > 1:
+            return None
+        n = makers.get(n.inputs[0])
+    if n is None or n.op != "Cast" or types[n.inputs[0]].dtype not in QUANTIZED:
+        return None
+    q = g.now(n.inputs[0])
+    scale = one if zero.ndim == 0 else np.ones(zero.shape, np.float32)
+    return Held(q, scale, zero, axis, (0, 0))
 
 
 # --- shapes
