@@ -179,6 +179,21 @@ def test_sums_that_may_overflow_stay_in_float(caplog: pytest.LogCaptureFixture) 
     assert "stays in float: its sums may reach 8589" in caplog.text
 
 
+def test_a_bias_that_leaves_no_room_is_added_in_float() -> None:
+    """As quantizers make them for channels whose weights are all zero."""
+    net = Net()
+    sx, sw = net.constant(np.float32(0.5)), net.constant(np.exp2(np.float32([-2, -30])))
+    step = net.constant(np.exp2(np.float32([-3, -31])))
+    x = net.op("DequantizeLinear", net.input("u8", 1, 2, 3, 3), sx)
+    w = net.constant(np.array([3, -5, 1, 0], np.int8).reshape(2, 2, 1, 1))
+    weights = net.op("DequantizeLinear", w, sw, axis=0)
+    bias = net.op("DequantizeLinear", net.constant(np.int32([77, 2**31 - 128])), step, axis=0)
+    y = net.rounded(net.op("Conv", x, weights, bias), "i8", about=4.0)
+    h, (said,), (computed,) = both(net, y)
+    assert in_integers(h)
+    np.testing.assert_array_equal(said, computed)
+
+
 def test_weights_alone_are_computed_here() -> None:
     net = Net()
     w = net.constant(net.bytes("i8", 4, 3))

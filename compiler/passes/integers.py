@@ -410,15 +410,15 @@ class _Integers(Writer):
             return False
         why = unfit(self, n, a, b)
         if why is None:
+            step = a.scale.astype(np.float64) * b.scale.astype(np.float64)
             bias, rest = self._bias(n, a, b)
-            made = exact(self, n, a, b, bias)
-            why = made if made is None or made.startswith("!") else None
-            if why is None and made is not None:
-                scale = a.scale.astype(np.float64) * b.scale.astype(np.float64)
-                factor = by_channel(scale, n)
-                self.sums[n.outputs[0]] = Sums(made, factor, rest)
+            made = exact(self, n, a, b, bias) or "!"
+            if made.startswith("!") and bias is not None:  # of a channel of tiny scale
+                made, rest = exact(self, n, a, b, None) or "!", by_channel(bias * step, n)
+            if not made.startswith("!"):
+                self.sums[n.outputs[0]] = Sums(made, by_channel(step, n), rest)
                 return True
-            why = (why or "!").lstrip("!")
+            why = made.lstrip("!")
         self._remark(n, why)
         return False
 
