@@ -306,6 +306,7 @@ def test_a_zero_on_either_side_makes_no_nan(data: Any) -> None:
     a = patches(x, k)
     total = chain(a, w, (a != 0)[:, :, None] & (w != 0))
     with np.errstate(all="ignore"):
+        total = np.where(np.isnan(total), np.float32(np.nan), total)  # as it reaches memory
         want = total.astype(np.float16).reshape(made.want["z" if "z" in made.want else "d"].shape)
     options = data.draw(st.sampled_from(sparse_cases.offers(made)))
     got, _ = sparse_cases.run(replace(made, want=dict.fromkeys(made.want, want)), options)
