@@ -165,6 +165,35 @@ def test_moves_are_of_bytes() -> None:
     assert {t.dtype for n in h.nodes for t in n.types} == {"u8"}
 
 
+@pytest.mark.parametrize("strides", [1, 3])
+def test_factors_behind_an_average_stay_there(strides: int) -> None:
+    """Of each pixel of the result, not of the image that it is an average of."""
+    net = Net()
+    weights = net.real(net.constant(net.bytes("i8", 4, 4, 1, 1)))
+    v = net.op("Conv", net.real(net.input("u8", 1, 4, 6, 6), 7), weights)
+    pads = (1, 1, 1, 1) if strides == 1 else (0, 0, 0, 0)
+    v = net.op("AveragePool", v, kernel_shape=(3, 3), pads=pads, strides=(strides, strides))
+    size = net.types[v].shape[-1]
+    v = net.op("Mul", v, net.constant(net.scale(1, 1, size, size, about=4.0)))
+    h, (said,), (computed,) = both(net, net.rounded(v, about=8.0, zero=99))
+    assert in_integers(h)
+    np.testing.assert_array_equal(said, computed)
+    assert len(np.unique(said)) > 4
+
+
+@pytest.mark.parametrize("scale", [-2.0, 0.0, 1e-40, np.inf, np.nan])
+def test_scales_that_are_no_factors_divide(scale: float) -> None:
+    """A negative one turns a Relu round; others have no inverse in f32."""
+    net = Net()
+    weights = net.real(net.constant(net.bytes("i8", 4, 4, 1, 1)))
+    v = net.op("Relu", net.op("Conv", net.real(net.input("u8", 1, 4, 3, 3), 7), weights))
+    zero = net.constant(np.uint8(128))
+    y = net.op("QuantizeLinear", v, net.constant(np.float32(scale)), zero)
+    h, (said,), (computed,) = both(net, y)
+    assert in_integers(h)
+    np.testing.assert_array_equal(said, computed)
+
+
 def test_sums_that_may_overflow_stay_in_float(caplog: pytest.LogCaptureFixture) -> None:
     """The weights decide: 2^16 · 2^15 · 4 is too much, with small weights it is not."""
     for size, fits in ((32767, False), (300, True)):

@@ -48,21 +48,8 @@ log = logging.getLogger("knapper")
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 ONE = np.ones(())
 MOVERS = frozenset(
-    [
-        "Identity",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Slice",
-        "Expand",
-        "Tile",
-        "Gather",
-        "DepthToSpace",
-        "SpaceToDepth",
-    ]
-)
+    ["Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Expand", "Tile", "Gather", "DepthToSpace", "SpaceToDepth"]
+)  # fmt: skip
 """Ops whose results are elements of their first operand."""
 AVERAGES = frozenset(("AveragePool", "GlobalAveragePool"))
 LINEAR = (
@@ -72,6 +59,10 @@ LINEAR = (
     | set(PRODUCTS)
 )
 """Ops f with f(c·x) = c·f(x) for a positive c, once their constants are scaled too."""
+ONE_FACTOR = MOVERS | AVERAGES | {"Clip", *PRODUCTS}
+"""Those for which c has to be one number: c of each element is where the element goes to."""
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""The least scale that is divided by as a factor: its inverse is a float."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +122,7 @@ class _Integers(Writer):
         return found
 
     def _plain_quantizer(self, n: Node, v: str) -> bool:
-        """Whether a node rounds v in steps of one known scale."""
+        """Whether a node rounds v in steps of one known scale, which is positive."""
         if n.op != "QuantizeLinear" or n.inputs[0] != v or n.attr("block_size"):
             return False
         known = [self.old.constants.get(x) for x in n.inputs[1:]]
@@ -140,6 +131,7 @@ class _Integers(Writer):
         return (
             scale is not None
             and scale.size == 1
+            and bool(SMALLEST <= scale.item() < np.inf)
             and (not given or zero is not None)
             and self.old_types[v].dtype == "f32"
         )
@@ -200,7 +192,7 @@ class _Integers(Writer):
         if v in self.sums:
             return self._scaled_sums(v, f)
         n = self.deferred.get(v)
-        if n is None or (f.size > 1 and (n.op in (*MOVERS, *PRODUCTS) or n.op == "Clip")):
+        if n is None or (f.size > 1 and n.op in ONE_FACTOR):
             return self._times(self.now(v) if n is None else self.build(v, ONE), f)
         x = n.inputs[0]
         if n.op in ("Add", "Sub"):
