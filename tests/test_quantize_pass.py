@@ -148,6 +148,8 @@ def test_what_calibration_has_to_observe() -> None:
         ({"weights": "i8", "activations": "i8", "symmetric": True}, 25),
         ({"per_channel": False}, 25),
         ({"weights": "i4", "weight_method": "ant", "activations": "ant4", "first_last": "i8"}, 5),
+        ({"activations": "ant4", "first_last": "i16", "between": "i16"}, 5),
+        ({"activations": "ant2"}, 0),
         ({"method": "percentile"}, 20),
         ({"bias": False}, 30),
         ({"bias_correction": True, "weights": "i4"}, 8),
@@ -232,8 +234,21 @@ def test_a_table_of_layers() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "format": ({"weights": "i1"}, "no format of integers"),
-    "float format": ({"weights": "f8e4m3"}, "no format of integers"),
+    "format": ({"weights": "i1"}, "no format for weights"),
+    "float format": ({"weights": "f8e4m3"}, "no format for weights"),
+    "weights without a sign": ({"weights": "u8"}, "weights='u8'"),
+    "weights beyond 32 bits": ({"weights": "pot7"}, "weights='pot7'"),
+    "activations beyond 16 bits": ({"activations": "upot5"}, "activations='upot5'"),
+    "types of two bits": ({"weights": "i2", "weight_method": "ant"}, "no format flint2"),
+    "ends without a sign": ({"first_last": "u4"}, "first_last='u4'"),
+    "sums beyond 16 bits": ({"between": "upot7"}, "between='upot7'"),
+    "promotion to float": ({"promote": "float", "budget": 8.0}, "promote='float'"),
+    "promotion without a budget": ({"promote": "i8"}, "promote='i8', budget=0"),
+    "budget without a promotion": ({"budget": 4.5}, "promote='', budget=4.5"),
+    "ends that SQuant cannot have": (
+        {"weights": "i4", "weight_method": "squant", "first_last": "flint4"},
+        "squant chooses integers",
+    ),
     "method": ({"weight_method": "best"}, "weight_method='best' is none"),
     "scale": ({"weight_scale": "best"}, "weight_scale='best' is none"),
     "range": ({"method": "best"}, "method='best' is none"),
@@ -242,7 +257,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "squant of flint": ({"weights": "flint4", "weight_method": "squant"}, "chooses integers"),
     "override": ({"overrides": ("fc",)}, "no override"),
     "override's option": ({"overrides": ("*: colour=red",)}, "no option of a layer"),
-    "override's format": ({"overrides": ("*: weights=i99",)}, "no format of integers"),
+    "override's format": ({"overrides": ("*: weights=i99",)}, "no format for weights"),
     "no file": ({"overrides": ("none.toml",)}, "no overrides"),
 }
 

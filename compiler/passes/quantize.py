@@ -29,12 +29,12 @@ import numpy as np
 from knapper.isa.errors import PassError
 from knapper.isa.formats import FORMATS, Format
 
-from ..ir import Array, Graph, Node
+from ..ir import NAMES, Array, Graph, Node
 from ..quantization.datafree import normalized, uniform
 from ..quantization.layers import PRODUCTS, Plan, Product, products, promoted
 from ..quantization.quantized import Quantized, rows, storage
 from ..quantization.ranges import Range, Ranges, choose, typed
-from ..quantization.recipe import ANT, FLOAT, Layer, overrides
+from ..quantization.recipe import ACTIVATIONS, ANT, FLOAT, WEIGHTS, Layer, overrides
 from ..quantization.statistics import Statistics
 from ..quantization.weights import quantize
 from ..rewrite import Writer
@@ -94,8 +94,18 @@ class Quantize(Pass):
         usual = Layer(
             self.weights, self.activations, self.method, self.weight_method, self.weight_scale
         ).checked()
-        for option in ("first_last", "promote", "between"):
-            _format(option, getattr(self, option))
+        for option, known in (
+            ("first_last", ("", FLOAT, *WEIGHTS)),
+            ("promote", ("", *WEIGHTS)),
+            ("between", ("", FLOAT, *ACTIVATIONS)),
+        ):
+            _known_format(option, getattr(self, option), known)
+        if bool(self.promote) != (self.budget > 0):
+            raise PassError(
+                "E306",
+                f"quantize: promote={self.promote!r}, budget={self.budget:g}",
+                hint='together: promote="i8",budget=4.5 is 4.5 bits a weight on average',
+            )
         found = list(products(g))
         plan = Plan(usual, self.include, self.exclude, self.first_last, overrides(self.overrides))
         layers = plan.layers(g, found)
@@ -270,7 +280,7 @@ class _Quantizer(Writer):
             )
             scale, zp = self._range(v, f, method).scale(f)
             dtype = np.dtype(storage(f.smallest, f.largest)).type
-            stored = np.dtype(dtype).str[1:].replace("1", "8").replace("2", "16").replace("4", "32")
+            stored = NAMES[np.dtype(dtype)]
             operands = [
                 self.constant(np.asarray(scale), v, "scale"),
                 self.constant(np.asarray(zp, dtype), v, "zero"),
@@ -329,15 +339,11 @@ class _Quantizer(Writer):
         return False
 
 
-def _format(option: str, name: str) -> None:
-    """PassError E306 for what is no format of integers, nor "" or float."""
-    if name not in ("", FLOAT) and (name not in FORMATS or not FORMATS[name].integral):
-        known = ", ".join(f.name for f in FORMATS.values() if f.integral)
-        raise PassError(
-            "E306",
-            f"quantize: {option}={name!r}: no format of integers",
-            hint=f"known: {FLOAT}, {known}",
-        )
+def _known_format(option: str, name: str, known: Sequence[str]) -> None:
+    """PassError E306 for a format that an option cannot be."""
+    if name not in known:
+        hint = f"known: {', '.join(filter(None, known))}"
+        raise PassError("E306", f"quantize: {option}={name!r}: no format for it", hint=hint)
 
 
 def _products(g: Graph) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from knapper.isa.errors import PassError
 from knapper.isa.formats import FORMATS, Format
 from knapper.isa.formats.format import INT
 
@@ -31,9 +32,14 @@ WIDE = Bounds(95, 150)
 
 
 def format_of(kind: str, bits: int, signed: bool = True) -> Format:
-    """The format of a type: `flint` of 4 bits is flint4 or uflint4."""
+    """The format of a type: `flint` of 4 bits is flint4 or uflint4; PassError E306 if there is none of so many bits."""
     signs = ("u", "i") if kind == "int" else (f"u{kind}", kind)
-    return FORMATS[f"{signs[signed]}{bits}"]
+    f = FORMATS.get(name := f"{signs[signed]}{bits}")
+    if f is None:
+        raise PassError(
+            "E306", f"ant: no format {name}", hint=f"types {', '.join(TYPES)} have 3 bits or more"
+        )
+    return f
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,7 +80,7 @@ class Plan:
 
 
 def wider(layer: Layer, name: str) -> Layer:
-    """A layer in another format, its activations as wide and in integers; `float` leaves it alone."""
+    """A layer in another format, its activations as wide and in integers; `float` leaves it alone. PassError E306 for what is none."""
     if name == FLOAT:
         return STAYS
     bits = FORMATS[name].bits
@@ -90,7 +90,7 @@ def wider(layer: Layer, name: str) -> Layer:
     elif layer.activations != FLOAT:
         activations = f"ant{bits}"
     method = "nearest" if layer.weight_method == "ant" else layer.weight_method
-    return replace(layer, weights=name, activations=activations, weight_method=method)
+    return replace(layer, weights=name, activations=activations, weight_method=method).checked()
 
 
 def _ends(g: Graph, found: Sequence[Product]) -> set[str]:

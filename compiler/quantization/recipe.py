@@ -20,7 +20,7 @@ from pathlib import Path
 
 from knapper.isa.errors import PassError
 from knapper.isa.formats import FORMATS, Format
-from knapper.isa.formats.format import FLINT, INT
+from knapper.isa.formats.format import INT
 
 from ..ir import Node
 from .ranges import METHODS
@@ -28,10 +28,17 @@ from .squant import MODES
 
 FLOAT = "float"
 """In place of a format: not quantized."""
-ANT = tuple(f"ant{bits}" for bits in range(3, 9))
-"""In place of an activation's format: integers or flint, whichever loses less."""
+ANT = tuple(f"ant{bits}" for bits in range(2, 17))
+"""In place of an activation's format: integers or flint, whichever loses less; beyond six bits integers."""
 WEIGHT_METHODS = ("nearest", "ant", "squant", *(f"squant-{m}" for m in MODES))
 WEIGHT_SCALES = ("absmax", "mse", "minmax", "ant")
+
+
+_WHOLE = [f for f in FORMATS.values() if f.integral]
+WEIGHTS = tuple(f.name for f in _WHOLE if f.signed and f.largest < 1 << 31)
+"""Formats that weights can have: zero points are not searched for, so negative ones need a sign. What an i32 holds."""
+ACTIVATIONS = tuple(f.name for f in _WHOLE if f.largest < 1 << 16)
+"""Formats that are rounded to as the network runs: those that 16 bits hold."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +53,16 @@ class Layer:
 
     def checked(self, where: str = "") -> Layer:
         """Itself; PassError E306 for a format or method that is none."""
-        for name in ("weights", "activations"):
-            f = FORMATS.get(given := getattr(self, name))
-            if name == "activations" and given in ANT:
-                continue
-            if given != FLOAT and (f is None or f.kind not in (INT, FLINT, "pot")):
-                raise _none(
-                    f"{name}={given!r}: no format of integers", (FLOAT, *_integral()), where
-                )
-        known = {
+        for name, known in (("weights", WEIGHTS), ("activations", (*ACTIVATIONS, *ANT))):
+            given = getattr(self, name)
+            if given != FLOAT and given not in known:
+                raise _none(f"{name}={given!r}: no format for {name}", (FLOAT, *known), where)
+        methods = {
             "method": ("", *METHODS),
             "weight_method": WEIGHT_METHODS,
             "weight_scale": WEIGHT_SCALES,
         }
-        for name, values in known.items():
+        for name, values in methods.items():
             if getattr(self, name) not in values:
                 raise _none(f"{name}={getattr(self, name)!r} is none", values, where)
         if self.weights != FLOAT and self.weight_method != "nearest" and self.format.kind != INT:
@@ -135,10 +138,6 @@ def named(n: Node, patterns: str) -> bool:
     """Whether patterns with *, between |, name a node: by its name in the model, its op, its result or its weights."""
     names = {n.loc, n.op, n.outputs[0], *n.inputs[1:2]}
     return any(fnmatchcase(x, p) for p in patterns.split("|") if p for x in names)
-
-
-def _integral() -> list[str]:
-    return [f.name for f in FORMATS.values() if f.integral]
 
 
 def _none(problem: str, known: Iterable[str], where: str) -> PassError:
