@@ -37,6 +37,8 @@ def _(b: Builder, call: Call) -> list[str]:
     length = _decided_integer(b, call, "dft_length", natural)
     if axis == len(shape) - 1 or shape[-1] not in (1, 2):
         raise FrontendError("E206", f"DFT along axis {axis} of {b.type(call.operand(0))}")
+    if length < 1:
+        raise FrontendError("E206", f"DFT of {b.type(call.operand(0))} has the length {length}")
     return _dft(b, call, axis, length, bool(inverse), bool(onesided))
 
 
@@ -46,9 +48,7 @@ def _dft(
     x, shape = call.operand(0), b.shape(call.operand(0))
     if inverse and onesided:  # the other half is the mirror of the first
         return _irfft(b, call, x, axis, length)
-    if length < shape[axis]:
-        span = {"starts": (0,), "ends": (length,), "axes": (axis,), "steps": (1,)}
-        (x,) = b.emit("Slice", [x], span, loc=call.loc)
+    x = _cut(b, x, axis, length, call.loc)
     used, made = min(length, shape[axis]), length // 2 + 1 if onesided else length
     dtype = DTYPES[b.type(x).dtype]
     cos, sin = _waves(used, made, length, inverse, dtype)
@@ -65,7 +65,8 @@ def _dft(
 
 def _irfft(b: Builder, call: Call, x: str, axis: int, length: int) -> list[str]:
     """From the half that a onesided transform of real numbers keeps, back to the real numbers."""
-    half = b.shape(x)[axis]
+    half = min(b.shape(x)[axis], length // 2 + 1)
+    x = _cut(b, x, axis, half, call.loc)
     cos, sin = _waves(half, length, length, True, DTYPES[b.type(x).dtype])
     mirrored = np.full(half, 2.0)
     mirrored[0] = 1
@@ -79,6 +80,14 @@ def _irfft(b: Builder, call: Call, x: str, axis: int, length: int) -> list[str]:
         other = _multiplied(b, _last(b, imaginary, axis, call.loc), s, call.loc)
         y = b.emit("Sub", [y, other], loc=call.loc)[0]
     return _placed(b, call, y, axis)
+
+
+def _cut(b: Builder, x: str, axis: int, length: int, loc: str) -> str:
+    """The first elements along an axis, as many as a transform of that length takes."""
+    if length >= b.shape(x)[axis]:
+        return x
+    span = {"starts": (0,), "ends": (length,), "axes": (axis,), "steps": (1,)}
+    return b.emit("Slice", [x], span, loc=loc)[0]
 
 
 def _waves(used: int, made: int, length: int, inverse: bool, dtype: Array) -> tuple[Array, Array]:
