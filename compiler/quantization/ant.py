@@ -36,9 +36,7 @@ def format_of(kind: str, bits: int, signed: bool = True) -> Format:
     signs = ("u", "i") if kind == "int" else (f"u{kind}", kind)
     f = FORMATS.get(name := f"{signs[signed]}{bits}")
     if f is None:
-        raise PassError(
-            "E306", f"ant: no format {name}", hint=f"types {', '.join(TYPES)} have 3 bits or more"
-        )
+        raise PassError("E306", f"ant: no format {name}", hint="flint and pot have 3 bits or more")
     return f
 
 
