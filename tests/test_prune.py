@@ -145,3 +145,20 @@ def test_what_cannot_be_pruned(
     assert knap("prune", tmp_path / "m.onnx", *args, "-o", tmp_path / "p.onnx") != 0
     assert code in capsys.readouterr().err
     assert not (tmp_path / "p.onnx").exists()
+
+
+def test_a_file_without_masks_prunes_nothing(model: onnx.ModelProto, tmp_path: Path) -> None:
+    dense, pruned, masks = (tmp_path / n for n in ("m.onnx", "p.onnx", "m.json"))
+    onnx.save(model, dense)
+    masks.write_text('{"format": "knapper.masks/1", "weights": {}}')
+    assert knap("prune", dense, "--apply", masks, "-o", pruned) == 0
+    before, after = (onnx.load(f).graph.initializer for f in (dense, pruned))
+    assert [i.SerializeToString() for i in before] == [i.SerializeToString() for i in after]
+
+
+@pytest.mark.parametrize("name", ["array.npy", "broken.npz"])
+def test_scores_are_arrays_by_name(name: str, graph: Graph, tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.ones(3))
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(KnapperError, match="E305"):
+        Prune("tw", scores=str(tmp_path / name)).run(graph)

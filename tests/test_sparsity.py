@@ -189,3 +189,13 @@ def test_what_is_no_file_of_masks(text: str, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(KnapperError, match="no masks"):
         sidecar.read(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize(
+    "encoding", ["nm{n=1,m=4}", "vw{vector=8,keep=2}", "tw", "tw{tile=0}", "bitmap{pad=1}", "ew|tw", ""]
+)  # fmt: skip
+def test_a_mask_is_what_it_says(encoding: str, tmp_path: Path) -> None:
+    text = sidecar.show({"a": sidecar.Mask(np.ones((8, 8), bool), Encoding("ew"))})
+    (tmp_path / "m.json").write_text(text.replace('"ew"', f'"{encoding}"'))
+    with pytest.raises(KnapperError, match="no masks"):
+        sidecar.read(tmp_path / "m.json")

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -94,9 +96,12 @@ class Prune(Pass):
         if not self.scores:
             return None
         try:
-            with np.load(self.scores) as file:
+            with Path(self.scores).open("rb") as raw:
+                file = np.load(raw)
+                if not isinstance(file, np.lib.npyio.NpzFile):
+                    raise ValueError("one array, not an .npz file with an array for each weight")
                 return {n: file[n] for n in file.files if n in layers}
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, EOFError, BadZipFile) as e:
             raise PassError("E305", f"prune: {e}", where=self.scores) from None
 
     def _groups(self, layers: dict[str, Weight]) -> list[list[str]]:

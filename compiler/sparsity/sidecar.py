@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from knapper.isa.errors import PassError
+from knapper.isa.errors import KnapperError, PassError
 
 from ..encoding import Encoding
 from ..ir import Array
 from ..text import parse_passes
+from .fits import fits
 
 FORMAT = "knapper.masks/1"
 
@@ -59,7 +60,7 @@ def read(path: str | Path) -> dict[str, Mask]:
         if held.get("format") != FORMAT:
             raise ValueError(f"format is {held.get('format')!r}, not {FORMAT!r}")
         return {name: _mask(m) for name, m in held["weights"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, KnapperError) as e:
         raise PassError("E302", f"no masks: {type(e).__name__}: {e}", where=str(path)) from None
 
 
@@ -71,4 +72,9 @@ def _mask(held: Mapping[str, object]) -> Mask:
     if not 0 <= len(bits) - prod(shape) < 8:
         raise ValueError(f"{len(bits)} bits for {shape}")
     ((name, options),) = parse_passes(str(held["encoding"]))
-    return Mask(bits[: prod(shape)].reshape(shape).astype(bool), Encoding(name, options))
+    mask, encoding = bits[: prod(shape)].reshape(shape).astype(bool), Encoding(name, options)
+    if problem := encoding.problem:
+        raise ValueError(problem)
+    if encoding.name == "bitmap" or not fits(mask, encoding):
+        raise ValueError(f"a mask {shape} is not {encoding}")
+    return Mask(mask, encoding)

@@ -71,7 +71,7 @@ def _show(rows: list[dict[str, Any]], encodings: Mapping[str, str]) -> None:
             r["weight"], shape, f"{r['density']:.4f}", f"{r['energy']:.4f}", encodings[r["weight"]]
         )
     size = sum(r["k"] * r["n"] for r in rows)
-    density = sum(r["density"] * r["k"] * r["n"] for r in rows) / size
+    density = sum(r["density"] * r["k"] * r["n"] for r in rows) / max(size, 1)
     table.add_row("all", f"{size:,}", f"{density:.4f}", "", "")
     Console().print(table)
 
