@@ -9,7 +9,7 @@ import pytest
 from knapper.compiler import text
 from knapper.compiler.codegen.generator import Group, generators
 from knapper.compiler.driver import Options, generate, optimize, plan
-from knapper.compiler.ir import DTYPES, Graph, Type
+from knapper.compiler.ir import DTYPES, Graph, Node, Type, infer
 from knapper.compiler.plan import Plan
 from knapper.compiler.sparsity.bitmap import HEADER, SLOT, Layout
 from knapper.isa.errors import KnapperError
@@ -212,3 +212,22 @@ def test_other_machines_have_no_encoding() -> None:
     assert kinds(planned(g, "volta-8tc", "fp16,bitmap{force=true}")) == kinds(
         planned(g, "volta-8tc")
     )
+
+
+@pytest.mark.parametrize(
+    ("held", "code"), [('{"r0": 2}', "E302"), ('{"r0": NaN}', "E302"), ("[]", "E302"), ('{"other": 0.5}', "E304")]
+)  # fmt: skip
+def test_densities_are_of_this_network(held: str, code: str, tmp_path: Path) -> None:
+    file = tmp_path / "d.json"
+    file.write_text(held)
+    with pytest.raises(KnapperError, match=code):
+        planned(network(1, 9, 24, 0.3), "dstc", f'fp16,bitmap{{densities="{file}"}}')
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (64,)])
+def test_what_has_no_rows_is_not_encoded(shape: tuple[int, ...]) -> None:
+    w, x = np.ones((64, 32), np.float32), Type("f32", shape)
+    types = infer("MatMul", [x, Type.of(w)], {})
+    product = Node("MatMul", ("x", "w"), ("y",), types)
+    g = Graph("n", {"x": x}, {"y": "y"}, (product,), {"w": w}).verify()
+    assert "spwmma" not in kinds(planned(g, "dstc", "fp16,bitmap{force=true}"))

@@ -71,18 +71,26 @@ class Bitmap(Pass):
             raise PassError("E304", "there are no launches yet", hint="put fuse before bitmap")
         if self.machine is None or "sparse" not in self.machine.extensions:
             return g
-        found = _Layers(g, self.machine, self.density, self._measured(), self.layers)
+        found = _Layers(g, self.machine, self.density, self._measured(g), self.layers)
         chosen = frozenset(found.by_result) if self.force else found.choice()
         return found.rewritten(chosen) if chosen else g
 
-    def _measured(self) -> dict[str, float]:
+    def _measured(self, g: Graph) -> dict[str, float]:
+        """By value. PassError E302 for what are no densities, E304 if they are another network's."""
         if not self.densities:
             return {}
         try:
             read = json.loads(Path(self.densities).read_text())
-            return {str(v): float(d) for v, d in read.items()}
+            found = {str(v): float(d) for v, d in read.items()}
         except (OSError, ValueError, TypeError, AttributeError) as e:
             raise PassError("E302", f"bitmap: {e}", where=self.densities) from None
+        if wrong := [v for v, d in found.items() if not 0 <= d <= 1]:
+            problem = f"bitmap: density of {wrong[0]} is {found[wrong[0]]}, not between 0 and 1"
+            raise PassError("E302", problem, where=self.densities)
+        if found and not found.keys() & g.types().keys():
+            problem = f"bitmap: there are densities of {next(iter(found))}, which is no value here"
+            raise PassError("E304", problem, where=self.densities)
+        return found
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,8 @@ class _Layers:
         a = node.inputs[0]
         t = self.types[a]
         if a not in group.inputs or a in group.constants or t.encoding or t.dtype not in NARROW:
+            return None
+        if t.rank < 2 or not t.count:  # BitmapEncode has no rows of it
             return None
         pads: Any = node.attrs.get("pads") or (0,)
         need = max(pads) if node.op == "Conv" and t.rank == 4 else 0
