@@ -4,7 +4,8 @@
     mode repo    the authors' code: the percentile of unit scores, as many units as asked for, whatever their size.
                  A score is norm / size there, so long units look worse, go first, and more than asked for goes
 
-In exact mode the best unit of each layer stays, so that no layer is without weights.
+In exact mode the best unit of each layer stays, so that no layer is without weights. Not so of single elements: those of a layer
+whose weights are all small may all go.
 """
 
 from __future__ import annotations
