@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from math import prod
 
 from ...ir import OPS, Node, Type
-from ...launches import ONCE, WINDOWS
+from ...launches import OFTEN, ONCE, WINDOWS
 from ...ops.shapes import spatial_axes
 from ...tvm.schedule import steps
 
@@ -34,7 +34,7 @@ def serial(n: Node, types: Mapping[str, Type]) -> int:
 
 def _axes(n: Node, x: Type) -> tuple[int, ...]:
     attrs = OPS[n.op].attrs
-    if n.op in ONCE and "axes" in attrs:
+    if n.op in ONCE | OFTEN and "axes" in attrs:
         named = n.attr("axes") or (() if n.attr("noop_with_empty_axes") else range(x.rank))
         return tuple(a % x.rank for a in named)
     if n.op in ONCE or n.op == "InstanceNormalization":
