@@ -17,6 +17,7 @@ from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError
 
 from . import composed as _composed  # noqa: F401  registers its forms
 from . import inline, loops
+from . import sampling as _sampling  # noqa: F401
 from .builder import OPS_HINT, Builder, Call, bind
 from .file import Model, open_model
 from .forms import COMPLETE, adapted

@@ -173,12 +173,6 @@ def _(b: Builder, call: Call) -> Call:
     return replace(call, inputs=dict([x, *((name, per_channel(v)) for name, v in vectors)]))
 
 
-@form("CastLike", needs_op=False)
-def _(b: Builder, call: Call) -> list[str]:
-    to = b.type(call.operand(1)).dtype
-    return b.emit("Cast", [call.operand(0)], {"to": to}, call.outputs, call.loc)
-
-
 # --- axes ---------------------------------------------------------------------------------------------------------------
 
 
