@@ -184,14 +184,14 @@ class _Partition:
         return n.op == "Cast" and (self._of_reader(n) is not None or self._of_maker(n) is not None)
 
     def _of_reader(self, n: Node) -> int | None:
-        """The one node that reads a widening Cast."""
+        """The one node that reads a widening Cast; no product, which widens nothing that it reads."""
         readers = self.readers.get(n.outputs[0], [])
         if not widens(n, self.types[n.inputs[0]]) or len(readers) != 1:
             return None
         if self._escapes(n.outputs[0]):
             return None
         r = readers[0]
-        return None if self._is_view(r) or self.g.nodes[r].op == "Cast" else r
+        return None if self._is_view(r) or self.g.nodes[r].op in MATRIX | {"Cast"} else r
 
     def _of_maker(self, n: Node) -> int | None:
         """The node whose result a rounding Cast alone reads."""

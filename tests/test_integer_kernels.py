@@ -265,6 +265,18 @@ def test_what_others_read_too_is_not_made_in_an_epilogue() -> None:
     assert named["Round"] == named["Conv"]
 
 
+def test_what_a_product_of_floats_reads_is_widened_before_it(cache: Path) -> None:
+    """A model may say so: no generator makes an operand of a product in the product's launch."""
+    w = Writer()
+    a, b = (w.op("Cast", w.value(draw(s, "f16")), to="f32") for s in ((20, 32), (32, 16)))
+    graph, inputs = w.case(w.op("Relu", w.op("MatMul", a, b)))
+    network = run(graph, preset("fp32"))
+    named = [n.group.partition("_")[0] for n in network.nodes]
+    assert named == ["cast", "cast", "matmul", "matmul"]
+    got = Session(finish(network, MACHINE, CompileOptions(cache=cache))).run(inputs).outputs
+    assert all(same(got[v], y) for v, y in evaluate(graph, inputs).items())
+
+
 # --- four bits, networks, targets
 
 
