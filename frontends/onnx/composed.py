@@ -2,7 +2,7 @@
 
 DFT           two products by matrices of sines and cosines       MaxUnpool    ScatterElements into zeros
 STFT          Gather of overlapping frames, times a window, DFT   Col2Im       ConvTranspose by a kernel of ones and zeros
-TensorScatter ScatterND at rows that a constant says              OneHot       of numbers that are whole, but floats
+TensorScatter ScatterElements at rows from an index on            OneHot       of numbers that are whole, but floats
 """
 
 from __future__ import annotations
