@@ -178,3 +178,26 @@ def test_other_quantizers() -> None:
     assert qonnx("Trunc", 0.5, 0, 8, 7, rounding_mode="FLOOR")[:4] == [-1.5, -1.5, -1, -0.5]
     with pytest.raises(KnapperError, match="FloatQuant with 3 bits of exponent, 1 of mantissa"):
         qonnx("FloatQuant", 1, 3, 1, 3, 6)
+
+
+CHANNELS, ROWS = (1, 3, 1, 1), (1, 1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("scales", "zeros"),
+    [(CHANNELS, CHANNELS), (CHANNELS, ()), (CHANNELS, ROWS), ((), CHANNELS), ((4,), (4,))],
+)
+def test_scales_and_zero_points_lie_as_numpy_broadcasts_them(scales: Any, zeros: Any) -> None:
+    rng = np.random.default_rng(0)
+    s = np.exp2(rng.integers(-3, 1, scales)).astype(F32)
+    z = np.asarray(rng.integers(0, 3, zeros) * 2, F32)
+    x = rng.normal(0, 2, (2, 3, 3, 4)).astype(F32)
+    domain = "qonnx.custom_op.general"
+    node = helper.make_node("Quant", ["x", "s", "z", "bits"], ["y"], domain=domain, signed=1)
+    info = [helper.make_tensor_value_info(v, TensorProto.FLOAT, x.shape) for v in "xy"]
+    numbers = {"s": s, "z": z, "bits": F32(4)}
+    held = [numpy_helper.from_array(np.asarray(a), n) for n, a in numbers.items()]
+    graph = helper.make_graph([node], "g", info[:1], info[1:], held)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
+    (y,) = evaluate(read(helper.make_model(graph, opset_imports=opsets)), {"x": x}).values()
+    np.testing.assert_array_equal(y, (np.rint(np.clip(x / s + z, -8, 7)) - z) * s)

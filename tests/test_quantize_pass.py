@@ -270,6 +270,18 @@ def test_options_that_are_none(wrong: str) -> None:
     assert text in str(e.value)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("method", ["nearest", "squant", "ant"])
+def test_weights_that_are_no_numbers(broken: float, method: str) -> None:
+    w = G.constants["w2"].copy()
+    w[3, 1, 0, 2] = broken
+    g = G.with_(constants={**G.constants, "w2": w})
+    options = {"weights": "i4", "activations": "float", "weight_method": method}
+    with pytest.raises(PassError, match="E306: quantize: weights of node_c2 are not finite"):
+        Quantize(**options).run(g)
+    Quantize(**options, exclude="node_c2").run(g)
+
+
 def test_what_is_missing() -> None:
     with pytest.raises(PassError, match="activations have no ranges"):
         Quantize().run(G)

@@ -21,7 +21,7 @@ register. Batch normalizations must have been folded (`bn`) before, but with ran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -109,6 +109,7 @@ class Quantize(Pass):
         found = list(products(g))
         plan = Plan(usual, self.include, self.exclude, self.first_last, overrides(self.overrides))
         layers = plan.layers(g, found)
+        _finite(p for p in found if layers[p.node.outputs[0]].weights != FLOAT)
         if not self.promote:
             return layers
         return promoted(layers, found, self.promote, self.budget, per_channel=self.per_channel)
@@ -344,6 +345,14 @@ def _known_format(option: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
         hint = f"known: {', '.join(filter(None, known))}"
         raise PassError("E306", f"quantize: {option}={name!r}: no format for it", hint=hint)
+
+
+def _finite(found: Iterable[Product]) -> None:
+    """PassError E306 for weights that no scale serves."""
+    for p in found:
+        if not np.isfinite(p.weights).all():
+            problem = f"quantize: weights of {p.name} are not finite"
+            raise PassError("E306", problem, hint=f'exclude="{p.name}"')
 
 
 def _products(g: Graph) -> str:

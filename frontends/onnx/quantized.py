@@ -310,13 +310,15 @@ def _per_place(b: Builder, call: Call, x: str, p: Array) -> tuple[Array, dict[st
 def _pair(
     b: Builder, call: Call, scale: Array, zero: Array, to: str, format: str
 ) -> list[str] | None:
-    """QuantizeLinear and DequantizeLinear of the call's operand; None if the zero point is no integer of this type.
+    """QuantizeLinear and DequantizeLinear of the call's operand; None if the zero point is no integer of this type, or not along the scale's axis.
 
     QONNX rounds after it has added the zero point: an odd one sends ties to the other side.
     """
     x = call.operand(0)
     info = np.iinfo(DTYPES[to])
     if (zero != np.rint(zero)).any() or zero.min() < info.min or zero.max() > info.max:
+        return None
+    if zero.size > 1 and zero.shape != scale.shape:
         return None
     s, where = _per_place(b, call, x, np.asarray(scale, np.float32))
     z = np.broadcast_to(zero, scale.shape) if zero.size == 1 else zero
