@@ -10,7 +10,7 @@ import numpy as np
 
 from knapper.compiler import ops  # noqa: F401  declares them
 from knapper.compiler.codegen.generator import Group, Options
-from knapper.compiler.codegen.matrix.spwmma import SPWMMA_GENERATOR
+from knapper.compiler.codegen.matrix.spwmma.generator import SPWMMA_GENERATOR
 from knapper.compiler.ir import DTYPES, OPS, Array, Encoding, Node, Type, infer
 from knapper.compiler.sparsity.bitmap import HEADER, SLOT, Layout
 from knapper.isa.machine import Machine

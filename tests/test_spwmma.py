@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparse_cases import DSTC, Case, case, layout, offers, run, sparse
 
-from knapper.compiler.codegen.matrix.spwmma import SPWMMA_GENERATOR
-from knapper.compiler.codegen.matrix.spwmma_shape import Operation, operation, weights
+from knapper.compiler.codegen.matrix.spwmma.generator import SPWMMA_GENERATOR
+from knapper.compiler.codegen.matrix.spwmma.shape import Operation, operation, weights
 from knapper.compiler.sparsity.bitmap import SEGMENT, Layout, Weights, read, tiled
 from knapper.isa.machine import Machine
 

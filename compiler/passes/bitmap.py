@@ -33,7 +33,7 @@ from knapper.isa.errors import CompileError, PassError
 from knapper.isa.machine import Machine
 
 from ..codegen.generator import Group, generators
-from ..codegen.matrix.spwmma import cheapest as cheapest_sparse
+from ..codegen.matrix.spwmma.generator import cheapest as cheapest_sparse
 from ..groups import groups, known
 from ..ir import Graph, Node, Type, infer
 from ..launches import ENCODE, MATRIX, SPARSE

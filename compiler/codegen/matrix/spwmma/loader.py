@@ -41,10 +41,10 @@ from knapper.isa.instructions import (
 )
 from knapper.isa.modifiers import Bits32, Cmp, Direction, Logic, Width
 
-from ...sparsity.bitmap import CHUNK, HEADER, LINE, SEGMENT, STARTS
-from ..builder import RZ, URZ, KernelBuilder, Not, VPred, VReg, VUReg
-from .access import FAR, Dim, Walk
-from .code import (
+from ....sparsity.bitmap import CHUNK, HEADER, LINE, SEGMENT, STARTS
+from ...builder import RZ, URZ, KernelBuilder, Not, VPred, VReg, VUReg
+from ..access import FAR, Dim, Walk
+from ..code import (
     S32,
     U32,
     Number,
@@ -59,7 +59,7 @@ from .code import (
     umov,
     umul,
 )
-from .spwmma_shape import BUFFERS, DESCRIPTORS, VALUES, Shape
+from .shape import BUFFERS, DESCRIPTORS, VALUES, Shape
 
 TIERS = ((0, 1), (1, 2), (2, 4), (4, 8))
 """Loads of 256 bytes that are made, or jumped over, together."""

@@ -16,11 +16,11 @@ import numpy as np
 from knapper.isa.machine import Machine
 from knapper.isa.sparse import COLUMNS, PASS, ROWS, STEPS, TILE, WORDS
 
-from ...sparsity.bitmap import HEADER, LINE, tiled
-from ..encode.record import INSTRUCTIONS
-from ..generator import Group
-from . import cost
-from .spwmma_shape import HALVES, Shape, weights
+from ....sparsity.bitmap import HEADER, LINE, tiled
+from ...encode.record import INSTRUCTIONS
+from ...generator import Group
+from .. import cost
+from .shape import HALVES, Shape, weights
 
 DENSITY = 0.5
 """Of activations of which nothing is known: assumed, about what a ReLU leaves."""

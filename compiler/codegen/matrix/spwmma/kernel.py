@@ -33,13 +33,13 @@ from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, Half, Logic, Width
 from knapper.isa.sparse import STEPS, WORDS
 
-from ...ir import Array
-from ...sparsity.bitmap import SEGMENT, Weights
-from ..builder import RZ, URZ, KernelBuilder, VReg, VUReg
-from ..generator import Emitted, Group
-from . import blocks
-from .access import Walk
-from .code import (
+from ....ir import Array
+from ....sparsity.bitmap import SEGMENT, Weights
+from ...builder import RZ, URZ, KernelBuilder, VReg, VUReg
+from ...generator import Emitted, Group
+from .. import blocks
+from ..access import Walk
+from ..code import (
     S32,
     block_index,
     divmod_,
@@ -53,11 +53,11 @@ from .code import (
     umov,
     umul,
 )
-from .engine import Emitter
-from .epilogue import operands
-from .spwmma_epilogue import finish
-from .spwmma_loader import Loader, shifts, threes
-from .spwmma_shape import BUFFERS, DESCRIPTORS, HALVES, VALUES, Shape, weights
+from ..engine import Emitter
+from ..epilogue import operands
+from .epilogue import finish
+from .loader import Loader, shifts, threes
+from .shape import BUFFERS, DESCRIPTORS, HALVES, VALUES, Shape, weights
 
 
 class SparseKernel(Emitter):

@@ -18,10 +18,10 @@ from typing import Any
 from knapper.isa.machine import Machine
 from knapper.isa.sparse import STEPS, WORDS
 
-from ...ir import Array, Node
-from ...sparsity.bitmap import CHANNELS, HEADER, LINE, LINES, SEGMENT, SLOT, Layout
-from ..generator import Group, Options
-from .product import Product, product_of
+from ....ir import Array, Node
+from ....sparsity.bitmap import CHANNELS, HEADER, LINE, LINES, SEGMENT, SLOT, Layout
+from ...generator import Group, Options
+from ..product import Product, product_of
 
 WARPS = (8, 4, 2, 1)
 DEPTHS = (4, 3, 2, 1)

@@ -14,16 +14,16 @@ from collections.abc import Iterable
 
 from knapper.isa.machine import Machine
 
-from ...ir import Array
-from ...ops.numeric import finish
-from ..generator import Group, Options, register
-from . import evaluate
-from .engine import Emitter, Engine
-from .epilogue import refusal
-from .product import Product
-from .spwmma_cost import predicted
-from .spwmma_kernel import SparseKernel
-from .spwmma_shape import Operation, Shape, Tiles, operation, shapes
+from ....ir import Array
+from ....ops.numeric import finish
+from ...generator import Group, Options, register
+from .. import evaluate
+from ..engine import Emitter, Engine
+from ..epilogue import refusal
+from ..product import Product
+from .cost import predicted
+from .kernel import SparseKernel
+from .shape import Operation, Shape, Tiles, operation, shapes
 
 
 class Spwmma(Engine):

@@ -33,10 +33,10 @@ from knapper.isa.modifiers import (
 )
 from knapper.isa.sparse import TILE
 
-from ...sparsity.bitmap import SEGMENT, Layout
-from ..builder import RZ, VReg, VUReg
-from ..encode import record
-from .code import (
+from ....sparsity.bitmap import SEGMENT, Layout
+from ...builder import RZ, VReg, VUReg
+from ...encode import record
+from ..code import (
     S32,
     Number,
     add,
@@ -49,8 +49,8 @@ from .code import (
     umov,
     umul,
 )
-from .epilogue import Epilogue, Frame, Line, Spot
-from .spwmma_shape import STAGE, Encoded
+from ..epilogue import Epilogue, Frame, Line, Spot
+from .shape import STAGE, Encoded
 
 PITCH = 144
 """Bytes from row to row of a tile being turned: 16 bytes beyond its 128, so that neither way conflicts."""
