@@ -109,6 +109,6 @@ class Request:
 
 def asks(p: object) -> bool:
     """Whether a pass needs ranges that it has not."""
-    return (
-        isinstance(p, Quantize) and p.activations != FLOAT and not p.ranges and p.observed is None
-    )
+    if not isinstance(p, Quantize) or p.ranges or p.observed is not None:
+        return False
+    return p.activations != FLOAT or p.bias_correction

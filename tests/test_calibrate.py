@@ -254,6 +254,21 @@ def test_integers_are_the_same_on_every_machine(
     assert (y == r).all()
 
 
+def test_weights_alone_are_corrected_by_means(model: onnx.ModelProto, samples: Array) -> None:
+    means = {"input": samples}
+    plain, corrected = (
+        knapper.compile(
+            model, precision="fp32", quantize=f"i3,float{more}", calibration=means if more else None
+        )
+        for more in ("", ",bias_correction=true")
+    )
+    r, y, z = (
+        np.concatenate([i.run({"input": x[None]}).outputs["output"] for x in samples])
+        for i in (knapper.compile(model, precision="fp32"), plain, corrected)
+    )
+    assert np.abs((z - r).mean(0)).sum() < 0.5 * np.abs((y - r).mean(0)).sum()
+
+
 def test_ranges_without_quantization_are_refused(model: onnx.ModelProto, samples: Array) -> None:
     for options in ({"pipeline": "fp32"}, {"quantize": "i8,float"}):
         with pytest.raises(UsageError, match="nothing is quantized"):

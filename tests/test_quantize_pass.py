@@ -215,6 +215,10 @@ def test_corrected_biases_have_no_shift() -> None:
         return float(np.abs(a - b).mean())
 
     assert shift(bias_correction=True) < 0.8 * shift()
+    asking = Quantize(weights="i3", activations="float", bias_correction=True)
+    assert asking.wanted(G) == ["x", "r1", "r2", "flat"]
+    with pytest.raises(PassError, match="E306: quantize: bias_correction has no ranges"):
+        asking.run(G)
 
 
 def test_in_a_pipeline() -> None:

@@ -75,6 +75,9 @@ class Quantize(Pass):
     def run(self, g: Graph) -> Graph:
         """One walk forward."""
         ranges = self.held(g)
+        if self.bias_correction and ranges is None:
+            hint = 'ranges="FILE.json", or calibration: they have the means of inputs'
+            raise PassError("E306", "quantize: bias_correction has no ranges", hint=hint)
         if self.ranges == BN:
             g = Bn().run(g)
         layers = self._known(g, self.layers(g), ranges)
@@ -140,7 +143,7 @@ class Quantize(Pass):
         w = _Quantizer(g, quick, quick.layers(g), _Anything())
         for n in w.old.nodes:
             w.convert(n)
-        return list(dict.fromkeys(v for v, _, _ in w.pairs))
+        return list(dict.fromkeys([*(v for v, _, _ in w.pairs), *w.corrected]))
 
 
 class _Anything(Ranges):
@@ -175,7 +178,7 @@ class SQuant(Pass):
 
 
 class _Quantizer(Writer):
-    """The new graph. `pairs` has the dequantized stand-in of (old value, format, method)."""
+    """The new graph. `pairs` has the dequantized stand-in of (old value, format, method), `corrected` inputs whose means were asked for."""
 
     def __init__(
         self, g: Graph, options: Quantize, layers: dict[str, Layer], ranges: Ranges | None
@@ -185,6 +188,7 @@ class _Quantizer(Writer):
         self.products = {p.node.outputs[0]: p for p in products(self.old)}
         self.pairs: dict[tuple[str, str, str], tuple[str, np.float32]] = {}
         self.shared: dict[tuple[str, Layer], tuple[str, Quantized]] = {}
+        self.corrected: list[str] = []
         self.users, self.makers = self.old.users(), self.old.producers()
         self.place = {v: i for i, n in enumerate(self.old.nodes) for v in n.outputs}
 
@@ -255,6 +259,7 @@ class _Quantizer(Writer):
     def _shift(self, p: Product, q: Quantized) -> Array | None:
         """What rounding the weights takes from each output on average, by the means of the input's channels."""
         v = p.node.inputs[0]
+        self.corrected.append(v)
         means = (
             self.ranges[v].means(p.channels)
             if self.ranges is not None and v in self.ranges
