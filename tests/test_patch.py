@@ -19,7 +19,7 @@ from matrix_cases import MACHINE, cache, check, conv, group_of, offers, program,
 from knapper.compiler import plan_text
 from knapper.compiler import text as ir_text
 from knapper.compiler.codegen.generator import GENERATORS
-from knapper.compiler.codegen.matrix.patch_shape import Phases
+from knapper.compiler.codegen.matrix.patch.shape import Phases
 from knapper.compiler.schedule import schedule
 from knapper.frontends.reproduce import im2col
 from knapper.frontends.reproduce.claims import Lab

@@ -19,9 +19,9 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ...ir import Array
-from .access import FAR
-from .product import Window
+from ....ir import Array
+from ..access import FAR
+from ..product import Window
 
 PLACE = 32
 """Bytes of a place."""

@@ -7,7 +7,7 @@ that some tap of them reads, with all channels, and then walks over k = (tap row
                            └───────────────────────────────────────────────────────────────────┘
 
 Only the loads change, not the order of k, so the bits are those of `hmma`. Where no patch fits the engine does not serve, and `hmma` fetches
-pixels for every tap again. Where which pixel lies is in `patch_shape`.
+pixels for every tap again. Where which pixel lies is in `shape`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from knapper.isa.instructions import (
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, Logic, Trans, Width
 
-from ...ir import Array
-from ..builder import PT, URZ, KernelBuilder, VPred, VReg, VUReg
-from ..generator import Group, Options, register
-from . import blocks, patch_cost
-from .access import Dim
-from .blocks import Block
-from .code import (
+from ....ir import Array
+from ...builder import PT, URZ, KernelBuilder, VPred, VReg, VUReg
+from ...generator import Group, Options, register
+from .. import blocks
+from ..access import Dim
+from ..blocks import Block
+from ..code import (
     S32,
     Number,
     add,
@@ -55,13 +55,14 @@ from .code import (
     umul,
     usub,
 )
-from .engine import TiledEngine
-from .epilogue import Frame, Line, Spot
-from .hmma import PREDICATES, Fragmented, wrong_type
-from .patch_shape import PLACE, Patch, Phases
-from .patch_tiles import FLIGHT, Patches, patch_of, tilings, unfit, work
-from .pipeline import Buffers, Tile
-from .product import Product
+from ..engine import TiledEngine
+from ..epilogue import Frame, Line, Spot
+from ..hmma import PREDICATES, Fragmented, wrong_type
+from ..pipeline import Buffers, Tile
+from ..product import Product
+from . import cost as patch_cost
+from .shape import PLACE, Patch, Phases
+from .tiles import FLIGHT, Patches, patch_of, tilings, unfit, work
 
 ENTRY = 8
 """Bytes of an entry of the table of places."""

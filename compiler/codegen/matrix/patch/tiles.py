@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from knapper.isa.machine import Machine
 
-from . import patch_cost
-from .cuts import widths
-from .hmma import ELEMENT, Fragments
-from .patch_shape import PLACE, Patch
-from .product import Product
+from ..cuts import widths
+from ..hmma import ELEMENT, Fragments
+from ..product import Product
+from . import cost as patch_cost
+from .shape import PLACE, Patch
 
 FLIGHT = 16
 """Loads of a thread that are issued together while the patch is fetched; as many wait to be stored."""

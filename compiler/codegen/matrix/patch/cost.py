@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from knapper.isa.machine import Machine
 
-from .cost import ADDRESSES, WEIGHT, beyond_l1, in_rounds, latency, rate, residency
-from .geometry import FRAGMENT
+from ..cost import ADDRESSES, WEIGHT, beyond_l1, in_rounds, latency, rate, residency
+from ..geometry import FRAGMENT
 
 LINE = 12
 """Instructions of a warp to find a row of fragments in the result."""
