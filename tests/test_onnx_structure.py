@@ -182,3 +182,15 @@ def test_opsets_from_the_future_are_refused() -> None:
 def test_what_knapper_lacks_is_named(proto: Callable[[], ModelProto], message: str) -> None:
     with pytest.raises(FrontendError, match=message):
         read(proto())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(TensorProto.INT64, 2.5), (TensorProto.UINT8, 300), (TensorProto.INT32, -1e20), (TensorProto.INT64, float("nan")), (TensorProto.BOOL, 2)],
+    ids=str,
+)  # fmt: skip
+def test_a_bound_number_that_the_type_has_not_is_refused(dtype: int, value: float) -> None:
+    proto = model([node("Identity", ["x"], ["y"])], {"x": ()}, dtype=dtype)
+    with pytest.raises((FrontendError, Problems), match="E702"):
+        read(proto, {}, {"x": value})
+    assert read(proto, {}, {"x": 1}).constants

@@ -81,12 +81,16 @@ def input_type(
 
 def bound_value(i: ValueInfoProto, value: Any) -> Array:
     """The value of `--const` as the input's element type; one number serves for any shape of one element."""
-    dtype = DTYPES[element(i)]
+    dtype = np.dtype(DTYPES[element(i)])
+    problem = f"--const gives {value!r}, which is no {dtype.name}"
     try:
-        array = np.asarray(value).astype(dtype)
-    except (TypeError, ValueError):
-        wanted = np.dtype(dtype).name
-        raise FrontendError("E702", f"--const gives {value!r}, which is no {wanted}") from None
+        given = np.asarray(value)
+        with np.errstate(invalid="ignore"):
+            array = given.astype(dtype)
+    except (TypeError, ValueError, OverflowError):
+        raise FrontendError("E702", problem) from None
+    if dtype.kind in "biu" and not np.array_equal(array, given):
+        raise FrontendError("E702", problem)
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in declared_dims(i)]
     if array.ndim == 0:
         array = array.reshape(
