@@ -81,6 +81,7 @@ def test_passes_tells_all_about_one(run: Knapper) -> None:
     assert re.search("^option +type +default$", out, re.M)
     assert re.search("^mode ", out, re.M)
     assert "E704" in run("passes", "im2colour")[2]
+    assert "observed" not in run("passes", "quantize")[1]  # no text can give it
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import argparse
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -109,7 +108,7 @@ def passes(a: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = [
         {
             "pass": name,
-            "options": {f.name: f.default for f in fields(p)},
+            "options": {n: f.default for n, f in p.declared().items()},
             "about": first_line(p.__doc__),
         }
         for name, p in sorted(chosen.items())
@@ -120,11 +119,8 @@ def passes(a: argparse.Namespace) -> None:
     if len(chosen) == 1:
         ((name, found),) = chosen.items()
         print(f"{name}\n\n{inspect.getdoc(found)}\n")
-        print(
-            table(
-                [(f.name, f.type, f.default) for f in fields(found)], ["option", "type", "default"]
-            )
-        )
+        options = [(n, f.type, f.default) for n, f in found.declared().items()]
+        print(table(options, ["option", "type", "default"]))
         return
     shown = [
         (r["pass"], ", ".join(f"{k}={v}" for k, v in r["options"].items()), r["about"])
