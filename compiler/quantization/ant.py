@@ -19,9 +19,9 @@ import numpy as np
 
 from knapper.isa.errors import PassError
 from knapper.isa.formats import FORMATS, Format
-from knapper.isa.formats.format import INT
 
 from ..ir import Array
+from ..ops.quantize import ties
 from .quantized import Quantized, rows, storage
 from .search import ANT, Bounds, best
 
@@ -87,9 +87,7 @@ def on_grid(w: Array, f: Format, scale: Array, axis: int) -> Quantized:
     s = scale.astype(np.float32)
     like = [1] * w.ndim
     like[axis] = -1
-    nearest = f.round(
-        np.asarray(w, np.float32) / s.reshape(like), "even" if f.kind == INT else "up"
-    )
+    nearest = f.round(np.asarray(w, np.float32) / s.reshape(like), ties(f))
     values = nearest.astype(storage(float(f.values[0]), float(f.values[-1])))
     return Quantized(values, s, np.zeros(len(s), np.int64), axis, w.shape, f.name)
 

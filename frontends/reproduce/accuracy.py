@@ -26,6 +26,7 @@ from knapper.compiler import pipeline
 from knapper.compiler.ir import Array, Graph
 from knapper.compiler.passes.aquant import AQuant
 from knapper.compiler.passes.quantize import Quantize
+from knapper.compiler.quantization.datafree import observe
 from knapper.compiler.quantization.ranges import Ranges
 from knapper.compiler.quantization.simulate import Simulation
 
@@ -142,7 +143,8 @@ def bench(subject: Subject, images: int) -> Bench:
     g = pipeline.run(read(model, shapes, replace_fixed=True), before)
     tests, labels = _batches(g, subject, data, Choice(limit=images))
     training, _ = _batches(g, subject, data, Choice(split="train", limit=subject.training))
-    return Bench(g, tests, labels, training, _observed(g, training))
+    ranges = observe(g, training, Quantize().wanted(g))
+    return Bench(g, tests, labels, training, ranges)
 
 
 def _batches(g: Graph, subject: Subject, data: Path, choice: Choice) -> tuple[list[Batch], Array]:
@@ -153,19 +155,6 @@ def _batches(g: Graph, subject: Subject, data: Path, choice: Choice) -> tuple[li
     labels = found.labels
     assert labels is not None
     return [feed.take(range(i, i + feed.batch)) for i in starts], labels
-
-
-def _observed(g: Graph, batches: Sequence[Batch]) -> Ranges:
-    """Statistics of the values that quantization asks for."""
-    wanted, ranges = set(Quantize().wanted(g)), Ranges(method="mse")
-    for x in batches:
-        run, found = Simulation(g, [x]), {v: x[v] for v in x if v in wanted}
-        for n in g.nodes:
-            run.step(n)
-            found |= {v: run.values(v)[0] for v in n.outputs if v in wanted}
-            run.forget(n)
-        ranges = ranges.with_(found)
-    return ranges
 
 
 # --- what rows ask
