@@ -32,9 +32,9 @@ from test_im2col import onnx_cases
 
 from knapper.compiler import plan_text
 from knapper.compiler.codegen.generator import GENERATORS
-from knapper.compiler.codegen.matrix import channel_first_shape
 from knapper.compiler.codegen.matrix.blocks import product
-from knapper.compiler.codegen.matrix.channel_first_shape import Tiles, Walk
+from knapper.compiler.codegen.matrix.channel_first import shape as channel_first_shape
+from knapper.compiler.codegen.matrix.channel_first.shape import Tiles, Walk
 from knapper.compiler.codegen.matrix.engine import Engine
 from knapper.compiler.driver import Options as CompileOptions
 from knapper.compiler.driver import compile_graph, finish, optimize

@@ -39,12 +39,12 @@ from ...ir import DTYPES, Array
 from ..builder import VReg, VUReg
 from ..generator import Group, Options, register
 from . import blocks, evaluate, tilewise_plan
-from .channel_first import ChannelFirst, warps
-from .channel_first_cost import Costs
-from .channel_first_epilogue import Pieces, Place, Run, Sums
-from .channel_first_kernel import DESCRIPTOR, Kernel
-from .channel_first_nest import Job
-from .channel_first_shape import CHUNK, Tiles, Walk, walks
+from .channel_first.cost import Costs
+from .channel_first.epilogue import Pieces, Place, Run, Sums
+from .channel_first.generator import ChannelFirst, warps
+from .channel_first.kernel import DESCRIPTOR, Kernel
+from .channel_first.nest import Job
+from .channel_first.shape import CHUNK, Tiles, Walk, walks
 from .code import Number, fixed, move_base, mul, param, uadd, ucompare, umov, umul
 from .epilogue import Frame
 

@@ -38,14 +38,11 @@ from knapper.isa.modifiers import SR, Bits32, Cmp, Logic, MinMax, Start
 from knapper.isa.systolic import LANES
 from knapper.isa.vector_memory import REGISTERS
 
-from ...ir import Array
-from ..builder import KernelBuilder, VLabel, VUReg
-from ..generator import Emitted, Group
-from . import blocks
-from .channel_first_epilogue import Sums
-from .channel_first_nest import Job, Nest, barriers, loop, where_zero
-from .channel_first_shape import Tiles, Walk
-from .code import (
+from ....ir import Array
+from ...builder import KernelBuilder, VLabel, VUReg
+from ...generator import Emitted, Group
+from .. import blocks
+from ..code import (
     Number,
     block_index,
     move_base,
@@ -59,9 +56,12 @@ from .code import (
     umul,
     usub,
 )
-from .engine import Emitter
-from .epilogue import operands
-from .systolic import ELEMENTS
+from ..engine import Emitter
+from ..epilogue import operands
+from ..systolic import ELEMENTS
+from .epilogue import Sums
+from .nest import Job, Nest, barriers, loop, where_zero
+from .shape import Tiles, Walk
 
 DMA = 1
 """The second warp. The first one is the array's, those after `ROLES` the epilogue's."""

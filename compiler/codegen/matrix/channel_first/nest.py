@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from knapper.isa.instructions import BAR, BRA, UIADD, ULOP
 from knapper.isa.modifiers import Bits32, Cmp, Logic
 
-from ..builder import KernelBuilder, VUReg
-from .channel_first_shape import Tiles
-from .code import Number, ucompare, umin, umov, umul, usub
+from ...builder import KernelBuilder, VUReg
+from ..code import Number, ucompare, umin, umov, umul, usub
+from .shape import Tiles
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from functools import cached_property
 
 from knapper.isa.systolic import LANES
 
-from ..generator import Group
-from .channel_first_shape import WORDS, Tiles
-from .cost import ADDRESSES, WEIGHT
-from .epilogue import BYTES, varying_operands
+from ...generator import Group
+from ..cost import ADDRESSES, WEIGHT
+from ..epilogue import BYTES, varying_operands
+from .shape import WORDS, Tiles
 
 ISSUE, ROLLED = 4, 60
 """Cycles in which a warp sends the commands of a pass, and what a loop over them takes besides: one uniform operation after the other.

@@ -10,11 +10,9 @@ from knapper.isa.instructions import ACC_LD, BAR, BRA, IADD, ISETP, LDG, UIADD, 
 from knapper.isa.modifiers import Bits32, Cmp, Logic
 from knapper.isa.systolic import LANES
 
-from ..builder import PT, KernelBuilder, VPred, VReg, VUReg
-from ..generator import Group
-from .channel_first_nest import Job, Nest, barriers
-from .channel_first_shape import ROLES, Tiles
-from .code import (
+from ...builder import PT, KernelBuilder, VPred, VReg, VUReg
+from ...generator import Group
+from ..code import (
     S32,
     Number,
     add,
@@ -28,7 +26,9 @@ from .code import (
     umov,
     umul,
 )
-from .epilogue import BYTES, NUMBER, Epilogue, Frame, Spot, loading, varying_operands
+from ..epilogue import BYTES, NUMBER, Epilogue, Frame, Spot, loading, varying_operands
+from .nest import Job, Nest, barriers
+from .shape import ROLES, Tiles
 
 
 @dataclass(frozen=True)

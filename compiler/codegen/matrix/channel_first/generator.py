@@ -1,8 +1,8 @@
 """Convolutions and products on an array that is fed from vector memory, channel first.
 
-    channel_first_shape     how a product lies in vector memory, and the walks that fit
-    channel_first_kernel    DMA and array; with channel_first_nest, the loops, and channel_first_epilogue, the other warps
-    channel_first_cost      what a walk takes
+    shape     how a product lies in vector memory, and the walks that fit
+    kernel    DMA and array; with nest, the loops, and epilogue, the other warps
+    cost      what a walk takes
 
 How operators map:
 
@@ -24,16 +24,16 @@ from dataclasses import asdict, dataclass
 from knapper.isa.machine import Machine
 from knapper.isa.systolic import STEP
 
-from ...ir import Array
-from ..generator import Group, Options, register
-from . import blocks, evaluate
-from .accumulating import units_of
-from .channel_first_cost import Costs
-from .channel_first_kernel import Kernel
-from .channel_first_shape import ROLES, Tiles, Walk, descriptor, unaddressable, walks
-from .engine import Engine
-from .product import Product
-from .systolic import ELEMENTS
+from ....ir import Array
+from ...generator import Group, Options, register
+from .. import blocks, evaluate
+from ..accumulating import units_of
+from ..engine import Engine
+from ..product import Product
+from ..systolic import ELEMENTS
+from .cost import Costs
+from .kernel import Kernel
+from .shape import ROLES, Tiles, Walk, descriptor, unaddressable, walks
 
 WARPS = 32
 """Of a block, as many as there can be: what they wait for in the epilogue passes together."""

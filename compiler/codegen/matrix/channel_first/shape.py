@@ -29,10 +29,10 @@ from knapper.isa.machine import Machine
 from knapper.isa.systolic import LANES, QUEUE, WORD
 from knapper.isa.vector_memory import ALIGN, FIELDS, ConvDesc
 
-from ...ir import DTYPES, Array
-from ..generator import Options
-from .accumulating import column_of
-from .product import Product
+from ....ir import DTYPES, Array
+from ...generator import Options
+from ..accumulating import column_of
+from ..product import Product
 
 ORDERS = ("image", "weights", "neither")
 WORDS = ("batch", "width")
