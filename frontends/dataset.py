@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from knapper.compiler.ir import Array, Type
+from knapper.compiler.ir import NAMES, Array, Type
 from knapper.isa.errors import UsageError
 
 from . import files
@@ -28,6 +28,8 @@ from .inputs import arrays as read_arrays
 from .tables import plural
 
 Split = Literal["test", "train"]
+MOST = 1e9
+"""The greatest class."""
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".npy", ".png", ".ppm", ".webp")
 """Of pictures, in small letters."""
 ROLES = {
@@ -111,9 +113,11 @@ class Pictures:
         return len(self.files)
 
     def take(self, which: Sequence[int]) -> dict[str, Array]:
-        return {
-            self.name: np.stack([picture(self.files[i], self.shape, self.resize) for i in which])
-        }
+        pictures = [picture(self.files[i], self.shape, self.resize) for i in which]
+        if len({p.shape for p in pictures}) > 1:
+            shapes = " and ".join(sorted({f"{p.dtype}{[*p.shape]}" for p in pictures}))
+            raise UsageError("E730", f"pictures of several shapes: {shapes}")
+        return {self.name: np.stack(pictures)}
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,10 @@ def _npz(path: str, inputs: Mapping[str, Type], choice: Choice) -> Data:
             "E730", f"has as many samples in one array as in another? {said}", where=path
         )
     arrays = {name: known[a] for name, a in chosen.items()}
+    for name, x in arrays.items():
+        if x.dtype not in NAMES:
+            problem = f"array {chosen[name]!r} has elements of {x.dtype}"
+            raise UsageError("E722", problem, where=path)
     count = len(next(iter(arrays.values())))
     label = choice.labels or _beside([*chosen.values()], known, count)
     about = ", ".join(f"{a} {Type.of(known[a])}" for a in chosen.values())
@@ -242,14 +250,16 @@ def _has(known: Mapping[str, Array]) -> str:
 
 def _labels(found: Array, count: int, choice: Choice, where: str) -> Array:
     """Labels as class numbers; UsageError E731 if they are none, or not one a sample."""
-    flat = found.reshape(len(found), -1) if found.ndim else found.reshape(0, 1)
+    if found.dtype.kind not in "biuf":
+        raise UsageError("E731", f"labels are {found.dtype}, not numbers", where=where)
+    flat = found.reshape(len(found), -1) if found.ndim and found.size else found.reshape(-1, 1)
     if len(flat) != count:
         raise UsageError("E731", f"{len(flat):,} labels for {plural(count, 'sample')}", where=where)
     one = (
         flat[:, 0] if flat.shape[1] == 1 else flat.argmax(1)
     )  # a column a class: the largest is meant
-    if one.dtype.kind not in "biu" and not (one == one.round()).all():
-        raise UsageError("E731", "labels are not whole numbers", where=where)
+    if not (np.abs(one.astype(np.float64)) <= MOST).all() or not (one == np.rint(one)).all():
+        raise UsageError("E731", "labels are not whole numbers of classes", where=where)
     labels: Array = one.astype(np.int64) + choice.offset
     return labels
 
@@ -297,7 +307,7 @@ def _numbers(folders: Sequence[Path], choice: Choice) -> dict[str, int]:
         if missing := [n for n in names if n not in order]:
             raise UsageError("E731", f"folder {missing[0]!r} is no class of {choice.classes}")
         return {n: order.index(n) for n in names}
-    if all(n.isdigit() for n in names):
+    if all(n.isdecimal() for n in names):
         return {n: int(n) for n in names}
     return {n: i for i, n in enumerate(names)}
 
@@ -313,10 +323,12 @@ def _label_file(path: str, names: Sequence[str]) -> Array:
         for line in files.read(path).decode(errors="replace").splitlines()
     ]
     rows = [r for r in lines if r]
-    if not all(1 <= len(r) <= 2 and r[-1].lstrip("-").isdigit() for r in rows):
+    if not all(1 <= len(r) <= 2 and re.fullmatch("-?[0-9]{1,9}", r[-1]) for r in rows):
         raise UsageError("E731", "expected lines of NAME CLASS, or of CLASS", where=path)
     if all(len(r) == 1 for r in rows):
         return np.array([int(r[0]) for r in rows], np.int64)
+    if not names:
+        raise UsageError("E731", "expected lines of CLASS: samples have no names", where=path)
     by_name = {Path(r[0]).name: int(r[-1]) for r in rows}
     if missing := [n for n in names if n not in by_name]:
         raise UsageError("E731", f"has no label for {missing[0]!r}", where=path)

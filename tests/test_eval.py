@@ -114,6 +114,12 @@ def test_a_limit_is_spread_over_all() -> None:
         ({"a": images(), "b": images()}, "E730", "which array has the samples?"),
         ({"x": images(0)}, "E730", "no samples"),
         ({"x": images(), "labels": np.full(6, 0.5)}, "E731", "whole numbers"),
+        ({"x": images(), "labels": np.full(6, np.inf)}, "E731", "whole numbers"),
+        ({"x": images(), "labels": np.full(6, np.nan)}, "E731", "whole numbers"),
+        ({"x": images(), "labels": np.full(6, 2**63, np.uint64)}, "E731", "whole numbers"),
+        ({"x": images(), "labels": np.full(6, "cat")}, "E731", "not numbers"),
+        ({"x": images(), "labels": np.zeros((6, 0))}, "E731", "0 labels for 6 samples"),
+        ({"x": np.full((6, 3), "cat")}, "E722", "elements of <U3"),
     ],
 )
 def test_what_cannot_be_read_is_said(tmp_path: Path, arrays: Any, code: str, says: str) -> None:
@@ -136,6 +142,32 @@ def test_pixels_are_normalised_in_double_precision() -> None:
     assert (floats == want).all()
     swapped = Feed(Arrays({"x": x}, ""), RGB, Pixels(1.0, bgr=True)).take([0])["x"]
     assert (swapped[0] == x[0].transpose(2, 0, 1)[::-1]).all()
+
+
+@pytest.mark.parametrize(
+    "lines", ["a 1\nb 2\nc 0\n", "--3\n1\n1\n", "²\n1\n1\n", "9" * 30, "1 2 3\n1\n1\n"]
+)
+def test_lines_that_are_no_labels(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "labels.txt").write_text(lines)
+    np.savez(tmp_path / "d.npz", x=images(3))
+    with pytest.raises(UsageError, match="expected lines of") as e:
+        open_data(tmp_path / "d.npz", RGB, Choice(labels=str(tmp_path / "labels.txt")))
+    assert e.value.code == "E731"
+
+
+def test_one_sample_may_have_one_label(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=images(1), y=np.array(7))
+    labels = open_data(tmp_path / "d.npz", RGB).labels
+    assert labels is not None
+    assert labels.tolist() == [7]
+
+
+def test_pictures_have_one_shape(tmp_path: Path) -> None:
+    for i, shape in enumerate([(4, 4, 3), (3, 4, 4)]):
+        np.save(tmp_path / f"{i}.npy", np.zeros(shape, np.uint8))
+    data = open_data(tmp_path, {"x": Type("f32", (1, 3, 4, 4))})
+    with pytest.raises(UsageError, match="several shapes"):
+        data.take([0, 1])
 
 
 @pytest.mark.parametrize(
