@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import knapper
+from knapper.compiler.sparsity.fits import fits
 from knapper.compiler.sparsity.tilewise import held, tiles
 from knapper.frontends import demo
 
@@ -106,6 +107,15 @@ def test_masks_have_the_density_that_was_asked_for(
     found = patterns.density(patterns.masks(pattern, random_scores(seed), keep))
     unit = 2 * 32 * 32 / sum(k * n for k, n in SHAPES)
     assert found == pytest.approx(keep, abs=unit)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_masks_are_what_their_file_says(pattern: Pattern) -> None:
+    drawn = [patterns.masks(pattern, random_scores(seed), 1 / 8) for seed in range(5)]
+    said = [pattern.of(m, 7 / 8) for found in drawn for m in found.values()]
+    masks = [m for found in drawn for m in found.values()]
+    assert all(fits(m, e) for m, e in zip(masks, said, strict=True))
+    assert sum(e == pattern.encoding(7 / 8) for e in said) > 0.9 * len(said)
 
 
 def test_freer_patterns_keep_more() -> None:

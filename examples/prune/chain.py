@@ -263,6 +263,7 @@ def emulate(
 
 def write_masks(file: Path, job: Job, stage: Stage, kept: Masks) -> None:
     """The sidecar that `knapper prune --apply` reads."""
-    encoding = job.pattern.encoding(stage.sparsity)
-    masks = {f"{name}.weight": Mask(m, encoding) for name, m in kept.items()}
+    masks = {
+        f"{name}.weight": Mask(m, job.pattern.of(m, stage.sparsity)) for name, m in kept.items()
+    }
     file.write_text(sidecar.show(masks))

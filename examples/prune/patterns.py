@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from knapper.compiler.encoding import Encoding
 from knapper.compiler.sparsity import Recipe
+from knapper.compiler.sparsity.fits import fits
 
 Scores = Mapping[str, NDArray[np.float32]]
 Masks = dict[str, NDArray[np.bool_]]
@@ -40,6 +41,11 @@ class Pattern:
         """As the type of a masked weight names it."""
         size = self.size or 1
         return Recipe(self.kind.lower(), sparsity, size, block=(size, size)).encoding
+
+    def of(self, mask: NDArray[np.bool_], sparsity: float) -> Encoding:
+        """The encoding, if the mask is one. Halving may empty a row of a TVW tile, and then other rows make fours: single weights."""
+        named = self.encoding(sparsity)
+        return named if fits(mask, named) else Encoding("ew")
 
 
 PATTERNS = (
