@@ -25,7 +25,7 @@ from knapper.compiler.codegen.generator import GENERATORS
 from knapper.compiler.codegen.matrix.blocks import product
 from knapper.compiler.codegen.matrix.channel_first.shape import column_of
 from knapper.compiler.codegen.matrix.hmma_sp import compressed
-from knapper.compiler.codegen.matrix.tilewise_channel_first import Joint, joined
+from knapper.compiler.codegen.matrix.tilewise.channel_first import Joint, joined
 from knapper.compiler.driver import Options, finish
 from knapper.compiler.encoding import Encoding
 from knapper.compiler.ir import Array, Graph, compute, evaluate

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from matrix_cases import Case, conv, group_of, matmul, program, same, some
 
 from knapper.compiler.codegen.generator import GENERATORS
-from knapper.compiler.codegen.matrix import tilewise_plan
 from knapper.compiler.codegen.matrix.blocks import product
-from knapper.compiler.codegen.matrix.tilewise import ITEM, balanced, deltas
+from knapper.compiler.codegen.matrix.tilewise import plan as tilewise_plan
+from knapper.compiler.codegen.matrix.tilewise.tables import ITEM, balanced, deltas
 from knapper.compiler.driver import Options, plan
 from knapper.compiler.encoding import Encoding
 from knapper.compiler.ir import Array, evaluate

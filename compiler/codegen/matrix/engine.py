@@ -49,13 +49,14 @@ from knapper.isa.machine import Machine
 from ...ir import DTYPES, Array, Attr
 from ..builder import RZ, KernelBuilder, VReg
 from ..generator import Emitted, Group, Lowered, Options
-from . import blocks, evaluate, tilewise_plan
+from . import blocks, evaluate
 from .blocks import Block
 from .code import Number, add
 from .epilogue import Epilogue, Frame, Spot, refusal
 from .pipeline import Buffers, Tile, run
 from .product import Product, product_of
-from .tilewise_block import TilewiseBlock
+from .tilewise import plan as tilewise_plan
+from .tilewise.block import TilewiseBlock
 
 
 def under_bitmaps(group: Group) -> str:

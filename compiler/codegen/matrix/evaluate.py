@@ -14,7 +14,7 @@ from ...ir import OPS, Array
 from ...ops.numeric import accumulate, accumulator, finish
 from ..generator import Group
 from .product import Product
-from .tilewise import Chunk
+from .tilewise.tables import Chunk
 
 
 class Tiles(Protocol):

@@ -33,7 +33,7 @@ import numpy as np
 
 from knapper.isa.gather import TILE
 
-from ...ir import Array
+from ....ir import Array
 
 ITEM = np.dtype([("tile", "<u4"), ("rows", "<u4"), ("batch", "<u4"), ("spare", "<u4")])
 """A block's work: byte offset of its descriptor, number of its block of rows, batch index."""

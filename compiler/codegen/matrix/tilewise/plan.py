@@ -14,12 +14,12 @@ import numpy as np
 
 from knapper.isa.machine import Machine
 
-from ...ir import Array
-from ...sparsity.tilewise import Tile, split, tiles
-from ..generator import Group
-from . import evaluate
-from .product import Axis, Product
-from .tilewise import Chunk
+from ....ir import Array
+from ....sparsity.tilewise import Tile, split, tiles
+from ...generator import Group
+from .. import evaluate
+from ..product import Axis, Product
+from .tables import Chunk
 
 ENCODINGS = frozenset({"tw", "tew", "tvw"})
 

@@ -20,14 +20,13 @@ from knapper.isa.instructions import IADD, LDG, LDG_IM2COL, R2UR, UIADD, UIDIV
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Width
 
-from ...ir import Array
-from ..builder import PT, KernelBuilder, VReg, VUReg
-from ..generator import Group
-from . import access as ways
-from . import tilewise_plan as plan
-from .access import EVERYWHERE, Dim, Image, Sums, targets, width_of
-from .blocks import Block, vector_a
-from .code import (
+from ....ir import Array
+from ...builder import PT, KernelBuilder, VReg, VUReg
+from ...generator import Group
+from .. import access as ways
+from ..access import EVERYWHERE, Dim, Image, Sums, targets, width_of
+from ..blocks import Block, vector_a
+from ..code import (
     S32,
     Number,
     add,
@@ -42,10 +41,11 @@ from .code import (
     umul,
     usub,
 )
-from .epilogue import Frame
-from .geometry import Geometry, Move
-from .product import Product
-from .tilewise import DELTA, ITEM, OFFSET, Layout, deltas
+from ..epilogue import Frame
+from ..geometry import Geometry, Move
+from ..product import Product
+from . import plan as plan
+from .tables import DELTA, ITEM, OFFSET, Layout, deltas
 
 BUFFER = 1
 """The parameter: what `Layout.buffer` makes."""

@@ -35,18 +35,19 @@ from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Bits32, Cmp, Start, Width
 from knapper.isa.systolic import LANES
 
-from ...ir import DTYPES, Array
-from ..builder import VReg, VUReg
-from ..generator import Group, Options, register
-from . import blocks, evaluate, tilewise_plan
-from .channel_first.cost import Costs
-from .channel_first.epilogue import Pieces, Place, Run, Sums
-from .channel_first.generator import ChannelFirst, warps
-from .channel_first.kernel import DESCRIPTOR, Kernel
-from .channel_first.nest import Job
-from .channel_first.shape import CHUNK, Tiles, Walk, walks
-from .code import Number, fixed, move_base, mul, param, uadd, ucompare, umov, umul
-from .epilogue import Frame
+from ....ir import DTYPES, Array
+from ...builder import VReg, VUReg
+from ...generator import Group, Options, register
+from .. import blocks, evaluate
+from ..channel_first.cost import Costs
+from ..channel_first.epilogue import Pieces, Place, Run, Sums
+from ..channel_first.generator import ChannelFirst, warps
+from ..channel_first.kernel import DESCRIPTOR, Kernel
+from ..channel_first.nest import Job
+from ..channel_first.shape import CHUNK, Tiles, Walk, walks
+from ..code import Number, fixed, move_base, mul, param, uadd, ucompare, umov, umul
+from ..epilogue import Frame
+from . import plan as tilewise_plan
 
 ALIGN = 256
 
