@@ -99,6 +99,7 @@ def test_auto_pad_becomes_pads(op: str, mode: str) -> None:
         {"output_shape": [10, 12], "strides": [2, 2]},
         {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
         {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+        {"auto_pad": "SAME_UPPER", "strides": [4, 5]},
         {"pads": [1, 0, 1, 0], "output_padding": [1, 0], "strides": [2, 1]},
     ],
     ids=str,

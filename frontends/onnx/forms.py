@@ -410,7 +410,7 @@ form("Conv", "MaxPool", "AveragePool", "LpPool")(explicit_window)
 
 @form("ConvTranspose")
 def _(b: Builder, call: Call) -> Call:
-    """`output_shape` and `auto_pad` are two ways to say the pads."""
+    """`output_shape` and `auto_pad` are two ways to say the pads; the second never makes the result larger."""
     image = b.shape(call.operand(0))[2:]
     call, kernel = _kernel(b, call, len(image))
     ones, zeros = (1,) * len(image), (0,) * len(image)
@@ -418,7 +418,8 @@ def _(b: Builder, call: Call) -> Call:
     extra = call.integers("output_padding", zeros)
     mode = call.attrs.get("auto_pad", "NOTSET")
     target = call.integers("output_shape")[-len(image) :]
-    if not target and mode in ("SAME_UPPER", "SAME_LOWER"):
+    same = not target and mode in ("SAME_UPPER", "SAME_LOWER")
+    if same:
         target = tuple(n * s for n, s in zip(image, strides, strict=True))
     pads = call.integers("pads", zeros * 2)
     if target:
@@ -426,7 +427,7 @@ def _(b: Builder, call: Call) -> Call:
             s * (n - 1) + e + (k - 1) * d + 1
             for n, s, e, k, d in zip(image, strides, extra, kernel, dilations, strict=True)
         ]
-        lost = [f - t for f, t in zip(full, target, strict=True)]
+        lost = [max(f - t, 0) if same else f - t for f, t in zip(full, target, strict=True)]
         pads = _shared(lost, more_first=mode != "SAME_UPPER")
     drop = ["auto_pad", "output_shape"]
     return call.now(
