@@ -165,6 +165,28 @@ def test_moves_are_of_bytes() -> None:
     assert {t.dtype for n in h.nodes for t in n.types} == {"u8"}
 
 
+def test_weights_that_are_moved_stay_constants() -> None:
+    """A transposed convolution is several of parts of its weights, a product may have them transposed."""
+    net = Net()
+    x = net.real(net.input("u8", 1, 4, 5, 5), 9)
+    weights = net.real(net.constant(net.bytes("i8", 4, 6, 3, 3)))
+    v = net.op("ConvTranspose", x, weights, strides=(2, 2))
+    h, (said,), (computed,) = both(net, net.rounded(v, about=8.0))
+    products = [n for n in h.nodes if n.op == "Conv"]
+    assert len(products) == 4
+    assert all(n.inputs[1] in h.constants for n in products)
+    assert in_integers(h)
+    np.testing.assert_array_equal(said, computed)
+    net = Net()
+    turned = net.op("Transpose", net.real(net.constant(net.bytes("i8", 7, 6))), perm=(1, 0))
+    v = net.op("MatMul", net.real(net.input("u8", 5, 6), 9), turned)
+    h, (said,), (computed,) = both(net, net.rounded(v, about=8.0))
+    (product,) = (n for n in h.nodes if n.op == "MatMul")
+    assert product.inputs[1] in h.constants
+    assert in_integers(h)
+    np.testing.assert_array_equal(said, computed)
+
+
 @pytest.mark.parametrize("strides", [1, 3])
 def test_factors_behind_an_average_stay_there(strides: int) -> None:
     """Of each pixel of the result, not of the image that it is an average of."""

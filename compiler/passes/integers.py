@@ -358,8 +358,7 @@ class _Integers(Writer):
         if not h.single:
             return self._turned_weights(n, h)
         if n.op in MOVERS:
-            operands = [self.need(v) if v else "" for v in n.inputs[1:]]
-            return self._as(h, self.op(n.op, h.q, *operands, **n.attrs), h.span)
+            return self._as(h, self._elements(n, h), h.span)
         if n.op == "MaxPool" and h.scale > 0:
             return self._as(h, self.op("MaxPool", h.q, **n.attrs), h.span)
         zero = int(h.zero)
@@ -372,6 +371,15 @@ class _Integers(Writer):
             q = h.q if zero <= h.span[0] else self.op("Clip", h.q, min=float(zero))
             return self._as(h, q, (max(h.span[0], zero), max(h.span[1], zero)))
         return None
+
+    def _elements(self, n: Node, h: Held) -> str:
+        """The integers that a node picks from those of its first operand; of constants, constants."""
+        a, rest = self.array(h.q), n.inputs[1:]
+        known = {v: self.old.constants.get(v) for v in rest}
+        if a is not None and all(known[v] is not None for v in rest if v):
+            (made,) = compute(n, {n.inputs[0]: a, "": None, **known})
+            return self.constant(np.ascontiguousarray(made), n.outputs[0], "bytes")
+        return self.op(n.op, h.q, *(self.need(v) if v else "" for v in rest), **n.attrs)
 
     def _alike(self, a: Held, b: Held) -> bool:
         return self.type(a.q).dtype == self.type(b.q).dtype
