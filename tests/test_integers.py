@@ -187,6 +187,29 @@ def test_weights_that_are_moved_stay_constants() -> None:
     np.testing.assert_array_equal(said, computed)
 
 
+@pytest.mark.parametrize("x", ["i8", "u8", "i16", "u16"])
+@pytest.mark.parametrize("w", ["i8", "u8", "i16", "u16"])
+@pytest.mark.parametrize("zero", [0, 7, 32700])
+def test_types_that_kernels_multiply(x: str, w: str, zero: int) -> None:
+    """Bytes by bytes, or both alike: constants become what their operand is, or the product stays in float."""
+    net = Net()
+    image = net.real(net.input(x, 1, 2, 4, 4), 5)
+    weights = net.constant(
+        np.minimum(np.abs(net.bytes(w, 3, 2, 3, 3).astype(int)), 100).astype(DTYPES[w])
+    )
+    zero = min(zero, np.iinfo(DTYPES[w]).max)
+    v = net.op("Conv", image, net.real(weights, zero, 3, axis=0), pads=(1, 1, 1, 1))
+    h, (said,), (computed,) = both(net, net.rounded(v, "i16", about=999.0))
+    types, (first, *_) = h.types(), (n for n in h.nodes if n.op == "Conv")
+    for n in (n for n in h.nodes if n.op == "Conv"):
+        a, b = (types[v].dtype for v in n.inputs[:2])
+        assert a == b or {a, b} <= {"i8", "u8"}
+    if zero == 0:
+        exact = x == w or x not in ("i8", "u8") or w in ("i8", "u8")
+        assert in_integers(h) == exact
+    assert np.abs(said.astype(int) - computed).max() <= (0 if first.types[0].dtype == "i32" else 1)
+
+
 @pytest.mark.parametrize("strides", [1, 3])
 def test_factors_behind_an_average_stay_there(strides: int) -> None:
     """Of each pixel of the result, not of the image that it is an average of."""

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import Array, Node, Type
+from ..ir import DTYPES, Array, Node, Type
 from ..ops.quantize import QUANTIZED
 from ..rewrite import Writer
 
 LIMIT = 1 << 31
+BYTES = frozenset({"i8", "u8"})
+"""Types that kernels multiply with each other; others only with themselves."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Held:
 def unfit(g: Writer, n: Node, a: Held, b: Held) -> str | None:
     """Why the scales, zero points or attributes of a product forbid integers."""
     types = [g.type(h.q).dtype for h in (a, b)]
-    if not set(types) <= set(QUANTIZED):
+    if not set(types) <= set(QUANTIZED) or not _multiply(g, a, b):
         return f"operands are {' and '.join(types)}"
     if not a.single:
         return f"%{n.inputs[0]} has a scale for each place of axis {a.axis}"
@@ -61,6 +63,20 @@ def unfit(g: Writer, n: Node, a: Held, b: Held) -> str | None:
     return None
 
 
+def _multiply(g: Writer, a: Held, b: Held) -> bool:
+    """Whether kernels multiply two types: bytes, or equal ones, which constants may become."""
+    x, w, known = g.type(a.q).dtype, g.type(b.q).dtype, g.array(b.q)
+    if x == w or {x, w} <= BYTES:
+        return True
+    return x not in BYTES and known is not None and holds(DTYPES[x], _centred(known, b))
+
+
+def _centred(w: Array, b: Held) -> Array:
+    """Constants less their zero points."""
+    less: Array = w.astype(np.int64) - along(b.zero, b.axis, w.ndim)
+    return less
+
+
 def exact(g: Writer, n: Node, a: Held, b: Held, bias: Array | None) -> str | None:
     """The sums Σ(x - zx)(w - zw) + bias in i32, or "!why not"."""
     x, zx = a.q, int(a.zero)
@@ -69,13 +85,14 @@ def exact(g: Writer, n: Node, a: Held, b: Held, bias: Array | None) -> str | Non
         return _of_values(g, n, a, b)
     rank = w.ndim
     others = tuple(i for i in range(rank) if i not in _kept(n, rank))
-    less = w.astype(np.int64) - along(b.zero, b.axis, rank)
+    less, stored_as = _centred(w, b), g.type(x).dtype
+    kinds = (np.int8, np.uint8) if stored_as in BYTES else (DTYPES[stored_as],)
     size = max(map(abs, (*a.span, zx)))
     sums = less.sum(others)  # [O], or [batch…, N]
     zw = np.zeros((), np.int64)
     name = b.q
-    if b.zero.any():
-        held = next((d for d in (np.int8, np.uint8) if holds(d, less)), None)
+    if b.zero.any() or w.dtype not in kinds:
+        held = next((d for d in kinds if holds(d, less)), None)
         if held is None:
             zw, stored = b.zero, w.astype(np.int64)
         else:
@@ -112,7 +129,9 @@ def _whole(g: Writer, a: Array) -> str:
 def _image_sums(g: Writer, n: Node, x: str, zw: Array, shape: tuple[int, ...], around: int) -> str:
     """zw · Σx of each window."""
     group = int(n.attr("group"))
-    ones = g.constant(np.ones((group, *shape[1:]), np.int8), tag="ones")
+    dtype = g.type(x).dtype
+    one = np.int8 if dtype in BYTES else DTYPES[dtype]
+    ones = g.constant(np.ones((group, *shape[1:]), one), tag="ones")
     attrs = {**n.attrs, "out": "i32", "pad_value": around}
     total = g.op("Conv", x, ones, **attrs)
     if group > 1:
