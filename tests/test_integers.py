@@ -204,6 +204,7 @@ def test_types_that_kernels_multiply(x: str, w: str, zero: int) -> None:
     for n in (n for n in h.nodes if n.op == "Conv"):
         a, b = (types[v].dtype for v in n.inputs[:2])
         assert a == b or {a, b} <= {"i8", "u8"}
+        assert {a, b} <= {"i8", "u8"} or not n.attr("pad_value")
     if zero == 0:
         exact = x == w or x not in ("i8", "u8") or w in ("i8", "u8")
         assert in_integers(h) == exact

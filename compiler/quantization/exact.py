@@ -105,6 +105,8 @@ def exact(g: Writer, n: Node, a: Held, b: Held, bias: Array | None) -> str | Non
     reach += int(np.abs(zw).max()) * taps * size
     if reach >= LIMIT:
         return f"!its sums may reach {reach}, beyond 32 bits"
+    if n.op == "Conv" and zx and any(n.attr("pads")) and stored_as not in BYTES:
+        n, x = _padded(g, n, x, zx)
     attrs = {k: v for k, v in n.attrs.items() if k not in ("alpha", "beta")} | {"out": "i32"}
     if n.op == "Conv":
         named = _whole(g, offset) if np.any(offset) else ""
@@ -120,6 +122,13 @@ def exact(g: Writer, n: Node, a: Held, b: Held, bias: Array | None) -> str | Non
         total = _sum(g, x, -2 if _turned(n, 0) else -1, _turned(n, 0))
         y = g.op("Sub", y, g.op("Mul", total, _whole(g, zw)))
     return y
+
+
+def _padded(g: Writer, n: Node, x: str, around: int) -> tuple[Node, str]:
+    """A convolution without pads, and its image with them: kernels load nothing but bytes from outside of an image."""
+    pads, axes = n.attr("pads"), tuple(range(2, n.types[0].rank))
+    whole = g.op("Pad", x, pads=tuple(pads), axes=axes, value=float(around))
+    return n.with_(attrs={**n.attrs, "pads": (0,) * len(pads)}), whole
 
 
 def _whole(g: Writer, a: Array) -> str:
