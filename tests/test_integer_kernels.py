@@ -85,6 +85,13 @@ def test_what_the_tensor_core_does_not_take(how: dict[str, Any], why: str) -> No
     assert GENERATORS["ffma"].serves(group_of(graph), MACHINE) is None
 
 
+def test_nothing_but_bytes_lies_around_an_image() -> None:
+    graph, _ = integers((1, 6, 6, 4), 8, 3, pad=1, types=("i16", "i16"), pad_value=-7)
+    for kind in ("imma", "ffma", "direct"):
+        why = str(GENERATORS[kind].serves(group_of(graph), MACHINE))
+        assert "around i16 lies -7" in why
+
+
 @settings(max_examples=15)
 @given(st.data())
 def test_any_convolution_of_bytes(cache: Path, data: Any) -> None:

@@ -151,6 +151,8 @@ def _conv(node: Node, types: dict[str, Type]) -> Product | str:
     begins = (0,) * lead + tuple(at.get("pads") or (0,) * 4)[: 2 - lead]
     oh, ow = _square(y.shape)[1:3]
     window = Window(images, h, width, oh, ow, kh, kw, *strides, *begins, *dilations)
+    if at.get("pad_value", 0) and x.dtype not in BYTES:
+        return f"around {x.dtype} lies {at['pad_value']}: LDG.IM2COL fills bytes"
     window = replace(window, fill=int(at.get("pad_value", 0)))
     if max(h, width) + max(kh * dilations[0], kw * dilations[1]) >= 1 << 14:
         return f"image of {h} by {width} pixels: the conv unit addresses up to 16,383"
