@@ -47,6 +47,7 @@ EXTENSIONS = (
     "conv",
     "gather",
     "types",
+    "fusion",
     "dual",
     "custom",
 )

@@ -43,6 +43,7 @@ EXTENSIONS: dict[str, str] = {
     "sparse": "outer products of condensed vectors: zeros on either side take no time; bitmaps",
     "gather": "products of tile-wise pruned weights on an array that is fed from vector memory",
     "types": "operands of integer products in flint and powers of two, decoded at the multipliers' edge: no instructions, but their types",
+    "fusion": "bytes by weights of 4 bits in systolic arrays, at twice the multiply-accumulates of bytes by bytes",
     "custom": f"opcodes {CUSTOM[0]:#x} to {CUSTOM[-1]:#x}: no built-in instruction; plugins declare theirs here",
 }
 """What an extension adds, in the order of the manual."""

@@ -5,7 +5,12 @@ from __future__ import annotations
 from .core import Modifier
 from .formats import FORMATS, Format
 from .formats.format import INT
-from .lanes import TYPES, U16, LaneType
+from .lanes import TYPES, U8, U16, LaneType
+
+FLOATS, BYTES, NIBBLES = range(3)
+"""Kinds of weights of systolic units, each with products of its own."""
+EACH = (1, 2, 4)
+"""Multiply-accumulates of a processing element for 16 bits, by kind."""
 
 
 class Typed(Modifier):
@@ -71,6 +76,26 @@ class Nibble(Coded):
     UFLINT4 = 5
     POT4 = 6
     UPOT4 = 7
+
+    @property
+    def lane(self) -> LaneType:
+        """Of weights of a systolic unit, what a column has of a row: two, of neighbouring k, in a byte."""
+        return U8
+
+    @property
+    def across(self) -> LaneType:
+        """What a column has of a row of weights."""
+        return self.lane
+
+    @property
+    def number(self) -> int:
+        """Among all types of A and B of systolic commands."""
+        return len(Element) + int(self)
+
+    @property
+    def kind(self) -> int:
+        """Of weights."""
+        return NIBBLES
 
 
 class Few(Coded):
@@ -242,9 +267,19 @@ class Element(Typed):
     F32 = 2
 
     @property
+    def across(self) -> LaneType:
+        """What a column has of a row of weights."""
+        return self.lane
+
+    @property
     def number(self) -> int:
-        """Among all types of A and B, `Pair` included."""
+        """Among all types of A and B, `Pair`, `Nibble` and `Beside` included."""
         return int(self)
+
+    @property
+    def kind(self) -> int:
+        """Of weights."""
+        return FLOATS
 
 
 class Pair(Coded):
@@ -259,9 +294,46 @@ class Pair(Coded):
         return U16
 
     @property
+    def across(self) -> LaneType:
+        """What a column has of a row of weights."""
+        return self.lane
+
+    @property
     def number(self) -> int:
         """Among all types of A and B."""
         return len(Element) + int(self)
+
+    @property
+    def kind(self) -> int:
+        """Of weights."""
+        return BYTES
+
+
+class Beside(Coded):
+    """The type of A of a systolic command beside weights of 4 bits: an element is two bytes, as of `Pair`."""
+
+    S8 = 0
+    U8 = 1
+
+    @property
+    def lane(self) -> LaneType:
+        """An element of A as it is stored."""
+        return U16
+
+    @property
+    def across(self) -> LaneType:
+        """What a column has of a row of weights."""
+        return U8
+
+    @property
+    def number(self) -> int:
+        """Among all types of A and B."""
+        return len(Element) + len(Pair) + len(Nibble) + int(self)
+
+    @property
+    def kind(self) -> int:
+        """Of weights."""
+        return NIBBLES
 
 
 class Start(Modifier):

@@ -18,7 +18,12 @@ array's edge, so a pass continues the chain, and two passes of eight give the bi
 **Integers.** ISMA.LDB and ILSMA work on bytes, two to an element: A[m, 8] and W[8, 16 u] are of elements of 16 bits as above, each of them two
 steps of k, the low byte the first. A processing element adds both products, so that a unit does twice the multiply-accumulates in the same
 time, on operands of the same size: assumed, as are bytes in these arrays at all. Sums are S32, exact modulo 2^32. Bytes of A and of W are signed
-or unsigned, each as its command says. A product on bytes with weights that are floats is a fault, and the other way round.
+or unsigned, each as its command says. A product on weights of another kind than its own, floats, bytes or nibbles, is a fault.
+
+**Nibbles.** ISMA.LDB.N and ILSMA.N, of extension `fusion`, have bytes of A and weights of 4 bits. Multipliers are made of four of 4 bits,
+as in BitFusion and ANT: a byte by a byte takes all four, a byte by a nibble two. So a unit has twice the columns, W[8, 32 u] of pairs, in the
+same time, on operands of the same size; C has twice the words. Codes of flint and powers of two, which machines of extension `types` have, are
+decoded at the array's edge, to base << exponent, as in ANT. All of that for these arrays is assumed.
 
 **Commands are asynchronous.** `SMA.LDB`, `SMA.SWAP` and `LSMA` join the warp's queue; `SMA.COMMIT` makes those since the last one a group, which the
 controller takes as one transaction; `SMA.WAIT n` waits until at most n groups of the warp are pending. Until then nobody may count on
@@ -66,7 +71,7 @@ from .core import (
     bits,
 )
 from .lanes import U32, LaneType, canonical, fma
-from .modifiers import Element, Mode, Pair, Space, Start
+from .modifiers import Beside, Element, Mode, Nibble, Pair, Space, Start
 
 LANES = 32
 MOST = 192
@@ -157,7 +162,7 @@ class Array:
         return f"the machine has no {missing[0]}" if missing else ""
 
     def columns_of(self, type: LaneType) -> int:
-        """Columns of one unit."""
+        """Columns of one unit that has so much of a row in each."""
         return self.columns * 16 // type.bits
 
 
@@ -232,7 +237,7 @@ def tile(i: Any) -> int:
 
 def width(i: Any) -> int:
     """Columns of C in registers."""
-    return ARRAY.columns_of(i.type.lane) * int(i.units)
+    return ARRAY.columns_of(i.type.across) * int(i.units)
 
 
 class LSMA(Command, opcode=0x123, extension="systolic"):
@@ -294,6 +299,21 @@ class ILSMA(LSMA, opcode=0x12B, extension="systolic"):
 
     def macs(self, lanes: int) -> int:
         return 2 * super().macs(lanes)
+
+
+class ISMA_LDB_N(SMA_LDB, opcode=0x12D, name="ISMA.LDB.N", extension="fusion"):
+    """Shadow weights W[2 · rows, 2 · units · columns] of 4 bits; a byte of row k is W[2k, n], the low nibble, and W[2k + 1, n]. Else as SMA.LDB."""
+
+    type: Nibble = bits(17, 14)  # type: ignore[assignment]  # another kind of elements
+
+    def needed(self) -> str:
+        return self.type.extension
+
+
+class ILSMA_N(ILSMA, opcode=0x12E, name="ILSMA.N", extension="fusion"):
+    """C[m, n] (+)= A[m, 2 · rows] · W in S32, which wraps, n = 2 · units · columns; W as ISMA.LDB.N loaded it. Else as ILSMA."""
+
+    type: Beside = bits(15, 14)  # type: ignore[assignment]  # another kind of elements
 
 
 class SMA_COMMIT(Command, opcode=0x124, name="SMA.COMMIT", extension="systolic"):
@@ -376,15 +396,17 @@ def origin(i: Any, m: Any) -> int:
 Words = NDArray[np.uint32]
 
 
-def words(elements: NDArray[Any], type: Element | Pair) -> Words:
-    """What a unit makes of elements: fp32, or of pairs of bytes both as S16, in one word."""
+def words(elements: NDArray[Any], type: Element | Pair | Nibble | Beside) -> Words:
+    """What a unit makes of elements: fp32, or of pairs of bytes or nibbles both as S16, in one word."""
     if isinstance(type, Element):
         return elements.astype(np.float32).view(np.uint32)
     pairs = np.ascontiguousarray(elements)[..., None].view(np.uint8)
+    if isinstance(type, Nibble):
+        pairs = np.concatenate([pairs & 15, pairs >> 4], axis=-1)
     return type.format.decode(pairs).astype(np.int16).view(np.uint32)[..., 0]
 
 
-def multiplied(a: Words, w: Words, c: Words, type: Element | Pair) -> Words:
+def multiplied(a: Words, w: Words, c: Words, type: Element | Pair | Beside) -> Words:
     """c[m, n] + a[m, k] @ w[k, n] of such words: a chain in fp32, or S32 modulo 2^32."""
     if isinstance(type, Element):
         return chain(*(x.view(np.float32) for x in (a, w, c))).view(np.uint32)

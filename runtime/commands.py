@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from knapper.isa.core import Instr
 from knapper.isa.instructions import LSMA, SMA_LDB
-from knapper.isa.modifiers import Pair
+from knapper.isa.lanes import LaneType
 from knapper.isa.systolic import WORD, Array
 
-from .faults import READS, Kind, Trap, access
+from .faults import KIND_BITS, READS, Kind, Trap, access
 
 
 def extent(i: Instr, shape: Array) -> tuple[int, int]:
     """Rows that a command reads from shared memory, and bytes of one."""
     assert isinstance(i, (SMA_LDB, LSMA))
-    type = i.type.lane
+    type: LaneType = i.type.lane
     if isinstance(i, LSMA):
         return int(i.m), shape.rows * type.bits // 8
     return shape.rows, int(i.units) * shape.columns_of(type) * type.bits // 8
@@ -33,11 +33,11 @@ def in_bounds(address: int, rows: int, pitch: int, size: int, limit: int) -> Non
         raise Trap(Kind.OUTSIDE, value=last, aux=access("shared", size, READS))
 
 
-def same_kind(pairs: NDArray[np.bool_], active: NDArray[np.intp], i: Any) -> None:
-    """Trap unless a product's units hold weights of its kind, floats or bytes. pairs: [2, units], which hold bytes."""
+def same_kind(kinds: NDArray[np.uint8], active: NDArray[np.intp], i: Any) -> None:
+    """Trap unless a product's units hold weights of its kind. kinds: [2, units], what they hold."""
     for u in range(int(i.units)):
-        if (held := bool(pairs[active[u], u])) != isinstance(i.type, Pair):
-            raise Trap(Kind.OTHER_WEIGHTS, value=u, aux=int(held))
+        if (held := int(kinds[active[u], u])) != i.type.kind:
+            raise Trap(Kind.OTHER_WEIGHTS, value=u, aux=held << KIND_BITS | i.type.kind)
 
 
 @dataclass

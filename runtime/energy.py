@@ -22,7 +22,7 @@ from knapper.isa.instructions import IM2COL_PUSH, IMMA, IMMA_4
 from knapper.isa.integer_tensor import of_b
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import Pair, Space, Start
+from knapper.isa.modifiers import Element, Space, Start
 from knapper.isa.program import Kernel
 from knapper.isa.sparse import OHMMA, SPWMMA, STEPS
 from knapper.isa.sparse24 import HMMA_SP
@@ -253,10 +253,13 @@ def _rows(instr: LSMA | IM2COL_PUSH, machine: Machine, rows: int, space: Space) 
     """
     columns, bits = _columns(instr, machine), instr.type.lane.bits
     macs, words = rows * machine.array_rows * columns, rows * columns
-    handed = macs * bits / 32  # one operand past every element
+    elements = machine.array_columns * 16 // bits * int(instr.units)
+    handed = rows * machine.array_rows * elements * bits / 32  # one operand past every element
     events: dict[str, float] = {f"fma{bits}_systolic": macs}
-    if isinstance(instr.type, Pair):
-        events = {"mac8_systolic": 2 * macs}
+    if not isinstance(
+        instr.type, Element
+    ):  # a byte by a nibble is half the multipliers of a byte by a byte
+        events = {"mac8_systolic": 2 * macs * instr.type.across.bits // bits}
     reads = instr.start is Start.ADD
     if space is Space.ACC:
         events["accumulator"] = words * (1 + reads)
@@ -264,7 +267,7 @@ def _rows(instr: LSMA | IM2COL_PUSH, machine: Machine, rows: int, space: Space) 
         events["rf_read"], events["rf_write"] = words * reads, words
     if machine.dataflow == "sbws":
         events["pe_hop"] = macs
-        events["a_broadcast"] = rows * machine.array_rows * bits / 32 * columns * bits / 16 / 16
+        events["a_broadcast"] = rows * machine.array_rows * bits / 32 * elements * bits / 16 / 16
     elif machine.dataflow == "ws":
         events["pe_hop"] = macs + handed
         if space is Space.REG:
@@ -282,7 +285,7 @@ def _weights(instr: SMA_LDB, machine: Machine) -> dict[str, float]:
 
 def _columns(instr: LSMA | IM2COL_PUSH | SMA_LDB, machine: Machine) -> int:
     """Columns of all units of a command, for its element type."""
-    return machine.array_columns * 16 // instr.type.lane.bits * int(instr.units)
+    return machine.array_columns * 16 // instr.type.across.bits * int(instr.units)
 
 
 COLUMN = {name: i for i, name in enumerate(NAMES)}

@@ -116,6 +116,9 @@ def _memory(t: Trap) -> str:
     return f"lane {t.lane} {verb} {t.aux >> 8} bytes of {SPACES[t.aux & 15]} memory at {t.value:#x}"
 
 
+KIND_BITS = 2
+KINDS = ("floats", "bytes", "nibbles")
+"""`aux` of weights of another kind: those of the product, theirs above; 2 bits each."""
 RACES = ("writes", "reads")
 """`aux` of a race: bit 0 what this warp does, bit 1 what the other one did, the other warp's number above."""
 
@@ -277,9 +280,9 @@ FAULTS: Mapping[Kind, Text] = {
     Kind.OTHER_WEIGHTS: Text(
         "E619",
         lambda t: (
-            f"unit {t.value} holds weights of {('floats', 'bytes')[t.aux]}, the product is one of {('bytes', 'floats')[t.aux]}"
+            f"unit {t.value} holds weights of {KINDS[t.aux >> KIND_BITS]}, the product is one of {KINDS[t.aux & ~(~0 << KIND_BITS)]}"
         ),
-        "SMA.LDB loads for LSMA and pushes of floats, ISMA.LDB for ILSMA and pushes of bytes",
+        "SMA.LDB loads for LSMA and pushes of floats, ISMA.LDB for ILSMA and pushes of bytes, ISMA.LDB.N for ILSMA.N",
     ),
 }
 

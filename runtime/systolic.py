@@ -35,7 +35,7 @@ from knapper.isa.instructions import (
     SMA_SWAP,
 )
 from knapper.isa.lanes import LANES
-from knapper.isa.modifiers import Pair, Space, Start
+from knapper.isa.modifiers import Space, Start
 from knapper.isa.systolic import QUEUE, WORD, Array, multiplied, words
 from knapper.isa.vector_memory import DESCRIPTORS, Broken, ConvDesc
 
@@ -87,12 +87,13 @@ class Arrays:
     shape: Array
     shared_bytes: int
     weights: NDArray[np.uint32] = field(init=False)
-    """[2, units, rows, columns], fp32 or two S16 each; `active` says which half each unit computes with."""
+    """[2, units, rows, 2 · columns, which nibbles fill], fp32 or two S16 each; `active` says which half each unit computes with."""
 
     def __post_init__(self) -> None:
         units, words = self.shape.units, self.shape.accumulators
-        self.weights = np.zeros((2, units, self.shape.rows, self.shape.columns), np.uint32)
-        self.loaded, self.pairs = (np.zeros((2, units), np.bool_) for _ in range(2))
+        self.weights = np.zeros((2, units, self.shape.rows, 2 * self.shape.columns), np.uint32)
+        self.loaded = np.zeros((2, units), np.bool_)
+        self.kinds = np.zeros((2, units), np.uint8)  # of weights: FLOATS, BYTES, NIBBLES
         self.active = np.zeros(units, np.intp)
         self.accumulators = np.zeros(WORD * words, np.uint8)
         self.written = np.zeros(WORD * words, np.bool_)
@@ -331,7 +332,7 @@ class Queue:
     def shape_of(self, sent: Sent) -> tuple[int, int]:
         """Rows and columns of C."""
         i: Any = sent.instr
-        return sent.rows, int(i.units) * self.arrays.shape.columns_of(i.type.lane)
+        return sent.rows, int(i.units) * self.arrays.shape.columns_of(i.type.across)
 
     def claim(self, sent: Sent, n: int) -> None:
         """What a command reads and writes is claimed once more, or once less."""
@@ -439,18 +440,18 @@ class Queue:
         return elements
 
     def load(self, sent: Sent, i: SMA_LDB) -> None:
-        columns = self.arrays.shape.columns_of(i.type.lane)
+        columns = self.arrays.shape.columns_of(i.type.across)
         b = words(self.operand(sent, i.type.lane.dtype), i.type)
         for u in range(int(i.units)):
             shadow = 1 - self.arrays.active[u]
             self.arrays.weights[shadow, u, :, :columns] = b[:, columns * u :][:, :columns]
             self.arrays.loaded[shadow, u] = True
-            self.arrays.pairs[shadow, u] = isinstance(i.type, Pair)
+            self.arrays.kinds[shadow, u] = i.type.kind
 
     def multiply(self, sent: Sent, i: LSMA | IM2COL_PUSH) -> None:
         rows, columns = self.shape_of(sent)
         w = np.concatenate([*self.weights(i)], axis=1)
-        same_kind(self.arrays.pairs, self.arrays.active, i)
+        same_kind(self.arrays.kinds, self.arrays.active, i)
         a = words(self.operand(sent, i.type.lane.dtype), i.type)
         c = np.zeros((rows, columns), np.uint32)
         if i.start is Start.ADD:
@@ -463,7 +464,7 @@ class Queue:
             active = self.arrays.active[u]
             if not self.arrays.loaded[active, u]:
                 raise Trap(Kind.UNWRITTEN_WEIGHTS, value=u)
-            yield self.arrays.weights[active, u, :, : self.arrays.shape.columns_of(i.type.lane)]
+            yield self.arrays.weights[active, u, :, : self.arrays.shape.columns_of(i.type.across)]
 
     def sums(self, sent: Sent, words: int) -> NDArray[np.uint32]:
         """C as it is."""

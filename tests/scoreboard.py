@@ -17,8 +17,8 @@ from knapper.isa.core import Instr, Pred, Reg, UReg
 from knapper.isa.machine import Machine
 
 TICK = 256
-LOADS = ("SMA.LDB", "ISMA.LDB")
-COMMANDS = (*LOADS, "SMA.SWAP", "LSMA", "ILSMA")
+LOADS = ("SMA.LDB", "ISMA.LDB", "ISMA.LDB.N")
+COMMANDS = (*LOADS, "SMA.SWAP", "LSMA", "ILSMA", "ILSMA.N")
 """What joins a queue and is of the array alone."""
 TRANSFERS = ("FILL.DUP", "DMA.LD")
 PRODUCTS = ("SPWMMA.323216.F32", "OHMMA.8161.F32")

@@ -245,7 +245,7 @@ def test_all_problems_are_told_at_once_with_file_and_key(mine, tmp_path):
         "E511: mine.toml: dram_latency: expected a whole number from 1 to 1073741824, got 4.5",
         "E511: mine.toml: subcores: expected a provenance (published, silicon, derived, recalled, assumed, fitted), got 'guessed'",
         "E511: mine.toml: shared_banks: expected value, provenance and note, got 'by'",
-        "E511: mine.toml: extensions: expected some of base, async, tensor, systolic, sparse, sparse24, conv, gather, types, dual, custom, got 'warp'",  # noqa: E501
+        "E511: mine.toml: extensions: expected some of base, async, tensor, systolic, sparse, sparse24, conv, gather, types, fusion, dual, custom, got 'warp'",  # noqa: E501
         "E511: mine.toml: nonmatrix: expected simt or vector or host, got 'magic'",
         "E511: mine.toml: units.alu: expected a table with latency and interval",
         "E511: mine.toml: units.fma.latensy: unknown key (hint: did you mean units.fma.latency?)",

@@ -216,6 +216,14 @@ class Code:
         """A host address as a pointer."""
         return self.b.inttoptr(address.value, PTR)
 
+    def table(self, words: Sequence[int]) -> Any:
+        """Constant words in memory, of which a function has one table."""
+        type = ir.ArrayType(I32, len(words))
+        place = ir.GlobalVariable(self.module, type, f"{self.function.name}.table")
+        place.global_constant, place.linkage, place.align = True, "internal", 64
+        place.initializer = ir.Constant(type, [int(w) for w in words])
+        return self.b.bitcast(place, PTR)
+
     def stack(self, size: int, align: int = 64) -> Any:
         """`size` bytes of the function's frame."""
         return self._frame(ir.ArrayType(I8, size), align)

@@ -17,11 +17,11 @@ from llvmlite import ir
 
 from knapper.isa.dma import LINE
 from knapper.isa.lanes import LANES, TYPES
-from knapper.isa.modifiers import Element, Pair, Space
+from knapper.isa.modifiers import BYTES, NIBBLES, Beside, Element, Nibble, Pair, Space
 from knapper.isa.systolic import UNITS, WORD
 
 from ..decode import ROW, SPARE
-from ..faults import READS, USE, WRITES, Kind, access, race
+from ..faults import KIND_BITS, READS, USE, WRITES, Kind, access, race
 from . import copies, kept
 from .algebra import Algebra
 from .descriptors import descriptor
@@ -33,10 +33,14 @@ from .passes import (
     PRODUCT,
     STEPS,
     STREAM,
+    Left,
+    Right,
+    emit_nibbles,
     emit_pass,
     emit_product,
     emit_stream,
     stream,
+    unit_of,
 )
 from .patches import GATHER, NOWHERE, Walk, emit_gather
 from .queues import (
@@ -55,6 +59,7 @@ from .queues import (
     entry,
     fault,
     ring,
+    row_words,
     rows_of,
     touch_page,
     weights,
@@ -68,8 +73,10 @@ CLAIM = ir.FunctionType(VOID, [PTR, PTR, I32])
 Require = Callable[[str], None]
 
 
-ELEMENTS: dict[str, Element | Pair] = {e.name.lower(): e for e in (*Element, *Pair)}
-"""Types of A and B."""
+LEFT: dict[str, Left] = {unit_of(e): e for e in (*Element, *Pair, *Beside)}
+"""Types of A, as units are named."""
+RIGHT: dict[str, Right] = {unit_of(e): e for e in (*Element, *Pair, *Nibble)}
+"""Types of B."""
 
 
 def build(
@@ -81,10 +88,13 @@ def build(
     if head == "drain":
         Drain(Code(module, symbol, DRAIN), require, checked).write()
     elif head == "product":
-        emit_product(Code(module, symbol, PRODUCT), ELEMENTS[rest], require)
+        emit_product(Code(module, symbol, PRODUCT), LEFT[rest], require)
     elif head == "stream":
         code = Code(module, symbol, STREAM, inline="noinline")
-        emit_stream(Algebra(code, features), TYPES[rest.upper()])
+        if isinstance(type_ := RIGHT[rest], Nibble):
+            emit_nibbles(code, type_.format)
+        else:
+            emit_stream(Algebra(code, features), TYPES[rest.upper()])
     elif head in ("pass", "step"):
         code = Code(module, symbol, PASS, inline="noinline")
         columns, _, bytes_ = rest.partition(".")
@@ -161,8 +171,8 @@ class Drain:
             self.look("operands", command)
         source = code.at(state.pointer_to("shared"), command.first)
         step = state.array_columns * 2
-        pitch = (state.array_columns * 4).wide().value
-        for element in ELEMENTS.values():
+        pitch = (row_words(state.array_columns) * 4).wide().value
+        for element in RIGHT.values():
             with code.when(command.type == element.number), code.each(command.units) as unit:
                 columns = step // (element.lane.bits // 8)
                 place = code.at(source, unit * step)
@@ -174,27 +184,36 @@ class Drain:
                 )  # fmt: skip
         units, flipped = self.units(command), self.arrays.flipped
         sets = (units & ~flipped) << UNITS | units & flipped
-        with code.either(self.of_bytes(command)) as (pairs, floats):
-            with pairs:
-                self.arrays.pairs = self.arrays.pairs | sets
-            with floats:
-                self.arrays.pairs = self.arrays.pairs & ~sets
+        bytes_, nibbles = (self.code.num(0) - x for x in self.kind_of(command, Nibble.S4.number))
+        self.arrays.pairs = (self.arrays.pairs & ~sets) | (sets & bytes_)
+        self.arrays.nibbles = (self.arrays.nibbles & ~sets) | (sets & nibbles)
         if self.checked:
             self.arrays.loaded = self.arrays.loaded | sets
             self.shadow.x = self.shadow.x | units
 
-    def of_bytes(self, command: Struct) -> Num:
-        """Whether a command works on bytes."""
-        return ~(command.type < len(Element))
+    def kind_of(self, command: Struct, nibbles: int) -> tuple[Num, Num]:
+        """Whether a command works on weights that are bytes, and nibbles, whose types are `nibbles` and more."""
+        few = ~(command.type < nibbles)
+        return (~(command.type < len(Element)) & ~few).flag(), few.flag()
+
+    def held(self, mask: Num) -> Num:
+        """A bit for each unit whose active weights a mask has."""
+        flipped = self.arrays.flipped
+        return (mask & ~flipped) | (mask >> UNITS & flipped)
 
     def same_kind(self, command: Struct) -> None:
         """A product's units hold weights of its kind."""
-        code, flipped, pairs = self.code, self.arrays.flipped, self.arrays.pairs
-        held = (pairs & ~flipped) | (pairs >> UNITS & flipped)
-        mine = self.of_bytes(command).flag()
-        other = self.units(command) & (held ^ (code.num(0) - mine))
+        code, none = self.code, self.code.num(0)
+        held = self.held(self.arrays.pairs), self.held(self.arrays.nibbles)
+        mine = self.kind_of(command, Beside.S8.number)
+        differ = (h ^ (none - x) for h, x in zip(held, mine, strict=True))
+        other = self.units(command) & (next(differ) | next(differ))
         with code.when(other != 0, likely=False):
-            fault(code, self.state, Kind.OTHER_WEIGHTS, 0, other.lowest(), mine ^ 1)
+            unit = other.lowest()
+            theirs = (h >> unit & 1 for h in held)
+            kinds = [x * BYTES + y * NIBBLES for x, y in (theirs, mine)]
+            aux = kinds[0] << KIND_BITS | kinds[1]
+            fault(code, self.state, Kind.OTHER_WEIGHTS, 0, unit, aux)
 
     def swap(self, command: Struct) -> None:
         """SMA.SWAP."""
@@ -222,9 +241,9 @@ class Drain:
             )
         )
         c = code.at(code.pointer(code.of(base)), code.of(start))
-        for element in ELEMENTS.values():
+        for name, element in LEFT.items():
             with code.when(command.type == element.number):
-                name = f"systolic.product.{element.name.lower()}"
+                name = f"systolic.product.{name}"
                 self.require(name)
                 code.call(name, PRODUCT, state.pointer, command.pointer, c)
 

@@ -84,13 +84,14 @@ RUNNING, WAITING, DONE = 0, 1, 2
 
 ARRAYS = np.dtype(
     {
-        "names": ["flipped", "loaded", "owner", "loaders", "users", "pairs"],
-        "formats": ["u4"] * 6,
+        "names": ["flipped", "loaded", "owner", "loaders", "users", "pairs", "nibbles"],
+        "formats": ["u4"] * 7,
         "itemsize": 64,
     }
 )
 """An SM's systolic units. Bit u of `flipped`: which of its two sets of weights unit u computes with; of `loaded`, bit UNITS · set + u: the set
-holds something; of `pairs`, bytes. Else a bit a warp: who changed weights last, who did and who relied on old ones since the last barrier."""
+holds something; of `pairs`, bytes, of `nibbles`, nibbles. Else a bit a warp: who changed weights last, who did and who relied on old
+ones since the last barrier."""
 RING = np.dtype([(n, "u4") for n in ("head", "tail", "groups", "open")])
 """A warp's queue: commands since it began that were executed, and that were sent; groups pending; commands that no COMMIT follows."""
 COMMAND = np.dtype(

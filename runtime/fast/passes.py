@@ -12,11 +12,14 @@ of A is broadcast by the multiply-add itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
+import numpy as np
 from llvmlite import ir
 
+from knapper.isa.formats import Format
 from knapper.isa.lanes import LaneType
-from knapper.isa.modifiers import Element, Pair
+from knapper.isa.modifiers import FLOATS, Beside, Element, Nibble, Pair
 
 from .algebra import Algebra
 from .emit import FLOAT, I1, I8, I16, I32, I64, PTR, VOID, Code, Num, Struct, vector
@@ -25,7 +28,7 @@ from .kept import LISTED, ROWS
 from .layout import COMMAND, STATE
 from .matrix import quiet, width_of, words
 from .patches import GATHER
-from .queues import CHUNK, GATHERED, PATCHES, weights
+from .queues import CHUNK, GATHERED, PATCHES, row_words, weights
 
 PRODUCT = ir.FunctionType(VOID, [PTR, PTR, PTR])
 STREAM = ir.FunctionType(VOID, [PTR, I64, I32, I32, PTR, I64])
@@ -39,7 +42,17 @@ BLOCK = 8
 Require = Callable[[str], None]
 
 
-def stream(element: Element | Pair, require: Require) -> str:
+Left: TypeAlias = Element | Pair | Beside
+Right: TypeAlias = Element | Pair | Nibble
+"""Types of A and of B."""
+
+
+def unit_of(type: Left | Right) -> str:
+    """A type in the name of a unit."""
+    return type.name.lower() + ".n" * isinstance(type, Beside)
+
+
+def stream(element: Left | Right, require: Require) -> str:
     """The unit that widens rows."""
     name = f"systolic.stream.{element.name.lower()}"
     require(name)
@@ -59,7 +72,21 @@ def emit_stream(algebra: Algebra, type: LaneType) -> None:
     code.b.ret_void()
 
 
-def emit_product(code: Code, element: Element | Pair, require: Require) -> None:
+def emit_nibbles(code: Code, format: Format) -> None:
+    """Rows of bytes, two codes in each, as words by a table of all bytes."""
+    source, pitch, rows, elements, target, step = code.arguments
+    both = np.arange(256)[:, None] >> (0, 4) & 15
+    table = format.decode(both).astype(np.int16).view(np.uint32).ravel()
+    words_ = code.table(table.tolist())
+    with code.each(code.of(rows)) as r, code.each(code.of(elements)) as n:
+        byte = code.load(code.at(code.at(source, r.wide() * code.of(pitch)), n), I8)
+        index = code.of(code.b.zext(byte, I64))
+        word = code.load(code.at(words_, index * 4), I32, 4)
+        code.store(word, code.at(code.at(target, r.wide() * code.of(step)), n.wide() * 4), 4)
+    code.b.ret_void()
+
+
+def emit_product(code: Code, element: Left, require: Require) -> None:
     """C (+)= A · W, units and columns in strips as wide as a vector, k in steps of a pass."""
     state, command = (
         Struct(code, STATE, code.arguments[0]),
@@ -67,12 +94,12 @@ def emit_product(code: Code, element: Element | Pair, require: Require) -> None:
     )
     size = element.lane.bits // 8
     strip = 32 // size
-    kind = ".bytes" * isinstance(element, Pair)
+    kind = ".bytes" * (element.kind != FLOATS)
     passes, step = f"systolic.pass.{strip}{kind}", f"systolic.step.{strip}{kind}"
     gather, widen = f"systolic.gather.{element.name.lower()}", stream(element, require)
     for name in (passes, step, gather):
         require(name)
-    width = state.array_columns * 2 // size
+    width = state.array_columns * 16 // element.across.bits
     pitch = (command.units * width * 4).wide()
     source = code.at(state.pointer_to("shared"), command.first)
     depth, a = (state.array_rows * 4).wide(), state.pointer_to("stream")
@@ -104,7 +131,7 @@ def emit_product(code: Code, element: Element | Pair, require: Require) -> None:
         with code.each(command.units) as unit, code.each(width // strip) as column:
             c = code.at(block, (unit * width + column * strip).wide() * 4)
             w = code.at(weights(code, state, unit, code.num(0)), column.wide() * (4 * strip))
-            row = (state.array_columns * 4).wide()
+            row = (row_words(state.array_columns) * 4).wide()
 
             def some(name: str, k: Num) -> None:
                 """Steps from the k-th on."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from knapper.isa.core import CUSTOM, TABLE
 from knapper.isa.dma import LINE
 from knapper.isa.instructions import BMENC, STS
-from knapper.isa.modifiers import Element
+from knapper.isa.modifiers import Beside, Element
 from knapper.isa.program import Kernel
 from knapper.isa.systolic import QUEUE, VECTOR, WORD, Array
 from knapper.isa.vector_memory import DESCRIPTORS, MOST
@@ -35,7 +35,7 @@ CLAIMS = ("claimed_shared", "claimed_filled", "claimed_sum")
 OWN = [
     cls.opcode
     for cls in TABLE.values()
-    if cls.extension in ("systolic", "async", "gather", "sparse")
+    if cls.extension in ("systolic", "fusion", "async", "gather", "sparse")
 ]
 STORES = [STS.opcode, BMENC.opcode, *CUSTOM]
 """What may write shared memory by itself."""
@@ -59,7 +59,7 @@ def prepare(
     sums = WORD * array.accumulators
     parts = {
         "queues": RING.itemsize * kernel.warps,
-        "weights": 2 * array.units * array.rows * array.columns * 4,
+        "weights": 2 * array.units * array.rows * row_words(array.columns) * 4,
         "accumulators": sums,
         "descriptors": 2 * DESCRIPTORS * DESCRIPTOR.itemsize,
     }
@@ -123,7 +123,13 @@ def rows_of(code: Code, state: Struct, command: Struct) -> tuple[Num, Num]:
 
 def columns_of(state: Struct, command: Struct) -> Num:
     """Columns of C."""
-    return command.units * state.array_columns * 2 // element_bytes(command)
+    nibbles = ~(command.type < Beside.S8.number)
+    return command.units * state.array_columns * 2 // element_bytes(command) << nibbles.flag()
+
+
+def row_words(columns: Any) -> Any:
+    """Words that a row of a unit's weights takes: nibbles have twice as many columns as elements of 16 bits."""
+    return columns * 2
 
 
 def fault(
@@ -138,7 +144,7 @@ def fault(
 def weights(code: Code, state: Struct, unit: Num, half: Num) -> Any:
     """Where a unit's active (half = 0) or shadow (1) weights are."""
     which = (arrays(code, state).flipped >> unit & 1) ^ half
-    size = (state.array_rows * state.array_columns * 4).wide()
+    size = (state.array_rows * row_words(state.array_columns) * 4).wide()
     return code.at(state.pointer_to("weights"), (unit * 2 + which).wide() * size)
 
 

@@ -73,6 +73,8 @@ ROWS: dict[str, Callable[[Any, Machine], Work]] = {
     "LSMA": _stream,
     "ISMA.LDB": _load,
     "ILSMA": _stream,
+    "ISMA.LDB.N": _load,
+    "ILSMA.N": _stream,
     "IM2COL.PUSH": lambda i, machine: (STREAM, 0),  # by its rows: `streams`
     "IM2COL.IPUSH": lambda i, machine: (STREAM, 0),
     "GATHK.PUSH": lambda i, machine: (STREAM, 0),
@@ -82,7 +84,7 @@ ROWS: dict[str, Callable[[Any, Machine], Work]] = {
     "SMA.WAIT": lambda i, machine: (WAIT, int(i.n)),
 }
 """Instructions that are more than work for a unit, by mnemonic."""
-ASYNCHRONOUS = ("SMA.LDB", "SMA.SWAP", "LSMA", "ISMA.LDB", "ILSMA")
+ASYNCHRONOUS = ("SMA.LDB", "SMA.SWAP", "LSMA", "ISMA.LDB", "ILSMA", "ISMA.LDB.N", "ILSMA.N")
 """Commands whose results nobody waits for by register: the scoreboard sees only what they read."""
 
 

@@ -26,7 +26,7 @@ from knapper.isa.core import READ, SYSTOLIC, Guard, Instr, Pred, Reg, Src, UReg
 from knapper.isa.instructions import IM2COL_PUSH, MODE
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import Pair
+from knapper.isa.modifiers import EACH
 from knapper.isa.program import Kernel
 from knapper.isa.verify import modes
 
@@ -397,8 +397,12 @@ class Costs:
         ticks = outer.dense(instr, machine)[1] or op["occupy"]
         a_cycle = macs[pc] / (ticks / TICK) * (machine.subcores if op["spread"] else 1)
         if op["kind"] == STREAM:
-            pairs = 2 if isinstance(instr.type, Pair) else 1
-            a_cycle = pairs * machine.systolic_units * machine.array_rows * machine.array_columns
+            a_cycle = (
+                EACH[instr.type.kind]
+                * machine.systolic_units
+                * machine.array_rows
+                * machine.array_columns
+            )
         return float(2 * a_cycle * machine.sms * machine.clock_hz)
 
     @cached_property
