@@ -36,7 +36,7 @@ from knapper.isa.instructions import (
     UMOV,
 )
 from knapper.isa.machine import Machine
-from knapper.isa.modifiers import SR, Cmp, Mode, Space, Start
+from knapper.isa.modifiers import SR, Cmp, Mode, Nibble, Space, Start
 from knapper.isa.systolic import LANES, UNITS, WORD
 from knapper.isa.systolic import QUEUE as COMMANDS
 from knapper.isa.systolic import Array as Units
@@ -59,6 +59,7 @@ from .systolic import (
     Strips,
     converts_only,
     mode_pairs,
+    size_b,
     strips,
 )
 from .systolic import Kernel as SystolicKernel
@@ -78,7 +79,8 @@ PREFETCHED = 160
 
 def column_of(p: Product, machine: Machine) -> int:
     """Columns of one unit for this type."""
-    return units_of(machine).columns_of(ELEMENTS[p.dtype].lane)
+    across = Nibble.S4.across if size_b(p) == 1 else ELEMENTS[p.dtype].across
+    return units_of(machine).columns_of(across)
 
 
 def units_of(machine: Machine) -> Units:
@@ -137,7 +139,7 @@ def depths(p: Product, machine: Machine) -> list[int]:
 def fits(p: Product, t: Strips, column: int, machine: Machine) -> bool:
     """Whether buffers fit shared memory, the next step's loads the registers, commands the queue."""
     size, buffers = SIZES[p.dtype], 2 if p.k > t.bk else 1
-    nbytes = buffers * (t.bk * (t.bm + t.bn) * size + SKEW * (t.bk + t.bm))
+    nbytes = buffers * (t.bk * (t.bm * size + t.bn * size_b(p)) + SKEW * (t.bk + t.bm))
     folds = passes(t, column) * t.bk // machine.array_rows
     return (
         nbytes <= machine.shared_bytes_per_block
@@ -151,14 +153,14 @@ def carried(p: Product, t: Strips, size: int) -> int:
     """Registers that a thread needs for its loads of a step, the places of mixed taps included."""
     places = 3 if access(p, t.bk) == "gather" else 1
     a, b = loads(p, t, size)
-    return sum(n * -(-v * size // WORD) for n, v in (a, b)) + places * a[0]
+    sizes = ((a, size), (b, size_b(p)))
+    return sum(n * -(-v * each // WORD) for (n, v), each in sizes) + places * a[0]
 
 
 def loads(p: Product, t: Strips, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Of A and of B: loads of a thread in a step, and elements that each takes."""
-    most = 16 // size
-    a = 1 if p.trans_a else vector_a(p, most)
-    b = 1 if p.trans_b else vector_b(p, most)
+    a = 1 if p.trans_a else vector_a(p, VECTOR // size)
+    b = 1 if p.trans_b else vector_b(p, VECTOR // size_b(p))
     of_a, of_b = (-(-t.bk * n // (v * t.threads)) for n, v in ((t.bm, a), (t.bn, b)))
     return (of_a, a), (of_b, b)
 
@@ -242,7 +244,7 @@ class Kernel(SystolicKernel):
 
     def _folds(self, s: Strip, first: bool, last: bool) -> None:
         """The strip's part of one k step."""
-        b, rows, right = self.b, self.machine.array_rows, self.origin(s) * self.element
+        b, rows, right = self.b, self.machine.array_rows, self.origin(s) * self.element_b
         for i in range(self.t.bk // rows):
             at = right + i * rows * self.pitch_b
             b.emit(self.ldb, self.types[1], s.units, self.b_at, at, self.pitch_b)
@@ -363,7 +365,7 @@ def predicted(
     memory, and a load's latency, which nothing hides from the loads of the same step."""
     size, units, steps, count = SIZES[p.dtype], machine.units, -(-p.k // t.bk), blocks(p, t)
     array = streaming(p, t, machine) / count
-    tile = (t.bm + t.bn) * t.bk * size
+    tile = (t.bm * size + t.bn * size_b(p)) * t.bk
     accesses = sum(n for n, _ in loads(p, t, size)) * t.warps * (2 if way == "gather" else 1)
     latency = machine.l2_latency + 2 * units["barrier"].latency
     ports = max(accesses, tile // 128) * units["lsu_shared"].interval

@@ -58,6 +58,8 @@ from .product import Product
 ELEMENTS = {"f16": Element.F16, "bf16": Element.BF16, "f32": Element.F32}
 SIZES = {"f16": 2, "bf16": 2, "f32": 4}
 """Bytes of an element."""
+PAIRS = "u8"
+"""The type of an operand B whose elements are two codes of 4 bits."""
 VECTOR = 16
 """Bytes of a lane's longest access: tiles begin at multiples of it."""
 SKEW = 4
@@ -113,6 +115,11 @@ def strips(t: Strips, column: int) -> list[Strip]:
     whole, rest = divmod(t.bn, t.units * column)
     found = [Strip(0, whole, t.units, t.units * column)] if whole else []
     return found + ([Strip(whole, whole + 1, rest // column, rest)] if rest else [])
+
+
+def size_b(p: Product) -> int:
+    """Bytes of an element of B."""
+    return 1 if p.b_type.dtype == PAIRS else SIZES[p.dtype]
 
 
 def columns(p: Product) -> int:
@@ -214,6 +221,11 @@ class Kernel(TiledKernel[Strips]):
     def vector(self) -> int:
         return VECTOR // int(self.element)
 
+    @property
+    def element_b(self) -> int:
+        """Bytes of an element of B."""
+        return size_b(self.p)
+
     def packed_weights(self, padded: Array) -> Array:
         """[z, n tile, k step, k, n]."""
         t, (z, k, n) = self.t, padded.shape
@@ -293,11 +305,12 @@ class Kernel(TiledKernel[Strips]):
 
     def _packed(self, start: int) -> tuple[Tile, int]:
         t = self.t
-        self.pitch_b = t.bn * self.element
-        g = grid(self.b, t.bk, t.bn, self.vector, t.threads, self.pitch_b, self.element)
+        size = self.element_b
+        self.pitch_b = t.bn * size
+        g = grid(self.b, t.bk, t.bn, VECTOR // size, t.threads, self.pitch_b, size)
         nbytes, base = t.bk * self.pitch_b, self.block.packed_base(self.b)
         access = Packed(base, g, nbytes, self.block.steps, Width._128)
-        return Tile(access, g, start, self.element), start + nbytes
+        return Tile(access, g, start, size), start + nbytes
 
     # --- the product
 
