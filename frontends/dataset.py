@@ -5,6 +5,7 @@
         test_labels u8[2000]             train, val, test. Evaluation takes test before the others, calibration train
     val/n01440764/….JPEG                 a folder a class, in order of their names, which are ImageNet's classes in their order
     val/….JPEG and a file of labels      lines `NAME CLASS`, or `CLASS` in the order of the names
+    t10k-images-idx3-ubyte.gz, …         MNIST's files: as an .npz file with test_images, test_labels, train_images, train_labels
 
 Pictures are read by Pillow (`pip install 'knapper[images]'`), when they are needed: shorter side to 8/7 of the network's, middle cut out.
 """
@@ -23,7 +24,7 @@ import numpy as np
 from knapper.compiler.ir import NAMES, Array, Type
 from knapper.isa.errors import UsageError
 
-from . import files
+from . import files, idx
 from .inputs import arrays as read_arrays
 from .tables import plural
 
@@ -143,7 +144,7 @@ def open_data(path: str | Path, inputs: Mapping[str, Type], choice: Choice = Cho
     found = (
         _folder(Path(path), inputs, choice)
         if Path(path).is_dir()
-        else _npz(str(path), inputs, choice)
+        else _arrays(str(path), read_arrays(str(path)), inputs, choice)
     )
     if not len(found):
         raise UsageError("E730", "holds no samples", where=str(path))
@@ -162,8 +163,9 @@ def limited(data: Data, limit: int | None) -> Data:
 # --- .npz ---------------------------------------------------------------------------------------------------------------
 
 
-def _npz(path: str, inputs: Mapping[str, Type], choice: Choice) -> Data:
-    known = read_arrays(path)
+def _arrays(
+    path: str, known: Mapping[str, Array], inputs: Mapping[str, Type], choice: Choice
+) -> Data:
     chosen = _inputs(path, known, inputs, choice)
     counts = {name: len(known[a]) if known[a].ndim else 0 for name, a in chosen.items()}
     if len(set(counts.values())) > 1:
@@ -268,6 +270,8 @@ def _labels(found: Array, count: int, choice: Choice, where: str) -> Array:
 
 
 def _folder(path: Path, inputs: Mapping[str, Type], choice: Choice) -> Data:
+    if known := idx.listed(path):
+        return _arrays(str(path), {n: idx.array(f) for n, f in known.items()}, inputs, choice)
     if len(inputs) != 1:
         raise UsageError(
             "E730", "a folder has one input's pictures", where=str(path), hint="use an .npz file"
