@@ -84,14 +84,14 @@ class Request:
     def options(
         self, options: driver.Options, read: Callable[[int], Graph], model: Any = None
     ) -> driver.Options:
-        """The driver's options with ranges for the first `quantize` that asks for any.
+        """The driver's options with ranges for the first `quantize` that asks for any, or if none does, takes them.
 
         `read` imports the model for so many samples at once, 0: for its own number.
         """
         if self.calibration is None and self.ranges is None:
             return options
         found = driver.passes(options)
-        at = next((i for i, p in enumerate(found) if asks(p)), None)
+        at = next((i for meant in (asks, takes) for i, p in enumerate(found) if meant(p)), None)
         if at is None:
             hint = "--quantize i8"
             raise UsageError("E704", "nothing is quantized that ranges would be for", hint=hint)
@@ -108,7 +108,16 @@ class Request:
 
 
 def asks(p: object) -> bool:
-    """Whether a pass needs ranges that it has not."""
+    """Whether a pass needs ranges that it has not: `aquant` with samples of its own observes those.
+
+    >>> asks(Quantize()), asks(AQuant()), asks(AQuant(data="samples.npz")), takes(AQuant(data="samples.npz"))
+    (True, True, False, True)
+    """
+    return takes(p) and not (isinstance(p, AQuant) and p.data)
+
+
+def takes(p: object) -> bool:
+    """Whether a pass has use for ranges."""
     if not isinstance(p, Quantize) or p.ranges or p.observed is not None:
         return False
     return p.activations != FLOAT or p.bias_correction

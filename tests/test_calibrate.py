@@ -16,7 +16,8 @@ from shop import Knapper
 
 import knapper
 from knapper.compiler import pipeline
-from knapper.compiler.ir import evaluate
+from knapper.compiler.driver import Options
+from knapper.compiler.ir import Graph, Type, evaluate
 from knapper.compiler.quantization.ranges import Ranges
 from knapper.frontends import demo
 from knapper.frontends.batches import Importer, fitting
@@ -24,7 +25,7 @@ from knapper.frontends.calibrate import Calibration, Source, calibrate, split
 from knapper.frontends.dataset import Choice
 from knapper.frontends.feed import Pixels
 from knapper.frontends.networks.sketch import Sketch, he
-from knapper.frontends.quantizing import passes, text
+from knapper.frontends.quantizing import Request, asks, passes, text
 from knapper.isa.errors import KnapperError, UsageError
 
 Array = NDArray[Any]
@@ -220,6 +221,19 @@ def test_a_reader_serves_learned_borders(model: onnx.ModelProto, samples: Array)
     image = knapper.compile(model, quantize="aquant,i4,u4,steps=20,samples=8", calibration=data)
     assert "aquant{" in image.program.meta["pipeline"]
     assert np.isfinite(image.run({"input": samples[:1]}).outputs["output"]).all()
+
+
+def test_ranges_are_for_who_lacks_them_before_who_has_samples() -> None:
+    own, lacking = 'aquant{data="s.npz",include="a"}', 'quantize{exclude="a"}'
+    g = Graph("g", {"x": Type("f32", (1, 2))}, outputs={"x": "x"})
+    known = Ranges()
+    for text_ in (own, f"{own},{lacking}", lacking):
+        options = Request(ranges=known).options(Options(text_), lambda _: g)
+        assert options.ranges is known
+    found = pipeline.parse(f"{own},{lacking}")
+    assert [asks(p) for p in found] == [False, True]
+    with pytest.raises(UsageError, match="nothing is quantized"):
+        Request(ranges=known).options(Options("fold"), lambda _: g)
 
 
 def test_a_reader_quantizes_a_model(model: onnx.ModelProto, samples: Array) -> None:
