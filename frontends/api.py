@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from knapper.isa import image as elf
 from knapper.isa.errors import UsageError
@@ -19,6 +19,9 @@ from .tables import plural
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torch.nn import Module
 
     from knapper.compiler.driver import Options
     from knapper.compiler.ir import Array
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
     from .batches import Importer
     from .calibrate import Calibration, Source
+
+    Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 class Image:
@@ -77,21 +82,29 @@ class Image:
 
 
 def compile(
-    model: str | Path | ModelProto,
-    target: str | Path = "volta-8tc",
+    model: str | Path | ModelProto | Module | ExportedProgram,
+    example_or_target: Example | str | Path | None = None,
     precision: str = "fp16",
     pipeline: str | None = None,
     shapes: Mapping[str, Sequence[int] | int] | None = None,
     consts: Mapping[str, Any] | None = None,
     *,
+    target: str | Path | None = None,
+    example_inputs: Example | None = None,
     quantize: str | None = None,
     calibration: Source | Calibration | Ranges | None = None,
 ) -> Image:
-    """Compile an ONNX model for a target.
+    """Compile an ONNX or PyTorch model for a target.
+
+    compile("model.onnx", "sma3")              compile("model.pt2", "sma3")
+    compile(module, (x,), target="sma3")       compile(exported_program, "sma3")
 
     Args:
-        model: a path or a loaded ModelProto.
-        target: the name of a built-in target, or the path of a .toml file.
+        model: the path of an .onnx file, or of a .pt2 file of `torch.export.save`; a loaded ModelProto; a `torch.nn.Module`, which
+            is exported in eval mode, or a `torch.export.ExportedProgram`.
+        example_or_target: the second thing to say of a model: example inputs of a module, else the target.
+        target: the name of a built-in target, or the path of a .toml file. Default: volta-8tc.
+        example_inputs: a module's: a tensor, a tuple of them, or a dict by argument. Their sizes are what is compiled for.
         precision: how float32 tensors are stored: fp16, bf16 or fp32. Inputs and outputs keep the model's types.
         pipeline: passes as text, in place of the preset of `precision`.
         shapes: input name → shape, for symbolic dimensions, and in place of fixed ones (another batch size); or the name of a
@@ -108,12 +121,27 @@ def compile(
     from knapper.isa.machine import Machine
 
     from .batches import Importer
+    from .pytorch import opened
 
     extensions.installed()
-    machine = Machine.load(str(target))
+    if isinstance(example_or_target, str | Path):
+        if target is not None:
+            raise UsageError("E704", f"two targets: {example_or_target} and {target}")
+        target = example_or_target
+    elif example_or_target is not None:
+        if example_inputs is not None:
+            raise UsageError("E704", "example inputs are given twice")
+        example_inputs = example_or_target
+    machine = Machine.load(str(target or "volta-8tc"))
+    read_as = opened(model, example_inputs)
     bound = {n: (s,) if isinstance(s, int) else s for n, s in (shapes or {}).items()}
-    read = Importer(model, bound, consts or {}, replace_fixed=True)
-    options = driver.Options(pipeline, precision, meta=origin(model), machine=machine)
+    read = Importer(read_as, bound, consts or {}, replace_fixed=True)
+    options = driver.Options(
+        pipeline,
+        precision,
+        meta=origin(model if isinstance(model, str | Path) else read_as),
+        machine=machine,
+    )
     if quantize or calibration is not None:
         options = _quantizing(options, read, quantize, calibration)
     return Image(driver.finish(driver.optimize(read(), options), machine, options))
@@ -129,6 +157,7 @@ def _quantizing(
     from knapper.compiler.quantization.ranges import Ranges
 
     from .calibrate import Calibration
+    from .pytorch import source
     from .quantizing import USUAL, Request, passes
 
     usual = USUAL if calibration is not None and options.pipeline is None else None
@@ -138,14 +167,13 @@ def _quantizing(
         return Request(ranges=calibration).options(options, read)
     if calibration is not None and not isinstance(calibration, Calibration):
         calibration = Calibration(calibration)
-    model = read.model if isinstance(read.model, str | Path) else read.model.SerializeToString()
-    return Request(calibration).options(options, read, model)
+    return Request(calibration).options(options, read, source(read.model))
 
 
 def load(path: str | Path) -> Image:
     """Read a compiled image; IsaError names what is wrong with a damaged one, UsageError E704 for a model."""
     extensions.installed()
-    if Path(path).suffix == ".onnx":
+    if Path(path).suffix in (".onnx", ".pt2"):
         hint = f"compile it first: knapper compile {path} -o {Path(path).with_suffix('.elf')}"
         raise UsageError("E704", "is a model, not an image", where=str(path), hint=hint)
     return Image(elf.read(files.read(path), str(path)))

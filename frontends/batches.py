@@ -12,9 +12,12 @@ from knapper.compiler.work import node_macs
 from knapper.isa.errors import KnapperError, UsageError
 
 from .onnx import read
+from .pytorch import opened
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+    from .onnx.file import Model
 
 WORK = 1 << 29
 """Multiply-accumulates that samples which go together should have."""
@@ -34,14 +37,15 @@ def fitting(g: Graph) -> int:
 class Importer:
     """A model with what the user fixes of it; called with the number of samples, 0 for the model's own."""
 
-    model: str | Path | ModelProto
+    model: str | Path | ModelProto | Model
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     consts: Mapping[str, Any] = field(default_factory=dict)
     replace_fixed: bool = False
 
     def __call__(self, batch: int = 0) -> Graph:
         """The graph; UsageError E704 if inputs do not begin with one sample, or outputs not with what was asked for."""
-        one = read(self.model, self.shapes, self.consts, replace_fixed=self.replace_fixed)
+        model = opened(self.model)
+        one = read(model, self.shapes, self.consts, replace_fixed=self.replace_fixed)
         sizes = {t.shape[0] if t.rank else None for t in one.inputs.values()}
         if batch == 0 or sizes == {batch}:
             return one
@@ -50,7 +54,7 @@ class Importer:
                 "E704", f"a batch of {batch}: the model's inputs do not begin with one sample"
             )
         wide = {n: (batch, *t.shape[1:]) for n, t in one.inputs.items()}
-        found = read(self.model, {**self.shapes, **wide}, self.consts, replace_fixed=True)
+        found = read(model, {**self.shapes, **wide}, self.consts, replace_fixed=True)
         types = found.types()
         if any(types[v].shape[:1] != (batch,) for v in found.outputs.values()):
             raise UsageError("E704", f"a batch of {batch}: the model's outputs do not have it")

@@ -286,13 +286,9 @@ def _known(values: list[str], g: Graph, model: Any) -> list[str]:
 
 
 def _proto(model: Any) -> Any:
-    import onnx
+    from .pytorch import proto
 
-    return (
-        onnx.load(str(model))
-        if isinstance(model, str | Path)
-        else onnx.ModelProto.FromString(model)
-    )
+    return proto(model)
 
 
 def _values(model: Any, wanted: Iterable[str], inputs: Mapping[str, Type]) -> Network:

@@ -174,11 +174,13 @@ def _demo(commands: Any) -> None:
 
 def _compile(commands: Any) -> None:
     p = _command(
-        commands, "compile", "commands.build:compile_model", "compile an ONNX model to an ELF image",
+        commands, "compile", "commands.build:compile_model", "compile an ONNX or PyTorch model to an ELF image",
         "A level that --dump-dir or --emit wrote can be edited and fed back:\n"
         "  knapper compile --emit plan model.onnx -o m.plan;  knapper compile --from m.plan -o m.elf",
     )  # fmt: skip
-    p.add_argument("model", nargs="?", metavar="MODEL", help="an .onnx file")
+    p.add_argument(
+        "model", nargs="?", metavar="MODEL", help="an .onnx file, or a .pt2 file of PyTorch"
+    )
     compiling(p)
     q = p.add_argument_group("quantization")
     quantizing(q)
@@ -245,7 +247,7 @@ def _check(commands: Any) -> None:
         commands, "check", "commands.check:check_model", "compile, run, and compare with onnxruntime",
         "If they differ, the model's nodes are compared one by one, and the first that differs is named.",
     )  # fmt: skip
-    p.add_argument("model", metavar="MODEL", help="an .onnx file")
+    p.add_argument("model", metavar="MODEL", help="an .onnx file, or a .pt2 file of PyTorch")
     p.add_argument(
         "--input", action="append", default=[], metavar="SPEC", help="as for `run` (random:0)"
     )
@@ -267,7 +269,7 @@ def _eval(commands: Any) -> None:
         "  knapper eval model.onnx --data imagenet/val --precision fp32 --reference onnxruntime\n\n"
         "A model is compiled first, for as many images at once as keep launches busy. Intervals are of 95 %.",
     )  # fmt: skip
-    p.add_argument("file", metavar="IMAGE|MODEL", help="what `compile` wrote, or an .onnx file")
+    p.add_argument("file", metavar="IMAGE|MODEL", help="what `compile` wrote, or a model")
     p.add_argument(
         "--data", required=True, metavar="FILE.npz|DIR", help="samples; in a folder, pictures"
     )
@@ -304,7 +306,7 @@ def _calibrate(commands: Any) -> None:
         "  knapper calibrate model.onnx --data train.npz --mean .485,.456,.406 --std .229,.224,.225 -o ranges.json\n"
         "  knapper compile model.onnx --quantize i8 --ranges ranges.json",
     )  # fmt: skip
-    p.add_argument("model", metavar="MODEL", help="an .onnx file")
+    p.add_argument("model", metavar="MODEL", help="an .onnx file, or a .pt2 file of PyTorch")
     p.add_argument(
         "--data", dest="calib", required=True, metavar="FILE.npz|DIR", help="samples; in a folder, pictures"
     )  # fmt: skip

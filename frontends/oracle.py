@@ -28,9 +28,12 @@ class Oracle:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what goes wrong is raised, and said once, by us
-        source = model if isinstance(model, bytes) else str(model)
+        from .pytorch import source
+
         try:
-            self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(
+                source(model), options, providers=["CPUExecutionProvider"]
+            )
         except _errors() as e:
             raise UsageError(
                 "E706", f"onnxruntime cannot load the model: {_first_line(e)}"

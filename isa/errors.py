@@ -14,7 +14,7 @@ CODES: dict[str, str] = {
     "E110": "A line of .plan text cannot be read. The message shows the place; the grammar is in compiler/plan.lark.",
     "E111": "A .plan does not fit its graph: a launch or buffer is missing, given twice, or names a value that the graph has not.",
     # 2xx model files
-    "E201": "The file is not an ONNX model: missing, empty, cut off, or of another kind.",
+    "E201": "The file is not a model, an ONNX one or an exported program of PyTorch: missing, empty, cut off, damaged, or of another kind.",
     "E202": "The model has something that is no dense tensor of a supported element type: strings, sequences, sparse initializers, 8-bit floats.",
     "E203": "An operator, or this use of it, is not supported. `knapper ops` lists operators; a plugin can add one.",
     "E204": "Something that must be known when compiling (a shape, axes, a branch) is computed from the network's inputs. Bind one with --const.",
@@ -23,6 +23,8 @@ CODES: dict[str, str] = {
     "E207": "External data of a model is missing, too short, or outside the model's folder.",
     "E208": "The model's opset is newer than the installed `onnx` package knows.",
     "E209": "The model file is inconsistent: a value used before it is defined, or twice; data that does not fill its tensor.",
+    "E210": "A PyTorch model needs torch and onnxscript, which are not installed: pip install 'knapper[torch]'.",
+    "E211": "torch.export cannot export a module, or PyTorch's exporter to ONNX fails on what it exported; the message is PyTorch's.",
     # 3xx passes and pipelines
     "E301": "There is no pass of that name, or it is not in this pipeline. The hint lists those that are.",
     "E302": "A pass has no such option, or its value is of another type.",
@@ -99,7 +101,7 @@ CODES: dict[str, str] = {
     # 7xx how knapper was called
     "E701": "No input, or no open dimension, has that name; or an input was not given. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",
-    "E703": "An input's shape, as --shape gives it, contradicts a dimension that the model fixes. Only symbolic dimensions are open.",
+    "E703": "An input's shape, as --shape gives it, contradicts a size or a range that the model fixes. Only symbolic dimensions are open.",
     "E704": "An option has a value that it does not take, or does not apply beside the others: nothing is ignored silently.",
     "E705": "A file cannot be read or written.",
     "E706": "A check compared nothing, or found values that differ.",

@@ -180,9 +180,10 @@ def _planned_on(
 def read_model(a: argparse.Namespace) -> Graph:
     """Import the model with its --shape and --const."""
     from ..onnx import read
+    from ..pytorch import opened
 
     started = time.perf_counter()
-    graph = read(a.model, shapes(a.shape), consts(a.const))
+    graph = read(opened(a.model), shapes(a.shape), consts(a.const))
     log.debug(
         "imported %s: %d nodes, %.2f s", a.model, len(graph.nodes), time.perf_counter() - started
     )

@@ -124,7 +124,9 @@ def _intermediates(model: Path, graph: Graph, feed: Mapping[str, Array]) -> dict
     """Every value that the model and the graph both name, as onnxruntime computes it."""
     import onnx
 
-    proto = onnx.load(model)
+    from ..pytorch import proto as opened
+
+    proto = opened(model)
     made = {v for n in graph.nodes for v in n.outputs}
     declared = {o.name for o in proto.graph.output}
     for n in proto.graph.node:

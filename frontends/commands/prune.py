@@ -78,12 +78,12 @@ def _show(rows: list[dict[str, Any]], encodings: Mapping[str, str]) -> None:
 
 def _model(path: str, pruned: Graph, kept: Mapping[str, Weight]) -> bytes:
     """The ONNX file with other numbers in its initializers; E305 for weights that are none of them."""
-    import onnx
     from onnx import numpy_helper
 
     from ..onnx.builder import symbol
+    from ..pytorch import proto
 
-    model = onnx.load(path)
+    model = proto(path)
     places = {symbol(i.name): i for i in model.graph.initializer}
     raise_all(
         FrontendError(

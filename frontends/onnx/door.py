@@ -21,7 +21,7 @@ from . import sampling as _sampling  # noqa: F401
 from .builder import OPS_HINT, Builder, Call, bind
 from .file import Model, open_model
 from .forms import COMPLETE, adapted
-from .ports import bound_value, contradictions, declared_dims, input_type
+from .ports import bound_value, contradictions, declared_dims, input_type, outside
 from .quantized import CONTRIB
 from .rows import with_rows
 from .schemas import NEWEST, formals, schema
@@ -79,7 +79,7 @@ class Scope:
 
 
 def read(
-    model: str | Path | ModelProto,
+    model: str | Path | ModelProto | Model,
     shapes: Mapping[str, Sequence[int]] | None = None,
     consts: Mapping[str, Any] | None = None,
     *,
@@ -88,7 +88,7 @@ def read(
     """Import an ONNX model.
 
     Args:
-        model: a path, or a loaded ModelProto.
+        model: a path, a loaded ModelProto, or an opened model.
         shapes: input name → shape; a symbolic dimension's name → its size.
         consts: input name → the value it always has, for inputs that decide shapes.
         replace_fixed: whether `shapes` may say another size than the model where that has one (a batch); else that is E703.
@@ -113,7 +113,7 @@ class Door:
         self, model: Model, replace_fixed: bool = False, limits: Mapping[str, int] | None = None
     ) -> None:
         """`limits`: NonMaxSuppression nodes that keep another number of boxes than the model says, for `rows`."""
-        self.model, self.replace_fixed = model, replace_fixed
+        self.model, self.replace_fixed = model, replace_fixed and not model.fixed
         self.builder = Builder(limits=limits or {})
         self.problems: list[KnapperError] = []
         self.functions = {(_domain(f.domain), f.name, f.overload): f for f in model.proto.functions}
@@ -161,8 +161,9 @@ class Door:
     ) -> None:
         free = [i for i in proto.input if i.name not in scope.values]
         if not self.replace_fixed:
-            self.problems += contradictions(free, shapes, self.model.name)
+            self.problems += contradictions(free, shapes, self.model)
         sizes = self._sizes(free, shapes, consts)
+        self.problems += outside(sizes, self.model)
         for i in free:
             scope.values[i.name] = Absent()
             with self._collect(f"input {i.name!r}"):

@@ -11,7 +11,7 @@ Lengths are checked on the way, which is how a truncated file is told from a for
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,14 +50,20 @@ class Model:
     folder: Path | None = None
     """Where external data is looked for."""
     weights: dict[int, memoryview] = field(default_factory=dict)
+    limits: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    """Symbolic dimension → the least and the greatest size that the model is for; None: no greatest."""
+    fixed: bool = False
+    """Whether sizes that the model fixes are in its numbers as well, so that no others can take their place."""
 
 
 class Truncated(Exception):
     """A length in the file reaches past its end."""
 
 
-def open_model(source: str | Path | ModelProto) -> Model:
+def open_model(source: str | Path | ModelProto | Model) -> Model:
     """Open a path, or wrap a ModelProto; FrontendError E201 if it is no ONNX model."""
+    if isinstance(source, Model):
+        return source
     if isinstance(source, ModelProto):
         return Model(source, source.graph.name or "model")
     path = Path(source)

@@ -11,6 +11,7 @@ from onnx import ValueInfoProto
 from knapper.compiler.ir import DTYPES, Array, Type
 from knapper.isa.errors import FrontendError, UsageError
 
+from .file import Model
 from .tensors import FEW, dtype_of
 
 
@@ -31,7 +32,7 @@ def element(i: ValueInfoProto) -> str:
 
 
 def contradictions(
-    inputs: Iterable[ValueInfoProto], shapes: Mapping[str, Sequence[int]], model: str
+    inputs: Iterable[ValueInfoProto], shapes: Mapping[str, Sequence[int]], model: Model
 ) -> Iterator[UsageError]:
     """An E703 for every input whose given shape is not the one that the model fixes."""
     for i in inputs:
@@ -42,10 +43,23 @@ def contradictions(
         ):
             shown = ",".join(d.dim_param or str(n) for d, n in zip(dims, fixed, strict=True))
             problem = f"input {i.name!r} is [{shown}], --shape says [{','.join(map(str, given))}]"
-            hint = (
-                "only symbolic dimensions can be chosen; knapper.compile(shapes=…) replaces others"
+            others = (
+                "export it with dynamic_shapes"
+                if model.fixed
+                else "knapper.compile(shapes=…) replaces others"
             )
-            yield UsageError("E703", problem, where=model, hint=hint)
+            hint = f"only symbolic dimensions can be chosen; {others}"
+            yield UsageError("E703", problem, where=model.name, hint=hint)
+
+
+def outside(sizes: Mapping[str, int], model: Model) -> Iterator[UsageError]:
+    """An E703 for every symbolic dimension of a size that the model is not for."""
+    for name, n in sizes.items():
+        least, most = model.limits.get(name, (0, None))
+        if n < least or (most is not None and n > most):
+            span = f"{least} or more" if most is None else f"{least} to {most}"
+            problem = f"dimension {name!r} is {n}; the model was exported for {span}"
+            yield UsageError("E703", problem, where=model.name)
 
 
 def input_type(
