@@ -61,8 +61,8 @@ BAD_MODELS: dict[str, tuple[bytes, str]] = {
         "(hint: a plugin can add it: --plugin FILE.py)",
     ),
     "unsupported op": (
-        relu(F32, [1, 4, 4], "Det").SerializeToString(),
-        "error E203: net.onnx: node 'the_node' (Det): operator Det is not supported "
+        relu(F32, [1, 4, 4], "DeformConv").SerializeToString(),
+        "error E203: net.onnx: node 'the_node' (DeformConv): operator DeformConv is not supported "
         "(hint: `knapper ops` lists those that are)",
     ),
     "symbolic batch": (
