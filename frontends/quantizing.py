@@ -100,7 +100,7 @@ class Request:
             if any(isinstance(p, AQuant) and not p.data for p in found):
                 seen = samples(how, read(0).inputs)
                 how = replace(how, source=seen)
-            ranges = calibrate(read, found[:at], how, model, found[at].wanted)  # type: ignore[attr-defined]
+            ranges = calibrate(read, found[:at], how, model, found[at].wanted)  # type: ignore[attr-defined]  # what asks has `wanted`
         assert ranges is not None
         digest = hashlib.sha256(ranges.show().encode()).hexdigest()[:16]
         meta = {**options.meta, "ranges": digest}

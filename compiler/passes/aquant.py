@@ -80,12 +80,12 @@ def read(path: str, g: Graph) -> list[dict[str, Array]]:
             "E306", f"aquant: no samples: {type(e).__name__}: {e}", where=path
         ) from None
     sizes = {name: t.shape[0] if t.shape else 1 for name, t in g.inputs.items()}
-    batches = [
+    batches: list[dict[str, Array]] = [
         {}
         for _ in range(
             min(len(a) // sizes[n] if a.ndim and sizes[n] else 0 for n, a in arrays.items())
         )
-    ]  # type: ignore[var-annotated]
+    ]
     for name, t in g.inputs.items():
         a = arrays[name]
         if a.ndim != t.rank or a.shape[1:] != t.shape[1:] or not batches:

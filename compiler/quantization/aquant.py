@@ -149,7 +149,7 @@ def learn(
     descent = _Descent(train, grid, options, rounding if options.weights else (), rng)
     border = descent.run(start)
     before = sum(t.error(grid, start) for t in held)
-    found = [(before, None, ())]
+    found: list[tuple[float, Array | None, tuple[Array, ...]]] = [(before, None, ())]
     learned = tuple(r.hard() for r in descent.rounding)
     matrices = (
         [replace(t, w=w).matrix for t, w in zip(held, learned, strict=True)]
@@ -157,10 +157,10 @@ def learn(
         else [None] * len(held)
     )
     after = sum(t.error(grid, border, m) for t, m in zip(held, matrices, strict=True))
-    found.append((after, border, learned))  # type: ignore[arg-type]
+    found.append((after, border, learned))
     if learned:
         after = sum(t.error(grid, start, m) for t, m in zip(held, matrices, strict=True))
-        found.append((after, None, learned))  # type: ignore[arg-type]
+        found.append((after, None, learned))
     error, kept, weights = min(found, key=lambda f: f[0])
     return Learned(kept, before, error, weights)
 

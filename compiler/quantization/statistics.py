@@ -79,10 +79,11 @@ class Statistics:
         for s in (a, b):
             counts[s.first - first : s.first - first + len(s.counts)] += s.counts
         low, high = (m + CONSTANT * (n - m) for m, n in zip(self.moving, other.moving, strict=True))
+        mine, its = self.positive, other.positive
         return Statistics(
             min(self.low, other.low), max(self.high, other.high), (low, high), self.count + other.count,
             self.sum + other.sum, self.squares + other.squares,
-            tuple(map(sum, zip(self.positive, other.positive, strict=True))), width, first, counts,  # type: ignore[arg-type]
+            (mine[0] + its[0], mine[1] + its[1], mine[2] + its[2]), width, first, counts,
             (_added(self.sums[0], other.sums[0]), _added(self.sums[1], other.sums[1])),
         )  # fmt: skip
 

@@ -355,7 +355,7 @@ def threes(b: KernelBuilder, walk: Walk, times: int, body: Callable[[int], None]
             continue
         body(phase)
         again = labels[(phase + 1) % BUFFERS]
-        walk.again(lambda c, to=again: b.emit(BRA, to, guard=ucompare(b, Cmp.NE, c, 0)))  # type: ignore[misc]
+        walk.again(lambda c, to=again: b.emit(BRA, to, guard=ucompare(b, Cmp.NE, c, 0)))  # type: ignore[misc]  # a lambda's default has no type
         if times % BUFFERS == (phase + 1) % BUFFERS:  # the last one can only be here
             b.emit(BRA, end)
     b.place(end)
