@@ -24,7 +24,7 @@ CODES: dict[str, str] = {
     "E208": "The model's opset is newer than the installed `onnx` package knows.",
     "E209": "The model file is inconsistent: a value used before it is defined, or twice; data that does not fill its tensor.",
     "E210": "A PyTorch model needs torch and onnxscript, which are not installed: pip install 'knapper[torch]'.",
-    "E211": "torch.export cannot export a module, or PyTorch's exporter to ONNX fails on what it exported; the message is PyTorch's.",
+    "E211": "PyTorch cannot export a module, or its exporter to ONNX fails on what was exported; the message is PyTorch's.",
     # 3xx passes and pipelines
     "E301": "There is no pass of that name, or it is not in this pipeline. The hint lists those that are.",
     "E302": "A pass has no such option, or its value is of another type.",
