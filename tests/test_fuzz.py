@@ -1,55 +1,61 @@
-"""Random models have onnxruntime's values, and damaged models and images end in errors that have a code. `make fuzz` runs an hour of it."""
+"""Random models against onnxruntime, and damaged ones against nothing but an error with a code.
+
+`KNAPPER_PROFILE=deep pytest tests/test_fuzz.py` draws thousands.
+"""
 
 from __future__ import annotations
 
 import random
 
-import fuzz
-import numpy as np
-import onnx
+import mutations
 import pytest
 import random_models
 from hypothesis import given
 from hypothesis import strategies as st
 
+import knapper
+from knapper.frontends.oracle import Oracle
+from knapper.isa.errors import KnapperError
 
-@given(st.randoms(use_true_random=False))
-def test_random_models_have_onnxruntimes_values(rng: random.Random) -> None:
-    fuzz.agrees(random_models.draw(rng), rng.choice(fuzz.TARGETS), "fp32")
-
-
-@given(st.randoms(use_true_random=False))
-def test_random_models_in_half_precision_are_near(rng: random.Random) -> None:
-    fuzz.agrees(random_models.draw(rng, smooth=True), rng.choice(fuzz.TARGETS), "fp16")
+BOUNDS = {"fp32": 1e-4, "fp16": 3e-2}
+"""Of the largest value of an output: sums in another order; 16 bits between launches."""
+SEEDS = st.integers(0, 1 << 30)
 
 
-@given(st.integers(0, (1 << 32) - 1))
-def test_damaged_models_compile_or_say_why_not(seed: int) -> None:
-    fuzz.damaged_model(seed)
+def agrees(seed: int, target: str, precision: str) -> None:
+    case = random_models.draw(random.Random(seed), smooth=precision != "fp32")
+    try:
+        want = Oracle(case.model.SerializeToString()).run(case.inputs)
+    except (
+        KnapperError
+    ):  # onnxruntime has no kernel for everything that is valid: 3 % of the models
+        return
+    try:
+        image = knapper.compile(case.model, target=target, precision=precision)
+    except KnapperError as e:
+        assert e.code  # noqa: PT017  what is refused is refused with a code; anything else is a failure
+        return
+    got = image.run(case.inputs).outputs
+    found = random_models.differences(got, want, BOUNDS[precision])
+    assert not found, f"seed {seed}: {found}\n{case!r}"
 
 
-@given(st.integers(0, (1 << 32) - 1))
-def test_damaged_images_run_or_say_why_not(seed: int) -> None:
-    fuzz.damaged_image(seed)
+@given(seed=SEEDS)
+def test_random_models_have_onnxruntimes_values(seed: int) -> None:
+    agrees(seed, "volta-8tc", "fp32")
 
 
-def test_random_models_are_valid_of_every_opset_and_many_operators() -> None:
-    cases = [random_models.draw(random.Random(seed)) for seed in range(150)]
-    for case in cases:
-        onnx.checker.check_model(case.model, full_check=True)
-    assert {c.model.opset_import[0].version for c in cases} == set(range(13, 22))
-    assert len({n.op_type for c in cases for n in c.model.graph.node}) > 85
+@pytest.mark.parametrize("target", ["volta-8tc", "sma3", "tpu-v2", "dstc"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_models_in_16_bits_are_close_on_every_machine(seed: int, target: str) -> None:
+    agrees(seed, target, "fp16")
 
 
-@pytest.mark.parametrize(
-    ("y", "said"),
-    [
-        (np.float32([1, 2]), ""),
-        (np.float32([1, 2.5]), "error 2.50e-01 of the largest"),
-        (np.float32([1, np.nan]), "error inf of the largest"),
-        (np.float64([1, 2]), "float64[2], not float32[2]"),
-    ],
-)
-def test_what_differs_is_said(y: random_models.Array, said: str) -> None:
-    found = random_models.differences({"y": y}, {"y": np.float32([1, 2])}, 1e-4)
-    assert found == ([f"y: {said}"] if said else [])
+@given(seed=SEEDS)
+def test_a_damaged_model_gets_an_error_with_a_code(seed: int) -> None:
+    rng = random.Random(seed)
+    case = random_models.draw(random.Random(rng.randrange(40)))
+    try:
+        knapper.compile(mutations.model(case.model, rng))
+    except KnapperError as e:
+        assert str(e)  # noqa: PT017  a change may leave a model whole, or be told; nothing else
