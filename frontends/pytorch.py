@@ -214,7 +214,7 @@ def _converted(program: Any, name: str) -> Model:
             scopes = {v.name: _scopes(n) for n in made.model.graph for v in n.outputs}
             _fold(made.model)
             found = made.model_proto
-    except Exception as e:
+    except Exception as e:  # the exporter lets through whatever its many passes raise
         raise _not_converted(e, name) from e
     _check_pure(made.exported_program, name)
     _rename(found, scopes)

@@ -282,40 +282,42 @@ _arg_facets(ArgMax, np.argmax, greatest=True)
 _arg_facets(ArgMin, np.argmin, greatest=False)
 
 
+def _running(o: Op, f: Callable[..., Array], first: int) -> None:
+    """The facets of a running sum or product; `first` is what comes before any element."""
+    name = o.name.lower()
+
+    @o.reference
+    @rounded
+    def _(x: Array, axis: int, exclusive: int = 0, reverse: int = 0) -> Array:
+        y = np.flip(x, axis) if reverse else x
+        y = f(y, axis, x.dtype)
+        if exclusive:
+            y = np.roll(y, 1, axis)
+            np.moveaxis(y, axis, 0)[:1] = first
+        return np.flip(y, axis) if reverse else y
+
+    @o.relax
+    @wide
+    def _(R: Any, x: Any, axis: int, exclusive: int = 0, reverse: int = 0) -> Any:
+        axis %= rank_of(x)
+        y = emit(R, R.op.flip(x, axis)) if reverse else x
+        y = getattr(R.op, name)(y, axis, dtype_of(x), exclusive=bool(exclusive))
+        return R.op.flip(emit(R, y), axis) if reverse else y
+
+    @o.example
+    def _(rng: Rng) -> Iterator[Example]:
+        yield [draw(rng, (3, 4, 5), "f32")], {"axis": 1}
+        yield [draw(rng, (3, 4), "f32")], {"axis": -1, "exclusive": 1}
+        yield [draw(rng, (3, 4), "i32")], {"axis": 0, "reverse": 1}
+        yield [draw(rng, (3, 4), "i64")], {"axis": 1, "reverse": 1, "exclusive": 1}
+
+
 @op
 def CumSum(x: Type, *, axis: int, exclusive: int = 0, reverse: int = 0) -> Type:
     """Running sum along an axis, from the end if reverse; exclusive leaves out the element itself."""
     of_kind("CumSum", NUMBERS, x)
     axis_of("CumSum", axis, x.rank)
     return x
-
-
-@CumSum.reference
-@rounded
-def _(x: Array, axis: int, exclusive: int = 0, reverse: int = 0) -> Array:
-    y = np.flip(x, axis) if reverse else x
-    y = np.cumsum(y, axis, x.dtype)
-    if exclusive:
-        y = np.roll(y, 1, axis)
-        np.moveaxis(y, axis, 0)[:1] = 0
-    return np.flip(y, axis) if reverse else y
-
-
-@CumSum.relax
-@wide
-def _(R: Any, x: Any, axis: int, exclusive: int = 0, reverse: int = 0) -> Any:
-    axis %= rank_of(x)
-    y = emit(R, R.op.flip(x, axis)) if reverse else x
-    y = R.op.cumsum(y, axis, dtype_of(x), exclusive=bool(exclusive))
-    return R.op.flip(emit(R, y), axis) if reverse else y
-
-
-@CumSum.example
-def _(rng: Rng) -> Iterator[Example]:
-    yield [draw(rng, (3, 4, 5), "f32")], {"axis": 1}
-    yield [draw(rng, (3, 4), "f32")], {"axis": -1, "exclusive": 1}
-    yield [draw(rng, (3, 4), "i32")], {"axis": 0, "reverse": 1}
-    yield [draw(rng, (3, 4), "i64")], {"axis": 1, "reverse": 1, "exclusive": 1}
 
 
 @op
@@ -326,32 +328,8 @@ def CumProd(x: Type, *, axis: int, exclusive: int = 0, reverse: int = 0) -> Type
     return x
 
 
-@CumProd.reference
-@rounded
-def _(x: Array, axis: int, exclusive: int = 0, reverse: int = 0) -> Array:
-    y = np.flip(x, axis) if reverse else x
-    y = np.cumprod(y, axis, x.dtype)
-    if exclusive:
-        y = np.roll(y, 1, axis)
-        np.moveaxis(y, axis, 0)[:1] = 1
-    return np.flip(y, axis) if reverse else y
-
-
-@CumProd.relax
-@wide
-def _(R: Any, x: Any, axis: int, exclusive: int = 0, reverse: int = 0) -> Any:
-    axis %= rank_of(x)
-    y = emit(R, R.op.flip(x, axis)) if reverse else x
-    y = R.op.cumprod(y, axis, dtype_of(x), exclusive=bool(exclusive))
-    return R.op.flip(emit(R, y), axis) if reverse else y
-
-
-@CumProd.example
-def _(rng: Rng) -> Iterator[Example]:
-    yield [draw(rng, (3, 4, 5), "f32")], {"axis": 1}
-    yield [draw(rng, (3, 4), "f32")], {"axis": -1, "exclusive": 1}
-    yield [draw(rng, (3, 4), "i32")], {"axis": 0, "reverse": 1}
-    yield [draw(rng, (3, 4), "i64")], {"axis": 1, "reverse": 1, "exclusive": 1}
+_running(CumSum, np.cumsum, 0)
+_running(CumProd, np.cumprod, 1)
 
 
 @op
