@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tir import (
     BX,
@@ -70,6 +70,7 @@ def value_of(e: Json, t: int, block: int) -> int:
 
 
 @given(st.lists(indices(), min_size=1, max_size=6))
+@example([op("floordiv", op("sub", num(-1), var(BX)), num(2))])  # uniform, not for its unit
 @settings(deadline=None)
 def test_index_arithmetic_is_exact(expressions: list[Json]) -> None:
     """Every rewriting of sums and divisions, on lanes and on the uniform unit, against Python's integers."""

@@ -102,12 +102,11 @@ class Pool:
         if found is None:
             if range is None and dtype in INTEGERS:
                 range = INTEGERS[dtype]
-            same = (
-                dtype in INTEGERS and all(a.uniform for a in args) if uniform is None else uniform
-            )
+            if uniform is None:
+                uniform = all(a.uniform for a in args) and _on_uniform_unit(op, dtype, args, range)
             deep = max((a.depth for a in args), default=0) if depth is None else depth
             loads = op == "load" or any(a.loads for a in args)
-            found = Expr(op, dtype, args, data, range, same, deep, loads, len(self.made))
+            found = Expr(op, dtype, args, data, range, uniform, deep, loads, len(self.made))
             self.made[key] = found
         return found
 
@@ -317,6 +316,26 @@ def _within(dtype: str, low: int, high: int) -> Range:
 
 def _inside(r: Range, dtype: str) -> bool:
     return INTEGERS[dtype][0] <= r[0] and r[1] <= INTEGERS[dtype][1]
+
+
+def _on_uniform_unit(op: str, dtype: str, args: tuple[Expr, ...], range: Range | None) -> bool:
+    """Whether the uniform unit computes it: on natural numbers it divides, and it has 32 bits, so of wider ones the low half.
+
+    What a lane computed never gets back there.
+    """
+    if dtype not in INTEGERS or _bits(dtype) < 32:
+        return False
+    if op == "sum":
+        return True
+    if op == "cast":
+        return _bits(dtype) > 32 and args[0].dtype == "i32"
+    if _bits(dtype) > 32 and not all(
+        r is not None and _inside(r, "i32") for r in (range, *(a.range for a in args))
+    ):
+        return False
+    if op in ("floordiv", "floormod"):
+        return all(a.range is not None and a.range[0] >= 0 for a in args)
+    return op == "mul" or (op in ("min", "max") and all(a.fits32 for a in args))
 
 
 def _bits(dtype: str) -> int:
