@@ -235,27 +235,44 @@ class Kernel(Emitter):
     # --- array
 
     def _array(self) -> None:
-        b, t = self.b, self.t
+        b = self.b
         turn, tap = self._turn(), b.ureg()
         self.sums = umov(b, 0)
         b.emit(BAR, 0)
         with self.nest.jobs() as j:
-            first, count = self.nest.pixels(j)
-            begin = uadd(b, umul(b, j.section, t.pixels), first)
-            self.m0, self.m = umov(b, umul(b, begin, t.wn)), umov(b, umul(b, count, t.wn))
+            self._strip(j)
             b.emit(UMOV, tap, 0)
             for chunk in self._each_chunk():
                 at = umov(b, self._weights(j, chunk, turn))
                 b.emit(BAR, 0)
                 self._passes(at, chunk, tap)
-                self.nest.flip(turn)
-                b.emit(SMA_COMMIT)
-                b.emit(SMA_WAIT, 1)
-                b.emit(BAR, 0)
-            self.nest.flip(self.sums if t.jobs > 1 else None, t.half)
-        b.emit(BAR, 0)
-        b.emit(SMA_WAIT, 0)
-        b.emit(BAR, 0)
+                self._tick_ends(turn)
+            self._job_ends()
+        self._drained()
+
+    def _strip(self, j: Job) -> None:
+        """The rows of a job that its pushes are for: the first one, and how many."""
+        b, t = self.b, self.t
+        first, count = self.nest.pixels(j)
+        begin = uadd(b, umul(b, j.section, t.pixels), first)
+        self.m0, self.m = umov(b, umul(b, begin, t.wn)), umov(b, umul(b, count, t.wn))
+
+    def _tick_ends(self, turn: VUReg | None) -> None:
+        """A tick's commands are queued; those of the one before it must be done."""
+        self.nest.flip(turn)
+        self.b.emit(SMA_COMMIT)
+        self.b.emit(SMA_WAIT, 1)
+        self.b.emit(BAR, 0)
+
+    def _job_ends(self) -> None:
+        """The next job's sums go to the other half."""
+        self.nest.flip(self.sums if self.t.jobs > 1 else None, self.t.half)
+
+    def _drained(self) -> None:
+        """The phase after the last one: no command is left, and the epilogue may take the last sums."""
+        self.b.emit(BAR, 0)
+        self.b.emit(SMA_WAIT, 0)
+        self.b.emit(BAR, 0)
 
     def _each_chunk(self) -> Iterator[Number]:
         if self.t.unrolled:

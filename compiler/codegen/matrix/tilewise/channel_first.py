@@ -25,8 +25,6 @@ from knapper.isa.instructions import (
     GATHK_PUSH,
     LDG,
     R2UR,
-    SMA_COMMIT,
-    SMA_WAIT,
     TWDESC,
     UIADD,
     UMOV,
@@ -45,7 +43,7 @@ from ..channel_first.generator import ChannelFirst, warps
 from ..channel_first.kernel import DESCRIPTOR, Kernel
 from ..channel_first.nest import Job
 from ..channel_first.shape import CHUNK, Tiles, Walk, walks
-from ..code import Number, fixed, move_base, mul, param, uadd, ucompare, umov, umul
+from ..code import Number, fixed, move_base, mul, param, ucompare, umov, umul
 from ..epilogue import Frame
 from . import plan as tilewise_plan
 
@@ -195,9 +193,7 @@ class GatherKernel(Kernel):
             b.emit(UMOV, u[k], 0)
         b.emit(BAR, 0)
         with self.nest.jobs() as j:
-            first, count = self.nest.pixels(j)
-            begin = uadd(b, umul(b, j.section, t.pixels), first)
-            self.m0, self.m = umov(b, umul(b, begin, t.wn)), umov(b, umul(b, count, t.wn))
+            self._strip(j)
             kept = self._kept(j)
             at = umov(b, self._weights(j, 0, None))
             b.emit(UMOV, u[gather.WORDS["k_len"]], kept)
@@ -206,14 +202,9 @@ class GatherKernel(Kernel):
             b.emit(BAR, 0)
             b.emit(TWDESC, td, u)
             self._gathered(at, kept, td)
-            self.nest.flip(td)
-            b.emit(SMA_COMMIT)
-            b.emit(SMA_WAIT, 1)
-            b.emit(BAR, 0)
-            self.nest.flip(self.sums if t.jobs > 1 else None, t.half)
-        b.emit(BAR, 0)
-        b.emit(SMA_WAIT, 0)
-        b.emit(BAR, 0)
+            self._tick_ends(td)
+            self._job_ends()
+        self._drained()
 
     def _kept(self, j: Job) -> VUReg:
         """kLen of the job's tile."""
