@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -30,6 +30,7 @@ import numpy as np
 from knapper.compiler import pipeline
 from knapper.compiler.ir import Array, Graph, Type
 from knapper.compiler.passes import Pass
+from knapper.compiler.quantization.layers import fingerprint
 from knapper.compiler.quantization.ranges import Ranges
 from knapper.compiler.quantization.statistics import Statistics
 from knapper.isa.errors import KnapperError, PassError, UsageError
@@ -99,6 +100,7 @@ def calibrate(
     """
     passes = tuple(before)
     graph = pipeline.run(read(0), passes)
+    whose = fingerprint(graph)
     values = list(dict.fromkeys(floats(graph) if wanted is None else wanted(graph)))
     if how.files:
         graph = _wider(graph, read, passes)
@@ -106,7 +108,7 @@ def calibrate(
     if not ranges.values:
         hint = "a reader that was read before is at its end"
         raise UsageError("E730", "calibration has no samples", hint=hint)
-    return ranges
+    return replace(ranges, weights=whose)
 
 
 def floats(g: Graph) -> list[str]:

@@ -167,7 +167,9 @@ def _arrays(
     path: str, known: Mapping[str, Array], inputs: Mapping[str, Type], choice: Choice
 ) -> Data:
     chosen = _inputs(path, known, inputs, choice)
-    counts = {name: len(known[a]) if known[a].ndim else 0 for name, a in chosen.items()}
+    if single := [a for a in chosen.values() if not known[a].ndim]:
+        raise UsageError("E730", f"array {single[0]!r} is one number, no samples", where=path)
+    counts = {name: len(known[a]) for name, a in chosen.items()}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{chosen[n]!r} {c:,}" for n, c in counts.items())
         raise UsageError(

@@ -224,6 +224,11 @@ class Evaluation:
         return (worse - better) / n, (b - c) / m - half, (b - c) / m + half
 
     @property
+    def broken(self) -> int:
+        """Samples whose scores are no numbers: they count as wrong."""
+        return int((self.scored.best < 0).sum()) if self.classes else 0
+
+    @property
     def sqnr(self) -> float:
         """10·log10(Σ r² / Σ (y − r)²) over all outputs of all samples, in dB; infinite if all are equal, nan if some are no numbers."""
         assert self.scored.other is not None

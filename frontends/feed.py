@@ -107,8 +107,13 @@ class Feed:
         return max(1, min((t.shape[0] for t in self.inputs.values() if t.rank), default=1))
 
     def take(self, which: Sequence[int]) -> dict[str, Array]:
-        """Inputs with these samples along the first axis, as many as there are; UsageError E721 or E722 if they do not fit."""
+        """Inputs with these samples along the first axis, as many as there are.
+
+        Raises UsageError E721 or E722 if they do not fit, E735 if some are no numbers.
+        """
         raw = self.data.take(which)
+        for name in self.inputs:
+            _check_numbers(name, raw[name], which)
         return {name: self._fit(name, raw[name], t) for name, t in self.inputs.items()}
 
     def _fit(self, name: str, x: Array, t: Type) -> Array:
@@ -139,6 +144,14 @@ class Feed:
         if self.pixels.bgr and have != 3:
             raise UsageError("E704", f"--bgr: the images have {have} channels")
         return axis
+
+
+def _check_numbers(name: str, x: Array, which: Sequence[int]) -> None:
+    """UsageError E735 names the first sample that has none. Infinities are numbers: attention masks have them."""
+    if x.dtype.kind in "fV" and (broken := np.isnan(x.astype(np.float32, copy=False))).any():
+        first = which[int(broken.reshape(len(x), -1).any(1).argmax())]
+        problem = f"input {name!r}: sample {first:,} is no number (nan) in places"
+        raise UsageError("E735", problem, hint="counted from 0, in the order of the data")
 
 
 def channels(t: Type) -> int | None:

@@ -11,6 +11,7 @@ CODES: dict[str, str] = {
     "E101": "A line of .ir text cannot be read. The message shows the place; the grammar is in compiler/ir.lark.",
     "E102": "A node is wrong: unknown op, missing operand, unknown attribute, or a type that its op does not produce.",
     "E103": "The encoding of a weight is none, or promises zeros that its content does not have: a pass that changes a weight drops it.",
+    "E104": "A state is no input and output of one type, or two states share one. `--state past=present` names an input, then an output.",
     "E110": "A line of .plan text cannot be read. The message shows the place; the grammar is in compiler/plan.lark.",
     "E111": "A .plan does not fit its graph: a launch or buffer is missing, given twice, or names a value that the graph has not.",
     # 2xx model files
@@ -98,6 +99,7 @@ CODES: dict[str, str] = {
     "E732": "A metric needs what is not there: labels, a reference, an output of that name or with samples along its first axis.",
     "E733": "A picture cannot be read, or Pillow, which reads pictures, is not installed: pip install 'knapper[images]'.",
     "E734": "Calibration in onnxruntime: passes made or changed a value that is to be observed. The emulator computes it.",
+    "E735": "Samples of eval or calibrate are no numbers: what a network would say of them means nothing.",
     # 7xx how knapper was called
     "E701": "No input, or no open dimension, has that name; or an input was not given. The message lists those that the network has.",
     "E702": "An input or constant has the wrong shape or element type, or cannot be read.",

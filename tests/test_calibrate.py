@@ -26,7 +26,7 @@ from knapper.frontends.dataset import Choice
 from knapper.frontends.feed import Pixels
 from knapper.frontends.networks.sketch import Sketch, he
 from knapper.frontends.quantizing import Request, asks, passes, text
-from knapper.isa.errors import KnapperError, UsageError
+from knapper.isa.errors import KnapperError, PassError, UsageError
 
 Array = NDArray[Any]
 FASHION = str(demo.HERE / "fashion.onnx")
@@ -172,7 +172,9 @@ def test_only_what_is_asked_for_is_observed(model: onnx.ModelProto, samples: Arr
     [
         ({"image": np.zeros((1, 3, 8, 8), np.float32)}, "E720"),
         ({"input": np.zeros((1, 3, 9, 9), np.float32)}, "E721"),
-        ({"input": np.full((1, 3, 8, 8), np.nan, np.float32)}, "E306"),
+        ({"input": np.full((1, 3, 8, 8), np.nan, np.float32)}, "E735"),
+        ({"input": np.full((1, 3, 8, 8), np.inf, np.float32)}, "E306"),
+        ({"input": np.zeros((0, 3, 8, 8), np.float32)}, "E730"),
         ([np.zeros((1, 3, 8, 8))], "E730"),
         ([], "E730"),
         (Reader([]), "E730"),
@@ -309,6 +311,51 @@ def test_calibrate_keeps_ranges_that_compile_reads(run: Knapper, tmp_path: Path)
     found = json.loads(out)["metrics"]
     assert found["sqnr"]["equal"]
     assert found["top1"]["right"] >= 17
+
+
+def test_ranges_of_other_weights_are_refused(samples: Array) -> None:
+    one, other = network(), network()
+    for t in other.graph.initializer:
+        a = onnx.numpy_helper.to_array(t)
+        if a.ndim > 1:
+            t.CopyFrom(onnx.numpy_helper.from_array(a * np.float32(1.01), t.name))
+    ranges = calibrate(Importer(one), BEFORE, Calibration({"input": samples}))
+    for precision in ("fp16", "bf16", "fp32"):
+        knapper.compile(one, precision=precision, calibration=ranges)
+    knapper.compile(network(2), calibration=ranges)  # a batch changes nothing
+    with pytest.raises(PassError, match="E306.*other weights.*knapper calibrate"):
+        knapper.compile(other, calibration=ranges)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("i8",), "--calib DATA, or --ranges FILE.json"),
+        (("aquant",), "no samples to learn from (hint: --calib DATA"),
+        (("i4,float,bias_correction=true",), "--calib DATA, or --ranges FILE.json"),
+        (("aquant,i4,u8", "--calib", FASHION_DATA), "at most 6 bits (hint: --quantize aquant,i4,u4"),
+        (("aquant", "--calib", FASHION_DATA, "--calib-limit", "0"), "--calib-limit 0"),
+    ],
+)  # fmt: skip
+def test_what_quantize_lacks_is_said_in_words_of_the_command(
+    run: Knapper, words: tuple[str, ...], says: str
+) -> None:
+    limit = () if "--calib-limit" in words else ("--calib-limit", "8")
+    few = limit if len(words) > 1 else ()
+    status, _, err = run("compile", FASHION, "--quantize", *words, *few)
+    assert status in (1, 2)
+    assert says in err
+
+
+def test_aquant_alone_has_four_bits(samples: Array) -> None:
+    image = knapper.compile(network(), quantize="aquant,steps=5,samples=8", calibration=samples_of(samples))  # fmt: skip
+    assert "aquant{" in image.program.meta["pipeline"]
+    with pytest.raises(PassError, match="do not make up a batch"):
+        knapper.compile(network(4), quantize="aquant", calibration=samples_of(samples[:3]))
+
+
+def samples_of(x: Array) -> dict[str, Array]:
+    return {"input": x}
 
 
 def test_a_folder_of_pictures_calibrates(run: Knapper, tmp_path: Path) -> None:

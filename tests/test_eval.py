@@ -113,6 +113,7 @@ def test_a_limit_is_spread_over_all() -> None:
     [
         ({"a": images(), "b": images()}, "E730", "which array has the samples?"),
         ({"x": images(0)}, "E730", "no samples"),
+        ({"x": np.float32(1)}, "E730", "'x' is one number, no samples"),
         ({"x": images(), "labels": np.full(6, 0.5)}, "E731", "whole numbers"),
         ({"x": images(), "labels": np.full(6, np.inf)}, "E731", "whole numbers"),
         ({"x": images(), "labels": np.full(6, np.nan)}, "E731", "whole numbers"),
@@ -201,6 +202,17 @@ def test_integers_are_not_rounded_into_an_input() -> None:
         assert e.value.code == "E722"
 
 
+def test_samples_that_are_no_numbers_are_refused_by_name() -> None:
+    x = np.zeros((9, 3), np.float32)
+    x[:, 1] = -np.inf  # is one
+    data, inputs = Arrays({"x": x}, ""), {"x": Type("f32", (2, 3))}
+    assert np.isneginf(Feed(data, inputs).take([1])["x"][0, 1])
+    x[7, 2] = np.nan
+    with pytest.raises(UsageError, match="input 'x': sample 7 is no number") as e:
+        evaluate(Linear(np.eye(3)), data)
+    assert e.value.code == "E735"
+
+
 @pytest.mark.parametrize("words", [{"mean": (1.0, 2.0)}, {"bgr": True}])
 def test_numbers_a_channel_need_channels(words: Mapping[str, Any]) -> None:
     with pytest.raises(UsageError, match="channels"):
@@ -272,6 +284,7 @@ def test_noise_of_what_is_equal_or_no_number() -> None:
     for other, sqnr in ((w, math.inf), (0 * w, -math.inf), (w * np.nan, math.nan)):
         found = evaluate(Linear(w), Arrays({"x": x}, ""), reference=Linear(other))
         assert found.sqnr == pytest.approx(sqnr, nan_ok=True)
+        assert found.broken == 0
         assert found.right("agreement").right == (0 if math.isnan(sqnr) else 4)
 
 

@@ -196,6 +196,8 @@ def test_file_and_back(tmp_path: Path) -> None:
 DAMAGED: dict[str, Any] = {
     "schema": lambda h: h | {"schema": "knapper.ranges/9"},
     "method": lambda h: h | {"method": "best"},
+    "first schema": lambda h: {k: v for k, v in h.items() if k != "weights"},
+    "weights": lambda h: h | {"weights": 3},
     "list": lambda h: [h],
     "values": lambda h: h | {"values": 3},
     "missing": lambda h: h | {"values": {"a": {"low": 1}}},

@@ -1,10 +1,12 @@
 """Quantization with learned borders: `quantize`, then AQuant (`quantization/aquant.py`) on samples of the network's input.
 
+    aquant{data="samples.npz"}                                  4 bits both
     aquant{data="samples.npz",weights=i2,activations=u4}
     aquant{data="samples.npz",weights=i3,activations=u3,learn_weights=true,steps=1000}
 
 The file has an array for each input of the network, by its name, [N, …]: as the network takes them. Ranges are observed on the same samples if
-there are no others. All other options are `quantize`'s.
+there are no others. All other options are `quantize`'s; borders are learned of activations of at most six bits that only products read, and a
+network that has none is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from knapper.isa.errors import PassError
 
 from ..ir import DTYPES, Array, Graph
 from ..quantization.aquant import Options
-from ..quantization.borders import learn_borders
+from ..quantization.borders import MOST_BITS, learn_borders
 from ..quantization.datafree import observe
 from .quantize import Quantize
 
@@ -32,6 +34,8 @@ class AQuant(Quantize):
     """Round to few bits, activations by learned borders."""
 
     name = "aquant"
+    weights: str = "i4"
+    activations: str = "u4"
     data: str = ""
     samples: int = 2048
     steps: int = 600
@@ -51,6 +55,9 @@ class AQuant(Quantize):
                 hint="degree 0, 1 or 2; samples from 4",
             )
         batches = read(self.data, g) if self.batches is None else list(self.batches)
+        if not batches:
+            hint = "as many as the network takes at once, or more"
+            raise PassError("E306", "aquant: samples do not make up a batch", hint=hint)
         ranges = self.held(g) or observe(g, batches, self.wanted(g))
         rounded = Quantize.run(replace(self, observed=ranges), g)
         options = Options(
@@ -61,6 +68,9 @@ class AQuant(Quantize):
             weights=self.learn_weights,
         )
         made, learned = learn_borders(g, rounded, batches, options, self.samples)
+        if not learned:
+            problem = f"aquant: only products read no activation of at most {MOST_BITS} bits"
+            raise PassError("E306", problem, hint="--quantize aquant,i4,u4; to the nearest: i4")
         active = sum(found.border is not None for found in learned.values())
         log.info("aquant: %d of %d layers have a border of their own", active, len(learned))
         return made
@@ -70,7 +80,9 @@ def read(path: str, g: Graph) -> list[dict[str, Array]]:
     """Batches of the network's own size from a file; PassError E306 for what does not fit."""
     if not path:
         raise PassError(
-            "E306", "aquant: there are no samples to learn from", hint='aquant{data="FILE.npz"}'
+            "E306",
+            "aquant: there are no samples to learn from",
+            hint='--calib DATA, or data="FILE.npz"',
         )
     try:
         with np.load(path, allow_pickle=False) as held:

@@ -31,7 +31,7 @@ from knapper.isa.formats import FORMATS, Format
 
 from ..ir import NAMES, Array, Graph, Node
 from ..quantization.datafree import normalized, uniform
-from ..quantization.layers import PRODUCTS, Plan, Product, products, promoted
+from ..quantization.layers import PRODUCTS, Plan, Product, fingerprint, products, promoted
 from ..quantization.quantized import Quantized, rows, storage
 from ..quantization.ranges import Range, Ranges, choose, typed
 from ..quantization.recipe import ACTIVATIONS, ANT, FLOAT, WEIGHTS, Layer, overrides
@@ -43,6 +43,8 @@ from .bn import Bn
 
 BN, UNIFORM = "bn", "uniform"
 """In place of a file of ranges (`quantization/datafree.py`)."""
+WHENCE = "--calib DATA, or --ranges FILE.json that `knapper calibrate` wrote"
+"""Ranges come from."""
 BETWEEN = ("Add", "Mul", "GlobalAveragePool", "AveragePool", "ReduceMean")
 """Ops whose operands are rounded as well, where they come from memory."""
 
@@ -75,8 +77,12 @@ class Quantize(Pass):
     def run(self, g: Graph) -> Graph:
         """One walk forward."""
         ranges = self.held(g)
+        if ranges is not None and ranges.weights not in ("", fingerprint(g)):
+            problem = "quantize: the ranges are those of a network with other weights"
+            hint = "knapper calibrate MODEL --data DATA makes this one's, behind the same passes"
+            raise PassError("E306", problem, where=self.ranges, hint=hint)
         if self.bias_correction and ranges is None:
-            hint = 'ranges="FILE.json", or calibration: they have the means of inputs'
+            hint = f"{WHENCE}: they have the means of inputs"
             raise PassError("E306", "quantize: bias_correction has no ranges", hint=hint)
         if self.ranges == BN:
             g = Bn().run(g)
@@ -303,11 +309,11 @@ class _Quantizer(Writer):
     def _seen(self, v: str) -> Statistics:
         """What was observed of a value."""
         if self.ranges is None:
-            hint = 'quantize{ranges="FILE.json"}, made by calibration; or activations=float: weights only'
+            hint = f"{WHENCE}; or weights alone: --quantize i8,float"
             raise PassError("E306", "quantize: activations have no ranges", hint=hint)
         if v not in self.ranges:
             known = ", ".join(list(self.ranges.values)[:6])
-            hint = f"there are {known}, …: of another network?"
+            hint = f"there are {known}, …: of another network, or calibrated behind other passes?"
             raise PassError("E306", f"quantize: there is no range of %{v}", hint=hint)
         return self.ranges[v]
 

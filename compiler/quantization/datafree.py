@@ -42,9 +42,7 @@ def normalized(g: Graph, method: str = "gauss", seed: int = 0) -> Ranges:
         if found is not None:
             draws[n.outputs[0]] = found
     if not draws:
-        hint = (
-            'put quantize before bn: "fold,dead,simplify,quantize{ranges=bn},…"; or ranges=uniform'
-        )
+        hint = "--calib DATA; or ranges=uniform, from random inputs. In a pipeline quantize{ranges=bn} comes before bn"
         raise PassError(
             "E306", "quantize: no batch normalizations say what ranges there are", hint=hint
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 import numpy as np
 
@@ -53,6 +54,15 @@ def _product(n: Node, w: Array) -> Iterator[Product]:
         yield Product(n, w, 0 if n.attr("trans_b") else 1, -1)
     elif n.op == "Gemm" and (n.attr("alpha"), n.attr("beta"), n.attr("transA")) == (1, 1, 0):
         yield Product(n, w, 0 if n.attr("transB") else 1, -1)
+
+
+def fingerprint(g: Graph) -> str:
+    """Whose weights they are, in letters: of all products, in order; batches and names do not count."""
+    h = blake2b(digest_size=16)
+    for p in products(g):
+        h.update(repr((p.node.op, p.weights.shape)).encode())
+        h.update(np.ascontiguousarray(p.weights))
+    return h.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@
 
 The file has the statistics and not a method's result: layers may come to have other formats. It is JSON:
 
-    {"schema": "knapper.ranges/1", "method": "mse",
+    {"schema": "knapper.ranges/2", "method": "mse", "weights": "8c1f…",
      "values": {"relu1": {"low": 0, "high": 7.2, "moving": [0, 6.9], "count": 4096, "sum": …, "squares": …, "positive": [1800, …, …],
                           "width": 0.00390625, "first": 0, "counts": [2200, 3, …],
                           "sums": [[…], […]]}}}
+
+`weights` tells whose ranges they are: a network of the same names and other weights, trained further say, has others (`layers.fingerprint`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from knapper.isa.formats.format import INT
 from ..ir import Array
 from .statistics import BINS, LONGEST, SMALLEST, Statistics
 
-SCHEMA = "knapper.ranges/1"
+SCHEMA = "knapper.ranges/2"
 METHODS = ("minmax", "moving", "percentile", "entropy", "mse", "gauss")
 PERCENTILE = 99.999
 LARGEST_FILE = 1 << 28
@@ -213,6 +215,8 @@ class Ranges:
 
     values: Mapping[str, Statistics] = field(default_factory=dict)
     method: str = "mse"
+    weights: str = ""
+    """Of the network that was observed; "" where nobody says."""
 
     @staticmethod
     def observe(batches: Iterable[Mapping[str, Array]], method: str = "mse") -> Ranges:
@@ -232,7 +236,7 @@ class Ranges:
                 except PassError as e:
                     raise PassError(e.code, e.message, where=f"%{name}") from None
                 values[name] = values[name].merged(new) if name in values else new
-        return Ranges(values, self.method)
+        return replace(self, values=values)
 
     def __getitem__(self, name: str) -> Statistics:
         return self.values[name]
@@ -249,7 +253,8 @@ class Ranges:
         values = {
             name: {n: _plain(getattr(s, n)) for n in FIELDS} for name, s in self.values.items()
         }
-        return json.dumps({"schema": SCHEMA, "method": self.method, "values": values}) + "\n"
+        head = {"schema": SCHEMA, "method": self.method, "weights": self.weights}
+        return json.dumps({**head, "values": values}) + "\n"
 
     @staticmethod
     def load(path: str | Path) -> Ranges:
@@ -272,7 +277,7 @@ class Ranges:
                 "E306",
                 problem,
                 where=str(path),
-                hint="knapper calibrates with `compile --calib DATA`",
+                hint="`knapper calibrate MODEL --data DATA` writes them",
             ) from None
 
     @staticmethod
@@ -283,9 +288,10 @@ class Ranges:
             raise ValueError(f"schema is {held['schema']!r}, not {SCHEMA!r}")
         if held["method"] not in METHODS:
             raise ValueError(f"method is {held['method']!r}")
-        return Ranges(
-            {str(name): _statistics(name, v) for name, v in held["values"].items()}, held["method"]
-        )
+        if not isinstance(held["weights"], str):
+            raise TypeError(f"weights are {held['weights']!r}")
+        values = {str(name): _statistics(name, v) for name, v in held["values"].items()}
+        return Ranges(values, held["method"], held["weights"])
 
 
 FIELDS = tuple(f.name for f in fields(Statistics))

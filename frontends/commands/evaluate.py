@@ -19,7 +19,7 @@ from knapper.isa.errors import UsageError, raise_all
 from .. import files
 from ..api import Image, load
 from ..progress import Progress
-from ..tables import table
+from ..tables import plural, table
 from .options import TARGET, choice, consts, pixels, shapes
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _facts(
 ) -> dict[str, Any]:
     return {
         "file": a.file, "data": a.data, "about": data.about, "samples": len(found), "metrics": rows,
-        "reference": a.reference, "seconds": seconds,
+        "nan": found.broken, "reference": a.reference, "seconds": seconds,
     }  # fmt: skip
 
 
@@ -172,6 +172,8 @@ def report(
             low, high = row["lost_interval"]
             lost = f"{100 * row['lost']:.2f} points of the reference's {row['reference']:.2%} (95 %: {100 * low:.2f} to {100 * high:.2f})"
             lines.append(("  lost", lost))
+    if found.broken:
+        lines.append(("nan", f"the scores of {plural(found.broken, 'sample')} are no numbers"))
     lines.append(("time", f"{seconds:.1f} s, {1e3 * seconds / len(found):.1f} ms a sample"))
     return table(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from knapper.isa.errors import UsageError
@@ -126,7 +127,7 @@ def request(a: argparse.Namespace, images: str = "", tell: Tell | None = None) -
         raise UsageError("E704", "--calib-method does not apply without --calib or --ranges")
     ranges = Ranges.load(a.ranges) if a.ranges else None
     if ranges is not None and a.calib_method:
-        ranges = Ranges(ranges.values, a.calib_method)
+        ranges = replace(ranges, method=a.calib_method)
     return Request(calibration(a, images, tell), ranges)
 
 
