@@ -107,7 +107,7 @@ CODES: dict[str, str] = {
     "E704": "An option has a value that it does not take, or does not apply beside the others: nothing is ignored silently.",
     "E705": "A file cannot be read or written.",
     "E706": "A check compared nothing, or found values that differ.",
-    "E707": "There is no built-in network of that name, or not at that size.",
+    "E707": "There is no built-in network of that name or size, or a package that it comes from is not installed.",
     "E709": "Data that knapper writes beside an output would take the place of a file that knapper did not write.",
     "E708": "A reproduced number that counts as evidence is missed, or nothing was compared. `knapper reproduce` shows all rows.",
 }

@@ -143,15 +143,18 @@ class Sketch:
     # --- the model
 
     def model(
-        self, inputs: Mapping[str, Shape], outputs: Mapping[str, tuple[str, int, Shape]]
+        self,
+        inputs: Mapping[str, Shape],
+        outputs: Mapping[str, tuple[str, int, Shape]],
+        element: int = TensorProto.FLOAT,
     ) -> ModelProto:
-        """The model. `inputs`: name → shape, f32; `outputs`: name → (value, element type, shape)."""
+        """The model. `inputs`: name → shape, of `element`s; `outputs`: name → (value, element type, shape)."""
         for name, (value, _, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name], f"output.{name}"))
         graph = helper.make_graph(
             self.nodes,
             self.name,
-            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+            [helper.make_tensor_value_info(n, element, s) for n, s in inputs.items()],
             [helper.make_tensor_value_info(n, t, s) for n, (_, t, s) in outputs.items()],
             self.weights,
         )
