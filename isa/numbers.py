@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .description import EVENTS, TABLES, TARGETS, Flat, comment, parse, read
-from .machine import NUMBERS, PROVENANCES, Machine
+from .machine import Machine
+from .parameters import NUMBERS, PROVENANCES
 
 OPENING = """\
 # Every number of every machine

@@ -14,7 +14,8 @@ from .core import MODES as MODES
 from .core import SIMD, Instr, Label, Reg
 from .errors import IsaError, KnapperError, raise_all
 from .instructions import BRA, EXIT, MODE
-from .machine import HOST, Machine
+from .machine import Machine
+from .parameters import HOST
 from .program import BASE, Kernel, Launch, Object, Offload, Port, Program
 from .rows import ROWS
 from .systolic import WORD, Array

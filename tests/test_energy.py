@@ -18,8 +18,9 @@ from knapper.isa.description import EVENTS, known_tables
 from knapper.isa.errors import KnapperError
 from knapper.isa.instructions import EXIT, SPWMMA
 from knapper.isa.lines import Lines
-from knapper.isa.machine import UNITS, Machine
+from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Half
+from knapper.isa.parameters import UNITS
 from knapper.isa.program import Kernel
 from knapper.isa.systolic import Array
 from knapper.runtime import energy

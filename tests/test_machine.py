@@ -10,7 +10,8 @@ from knapper.isa import description, machine
 from knapper.isa.core import TABLE
 from knapper.isa.errors import IsaError, KnapperError
 from knapper.isa.generate import instruction
-from knapper.isa.machine import PROVENANCES, Machine, Unit
+from knapper.isa.machine import Machine
+from knapper.isa.parameters import CYCLES, NUMBERS, PROVENANCES, Unit
 
 TARGETS = {name: Machine.load(name) for name in machine.known()}
 VOLTA = TARGETS["volta-8tc"]
@@ -40,7 +41,7 @@ def test_volta_8tc_is_the_machine_of_the_papers():
 @pytest.mark.parametrize("m", TARGETS.values(), ids=TARGETS.keys())
 def test_every_number_says_where_it_is_from(m):
     numbers = {
-        *(key for key in machine.NUMBERS if key in m.to_dict()),
+        *(key for key in NUMBERS if key in m.to_dict()),
         *(f"units.{u}.{k}" for u in m.units for k in ("latency", "interval")),
         *(f"energy.{event}" for event in m.energy),
     }
@@ -158,7 +159,7 @@ def test_every_number_can_be_swept(name, factor):
     for key, p in m.provenance.items():
         value = flat[key]["value"] * factor
         if not key.startswith("energy."):
-            bounds = machine.NUMBERS.get(key, {"least": 1, "most": machine.CYCLES})
+            bounds = NUMBERS.get(key, {"least": 1, "most": CYCLES})
             value = min(max(round(value), bounds["least"]), bounds["most"])
         swept = m.with_(**{key: value})
         assert swept.provenance.keys() == m.provenance.keys()

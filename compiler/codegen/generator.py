@@ -19,7 +19,8 @@ from functools import cache, cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from knapper.isa.core import SIMD
-from knapper.isa.machine import HOST, Machine
+from knapper.isa.machine import Machine
+from knapper.isa.parameters import HOST
 from knapper.isa.program import Kernel
 
 from ..ir import Array, Attr, Graph, Node, Type

@@ -14,7 +14,8 @@ from functools import cache
 from typing import Any, Protocol
 
 from knapper.isa.errors import KnapperError
-from knapper.isa.machine import NUMBERS, Machine
+from knapper.isa.machine import Machine
+from knapper.isa.parameters import NUMBERS
 from knapper.isa.program import Program
 from knapper.runtime.timing.record import Record
 

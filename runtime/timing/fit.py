@@ -13,7 +13,8 @@ from dataclasses import replace
 from knapper.isa import verify
 from knapper.isa.core import Instr
 from knapper.isa.errors import UsageError
-from knapper.isa.machine import HOST, Machine
+from knapper.isa.machine import Machine
+from knapper.isa.parameters import HOST
 from knapper.isa.program import Program
 from knapper.isa.sparse import SPWMMA
 from knapper.isa.systolic import LSMA, SMA_LDB, Array, Transfer

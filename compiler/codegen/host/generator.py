@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from knapper.isa.machine import HOST, Machine
+from knapper.isa.machine import Machine
+from knapper.isa.parameters import HOST
 
 from ...ir import Array
 from ..generator import GENERATORS, Generator, Group, Lowered, Options, lanes_refuse, register
