@@ -41,11 +41,12 @@ from typing import Any
 from lark import Token
 
 from . import files, verify
-from .core import Instr, Reg, integer
+from .core import Instr
 from .errors import IsaError, KnapperError, raise_all
 from .lines import Lines, parse_line
 from .listing import VERSION, bundle, digest, disassemble, sha256
 from .machine import Machine
+from .operands import Reg, integer
 from .program import BASE, Kernel, Launch, Object, Offload, Operand, Port, Program
 
 __all__ = ["assemble", "disassemble", "load", "save"]

@@ -15,9 +15,10 @@ from typing import Any
 
 from .base.algebra import by_access, nth
 from .base.memory import global_address, load
-from .core import READ, WRITE, Instr, Reg, Signed, Src, Unsigned, UReg, bits
+from .core import Instr
 from .lanes import S16, S32, U32, LaneType, Value, bitcast, convert, select, shr
 from .modifiers import Width
+from .operands import READ, WRITE, Reg, Signed, Src, Unsigned, UReg, bits
 
 
 class LDG_IM2COL(Instr, opcode=0x140, name="LDG.IM2COL", unit="lsu_global", extension="conv"):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .core import READ, Signed, Src, Unsigned, UReg, bits
 from .lanes import U32, U64
+from .operands import READ, Signed, Src, Unsigned, UReg, bits
 from .vector_memory import Vector
 
 LINE = 16

@@ -48,8 +48,8 @@ from typing import Any
 
 import numpy as np
 
-from .core import READ, Src, UReg, bits
 from .lanes import U32
+from .operands import READ, Src, UReg, bits
 from .vector_memory import IM2COL_PUSH, Vector
 
 TILE = np.dtype(

@@ -10,10 +10,11 @@ from typing import Any
 
 from . import instructions  # fills the table
 from .base.uniform import Uniform
-from .core import SYSTOLIC, TABLE, Bits, Extent, Guard, Instr, Label, Reg, Src, UReg, alignment
+from .core import SYSTOLIC, TABLE, Instr
 from .errors import IsaError
 from .machine import Machine
 from .modifiers import Mode
+from .operands import Bits, Extent, Guard, Label, Reg, Src, UReg, alignment
 from .program import ALIGN, BASE, Kernel, Launch, Object, Operand, Port, Program
 from .systolic import Array, Command, Needy
 

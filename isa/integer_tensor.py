@@ -27,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base.algebra import nth
-from .core import READ, WRITE, Instr, Reg, bits
+from .core import Instr
 from .formats import Format, unpack
 from .lanes import LANES
 from .modifiers import Byte, Few, Nibble
+from .operands import READ, WRITE, Reg, bits
 from .tensor import ACCUMULATOR, OPERAND, SIZE, fragment
 
 ROW = 32

@@ -16,8 +16,9 @@ from typing import Any
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 
-from .core import BY_NAME, Guard, Instr, Label
+from .core import BY_NAME, Instr
 from .errors import IsaError
+from .operands import Guard, Label
 
 NUMBERS = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
 TOKEN = re.compile(r"!?[A-Za-z_][A-Za-z0-9_]*|-?(?:0x[0-9a-fA-F]+|[0-9]+)")

@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
-from .core import Instr, Label
+from .core import Instr
 from .errors import IsaError
+from .operands import Label
 from .program import BASE, Kernel, Launch, Program
 
 DIGEST = ".digest"

@@ -31,7 +31,8 @@ from . import (
     vector_memory,
 )
 from .base import algebra, control, floating, integer, memory, uniform, warp
-from .core import CUSTOM, OPCODE_BITS, TABLE, WORD, Bits, Instr, Modifier
+from .core import CUSTOM, OPCODE_BITS, TABLE, WORD, Instr
+from .operands import Bits, Modifier
 
 EXTENSIONS: dict[str, str] = {
     "base": "integers to 64 bits, f16, bf16, f32, f64, special functions, memory, divergence, shuffles, votes, barriers",

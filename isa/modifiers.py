@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .core import Modifier
 from .formats import FORMATS, Format
 from .formats.format import INT
 from .lanes import TYPES, U8, U16, LaneType
+from .operands import Modifier
 
 FLOATS, BYTES, NIBBLES = range(3)
 """Kinds of weights of systolic units, each with products of its own."""

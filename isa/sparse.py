@@ -42,9 +42,10 @@ from numpy.typing import NDArray
 from .base.algebra import nth
 from .base.memory import global_address, shared_address
 from .base.uniform import Uniform
-from .core import READ, WRITE, Instr, Pred, Reg, Signed, Src, Unsigned, UReg, bits
+from .core import Instr
 from .lanes import LANES, U16, U32, LaneType, canonical, convert, popc, select, shl, shr, type_of
 from .modifiers import Half, Memory
+from .operands import READ, WRITE, Pred, Reg, Signed, Src, Unsigned, UReg, bits
 from .systolic import ACCUMULATORS, WORD, Needy
 from .tensor import HMMA
 

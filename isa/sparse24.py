@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base.algebra import nth
-from .core import READ, WRITE, Instr, Reg, Unsigned, bits
+from .core import Instr
 from .lanes import U32
 from .modifiers import Half
+from .operands import READ, WRITE, Reg, Unsigned, bits
 from .tensor import ACCUMULATOR, OPERAND, SIZE, fragment, operand
 
 DEPTH = 2 * SIZE

@@ -54,24 +54,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base.algebra import nth
-from .core import (
-    MODES,
-    READ,
-    SYSTOLIC,
-    UPDATE,
-    WRITE,
-    Access,
-    Extent,
-    Instr,
-    Reg,
-    Signed,
-    Src,
-    Unsigned,
-    UReg,
-    bits,
-)
+from .core import MODES, SYSTOLIC, Access, Instr
 from .lanes import U32, LaneType, canonical, fma
 from .modifiers import Beside, Element, Mode, Nibble, Pair, Space, Start
+from .operands import READ, UPDATE, WRITE, Extent, Reg, Signed, Src, Unsigned, UReg, bits
 
 LANES = 32
 MOST = 192

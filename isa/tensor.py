@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base.algebra import nth
-from .core import READ, WRITE, Instr, Reg, Signed, Unsigned, UReg, bits
+from .core import Instr
 from .lanes import F16, U16, U32, LaneType, Value, convert, shl, shr
 from .modifiers import Half, Trans
+from .operands import READ, WRITE, Reg, Signed, Unsigned, UReg, bits
 
 SIZE = 16
 """M, N and K of HMMA."""

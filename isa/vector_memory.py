@@ -57,10 +57,10 @@ from functools import cached_property, reduce
 from operator import or_
 from typing import Any
 
-from .core import READ, Extent, Src, Unsigned, UReg, bits
 from .errors import IsaError
 from .lanes import U32
 from .modifiers import Element, Pair, Start
+from .operands import READ, Extent, Src, Unsigned, UReg, bits
 from .systolic import ACCUMULATORS, SOME, VECTORS, Command
 
 DESCRIPTORS = 4

@@ -11,10 +11,11 @@ from functools import lru_cache
 from math import prod
 
 from .core import MODES as MODES
-from .core import SIMD, Instr, Label, Reg
+from .core import SIMD, Instr
 from .errors import IsaError, KnapperError, raise_all
 from .instructions import BRA, EXIT, MODE
 from .machine import Machine
+from .operands import Label, Reg
 from .parameters import HOST
 from .program import BASE, Kernel, Launch, Object, Offload, Port, Program
 from .rows import ROWS

@@ -21,24 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knapper.isa.core import (
-    OPCODE_BITS,
-    SIMD,
-    TABLE,
-    ZEROS,
-    Bits,
-    Extent,
-    Guard,
-    Instr,
-    Label,
-    Modifier,
-    Operand,
-    Pred,
-    Reg,
-    Src,
-    UReg,
-    alignment,
-)
+from knapper.isa.core import OPCODE_BITS, SIMD, TABLE, Instr
 from knapper.isa.errors import IsaError, MachineFault, raise_all
 from knapper.isa.instructions import (
     BAR,
@@ -69,6 +52,20 @@ from knapper.isa.instructions import (
     STL,
     STS,
     ULDC,
+)
+from knapper.isa.operands import (
+    ZEROS,
+    Bits,
+    Extent,
+    Guard,
+    Label,
+    Modifier,
+    Operand,
+    Pred,
+    Reg,
+    Src,
+    UReg,
+    alignment,
 )
 from knapper.isa.program import Kernel
 from knapper.isa.systolic import ARRAY, Array

@@ -16,13 +16,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from knapper.isa.core import Instr, Reg, Src
+from knapper.isa.core import Instr
 from knapper.isa.description import EVENTS
 from knapper.isa.instructions import IM2COL_PUSH, IMMA, IMMA_4
 from knapper.isa.integer_tensor import of_b
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Element, Space, Start
+from knapper.isa.operands import Reg, Src
 from knapper.isa.program import Kernel
 from knapper.isa.sparse import OHMMA, SPWMMA, STEPS
 from knapper.isa.sparse24 import HMMA_SP

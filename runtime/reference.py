@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knapper.isa.core import Guard, Instr, Src
+from knapper.isa.core import Instr
 from knapper.isa.instructions import DMA_LD, FILL_DUP, IM2COL_PUSH, LDSM, SPWMMA
 from knapper.isa.lanes import LANES, LaneType, Value
 from knapper.isa.modifiers import Mode
+from knapper.isa.operands import Guard, Src
 from knapper.isa.program import Launch, Program
 from knapper.isa.sparse import PASS, WORDS, Outer
 from knapper.isa.systolic import WORD, Array

@@ -3,9 +3,10 @@
 import numpy as np
 
 from knapper.isa import instructions as I
-from knapper.isa.core import TABLE, Guard, Src
+from knapper.isa.core import TABLE
 from knapper.isa.lanes import canonical
 from knapper.isa.modifiers import Space, Start
+from knapper.isa.operands import Guard, Src
 
 ALL = sorted(TABLE.values(), key=lambda c: c.opcode)
 LANE = np.arange(32, dtype=np.uint32)

@@ -10,22 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from knapper.isa import instructions as i
-from knapper.isa.core import (
-    CUSTOM,
-    TABLE,
-    Guard,
-    Instr,
-    Label,
-    Modifier,
-    Pred,
-    Reg,
-    Src,
-    Unsigned,
-    UReg,
-    alignment,
-)
+from knapper.isa.core import CUSTOM, TABLE, Instr
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Direction, IntType, Logic, Width
+from knapper.isa.operands import Guard, Label, Modifier, Pred, Reg, Src, Unsigned, UReg, alignment
 
 EXTENSIONS = ("tensor", "types", "sparse24", "conv", "systolic", "sparse")
 VOLTA, SMA, DSTC = (Machine.load(name).to_dict() for name in ("volta-8tc", "sma3", "dstc"))

@@ -10,7 +10,6 @@ from typing import Any
 from random_operands import CALM, FREE, MINE, SCALAR, SHARED, THREADS, Operands
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Guard, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.modifiers import (
     Bits32,
     Cmp,
@@ -23,6 +22,7 @@ from knapper.isa.modifiers import (
     Space,
     Start,
 )
+from knapper.isa.operands import Extent, Guard, Pred, Reg, Signed, Src, Unsigned, UReg
 
 START, TILE = Reg(6), UReg(7)
 """Where values of condensed vectors lie (two registers), and where the warp's tile."""

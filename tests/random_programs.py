@@ -36,17 +36,7 @@ from random_operands import (
 from random_products import Products
 
 from knapper.isa import instructions as i
-from knapper.isa.core import (
-    Convergence,
-    Guard,
-    Instr,
-    Pred,
-    Reg,
-    Signed,
-    Src,
-    Unsigned,
-    UReg,
-)
+from knapper.isa.core import Instr
 from knapper.isa.modifiers import (
     SR,
     Bits32,
@@ -58,6 +48,7 @@ from knapper.isa.modifiers import (
     Trans,
     Width,
 )
+from knapper.isa.operands import Convergence, Guard, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE, Kernel, Launch, Operand, Port, Program
 
 

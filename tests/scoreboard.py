@@ -13,8 +13,9 @@ from itertools import count
 from math import ceil
 from typing import Any
 
-from knapper.isa.core import Instr, Pred, Reg, UReg
+from knapper.isa.core import Instr
 from knapper.isa.machine import Machine
+from knapper.isa.operands import Pred, Reg, UReg
 
 TICK = 256
 LOADS = ("SMA.LDB", "ISMA.LDB", "ISMA.LDB.N")

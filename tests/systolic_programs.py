@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Guard, Instr, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import KnapperError
 from knapper.isa.lanes import BF16, F16, F32, LaneType
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Direction, Element, IntType, Mode, Space, Start, Width
+from knapper.isa.operands import Extent, Guard, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.runtime.session import Result, Session
 

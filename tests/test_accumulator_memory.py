@@ -30,9 +30,10 @@ from systolic_programs import (
 )
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Instr, Reg, Signed, Src, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import KnapperError
 from knapper.isa.modifiers import Element, Start
+from knapper.isa.operands import Extent, Reg, Signed, Src, UReg
 from knapper.runtime.session import Session
 
 

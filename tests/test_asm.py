@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knapper.isa import asm, image
-from knapper.isa.core import BY_NAME, TABLE, Guard, Instr, Label
+from knapper.isa.core import BY_NAME, TABLE, Instr
 from knapper.isa.errors import IsaError, KnapperError
 from knapper.isa.generate import instruction, program
 from knapper.isa.lines import Lines
 from knapper.isa.machine import Machine
+from knapper.isa.operands import Guard, Label
 from knapper.isa.program import BASE, Kernel
 
 HAND = """\

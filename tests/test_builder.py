@@ -15,7 +15,6 @@ from knapper.compiler.codegen import liveness, schedule
 from knapper.compiler.codegen.builder import RZ, KernelBuilder, Not, VPred, VReg
 from knapper.compiler.codegen.scalar import f32
 from knapper.compiler.ir import Array
-from knapper.isa.core import Label, Reg
 from knapper.isa.errors import CompileError
 from knapper.isa.instructions import (
     BAR,
@@ -43,6 +42,7 @@ from knapper.isa.instructions import (
     UMOV,
 )
 from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, FloatType, Half, IntType, Logic, Width
+from knapper.isa.operands import Label, Reg
 
 
 def column(x: Array, i: int) -> Array:

@@ -32,10 +32,10 @@ from knapper.compiler.lower import Report, lower
 from knapper.compiler.plan import Plan
 from knapper.compiler.schedule import schedule
 from knapper.isa import image
-from knapper.isa.core import Src, UReg
 from knapper.isa.errors import CompileError, Problems, UsageError, raise_all
 from knapper.isa.instructions import EXIT, UMOV
 from knapper.isa.machine import Machine
+from knapper.isa.operands import Src, UReg
 from knapper.isa.program import ALIGN, BASE, Kernel, Program
 
 T = Type("f32", (4, 64))

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knapper.isa import asm, generate
-from knapper.isa.core import Instr, Reg, Src
+from knapper.isa.core import Instr
 from knapper.isa.description import EVENTS, known_tables
 from knapper.isa.errors import KnapperError
 from knapper.isa.instructions import EXIT, SPWMMA
 from knapper.isa.lines import Lines
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Half
+from knapper.isa.operands import Reg, Src
 from knapper.isa.parameters import UNITS
 from knapper.isa.program import Kernel
 from knapper.isa.systolic import Array

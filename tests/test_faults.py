@@ -9,21 +9,11 @@ import numpy as np
 import pytest
 
 from knapper.isa import instructions as i
-from knapper.isa.core import (
-    Convergence,
-    Guard,
-    Instr,
-    Label,
-    Pred,
-    Reg,
-    Signed,
-    Src,
-    Unsigned,
-    UReg,
-)
+from knapper.isa.core import Instr
 from knapper.isa.errors import KnapperError, MachineFault
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, FloatType, IntType, Trans, Width
+from knapper.isa.operands import Convergence, Guard, Label, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import ALIGN, BASE, Kernel, Launch, Operand, Port, Program
 from knapper.runtime.session import LIMIT, EngineName, Session
 

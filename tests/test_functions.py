@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Instr, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.functions import ALGORITHMS
 from knapper.isa.modifiers import SR, Bits32, Direction, FloatType, Fn, IntType, Width
+from knapper.isa.operands import Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.runtime.session import EngineName, Session
 

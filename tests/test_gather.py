@@ -34,9 +34,10 @@ from vector_programs import (
 
 from knapper.isa import gather
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Instr, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import MachineFault
 from knapper.isa.modifiers import Start
+from knapper.isa.operands import Extent, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE
 from knapper.isa.systolic import chain
 from knapper.isa.vector_memory import ConvDesc

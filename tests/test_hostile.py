@@ -15,9 +15,10 @@ import pytest
 from knapper.frontends import cli
 from knapper.isa import image
 from knapper.isa import instructions as i
-from knapper.isa.core import Instr, Label, Reg, Src
+from knapper.isa.core import Instr
 from knapper.isa.errors import MachineFault
 from knapper.isa.machine import Machine
+from knapper.isa.operands import Label, Reg, Src
 from knapper.isa.program import ALIGN, Kernel, Launch, Port, Program
 from knapper.isa.verify import GRID
 from knapper.runtime import budget

@@ -8,7 +8,6 @@ import pytest
 from bare_warp import ALL, LANE, Bare
 
 from knapper.isa import instructions as I
-from knapper.isa.core import Guard, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.generate import instruction
 from knapper.isa.lanes import S32, U32, U64
 from knapper.isa.modifiers import (
@@ -23,6 +22,7 @@ from knapper.isa.modifiers import (
     Vote,
     Width,
 )
+from knapper.isa.operands import Guard, Pred, Reg, Signed, Src, Unsigned, UReg
 
 
 def run(i, **state):

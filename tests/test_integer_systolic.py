@@ -28,10 +28,11 @@ from systolic_programs import (
 from vector_programs import FILTER, WEIGHTS
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Instr, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import KnapperError
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Element, Pair, Space, Start
+from knapper.isa.operands import Extent, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE
 from knapper.isa.vector_memory import ConvDesc
 from knapper.runtime.energy import cost

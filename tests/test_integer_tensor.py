@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from knapper.isa import instructions as I
 from knapper.isa import verify
-from knapper.isa.core import Guard, Instr, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import IsaError, KnapperError
 from knapper.isa.formats import pack
 from knapper.isa.machine import Machine
@@ -32,6 +32,7 @@ from knapper.isa.modifiers import (
     Trans,
     Width,
 )
+from knapper.isa.operands import Guard, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.runtime.energy import cost
 from knapper.runtime.session import Session

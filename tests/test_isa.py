@@ -10,25 +10,7 @@ from hypothesis import strategies as st
 
 from knapper.isa import instructions as I
 from knapper.isa import manual
-from knapper.isa.core import (
-    BY_NAME,
-    CUSTOM,
-    READ,
-    TABLE,
-    WRITE,
-    Access,
-    Guard,
-    Instr,
-    Label,
-    Pred,
-    Reg,
-    Signed,
-    Src,
-    Unsigned,
-    UReg,
-    bits,
-    misplaced,
-)
+from knapper.isa.core import BY_NAME, CUSTOM, TABLE, Access, Instr
 from knapper.isa.errors import IsaError
 from knapper.isa.generate import instruction
 from knapper.isa.modifiers import (
@@ -42,6 +24,20 @@ from knapper.isa.modifiers import (
     Scalar,
     Shuffle,
     Width,
+)
+from knapper.isa.operands import (
+    READ,
+    WRITE,
+    Guard,
+    Label,
+    Pred,
+    Reg,
+    Signed,
+    Src,
+    Unsigned,
+    UReg,
+    bits,
+    misplaced,
 )
 
 # --- encoding -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from knapper.isa import instructions as i
 from knapper.isa import lanes
-from knapper.isa.core import Guard, Instr, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.lanes import TYPES, LaneType
 from knapper.isa.modifiers import (
     SR,
@@ -32,6 +32,7 @@ from knapper.isa.modifiers import (
     Vote,
     Width,
 )
+from knapper.isa.operands import Guard, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.runtime.session import EngineName, Session
 

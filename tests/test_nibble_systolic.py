@@ -25,10 +25,11 @@ from systolic_programs import (
 )
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Instr, Reg, Signed, Src, Unsigned
+from knapper.isa.core import Instr
 from knapper.isa.errors import KnapperError
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Beside, Nibble, Pair, Space, Start
+from knapper.isa.operands import Extent, Reg, Signed, Src, Unsigned
 from knapper.isa.systolic import Array
 from knapper.runtime.energy import cost
 from knapper.runtime.timing.commands import work

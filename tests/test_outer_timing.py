@@ -15,10 +15,11 @@ from sparse_programs import spwmma
 from timing_cases import random_case
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Guard, Instr, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import UsageError
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Half, Width
+from knapper.isa.operands import Extent, Guard, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import Kernel, Launch
 from knapper.isa.systolic import Array
 from knapper.runtime.counters import NO_GAPS, Counts, counters

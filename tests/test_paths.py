@@ -17,9 +17,10 @@ from random_programs import Writer, numbers
 from knapper.compiler.driver import compile_graph
 from knapper.compiler.ir import Graph
 from knapper.isa import instructions as i
-from knapper.isa.core import Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Cmp, Direction, IntType, Trans, Width
+from knapper.isa.operands import Guard, Label, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE, Kernel, Launch, Port, Program
 from knapper.runtime import paths
 from knapper.runtime.counters import Counts

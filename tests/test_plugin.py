@@ -161,7 +161,8 @@ def test_a_second_plugin_of_the_same_names_is_refused_and_leaves_no_trace(tmp_pa
 
 
 INSTRUCTION = """
-from knapper.isa.core import Instr, Reg, bits
+from knapper.isa.core import Instr
+from knapper.isa.operands import Reg, bits
 class {name}(Instr, opcode={opcode}, unit="alu"):
     '''Nothing.'''
     d: Reg = bits(26, 19)
@@ -177,7 +178,7 @@ class {name}(Instr, opcode={opcode}, unit="alu"):
         ),
         (
             INSTRUCTION.format(name="FADD", opcode="0x301"),
-            "FADD: opcode 0x301 or name already taken at line 3",
+            "FADD: opcode 0x301 or name already taken at line 4",
         ),
         (
             "from knapper.compiler.ir import op\n@op\ndef Relu(x): return x",

@@ -11,7 +11,7 @@ from thread_programs import Threads
 from knapper.compiler.codegen.builder import PT
 from knapper.compiler.codegen.scalar import SCALAR, f32
 from knapper.compiler.ir import Array
-from knapper.isa.core import Src
+from knapper.isa.operands import Src
 
 X = np.linspace(-6, 6, 256).astype(np.float32).reshape(32, 8)
 EXACT: dict[str, tuple[dict[str, Any], Any]] = {

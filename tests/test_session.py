@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import KnapperError, Problems, UsageError
 from knapper.isa.modifiers import SR, Bits32, Cmp, Direction, FloatType, Half, IntType, Width
+from knapper.isa.operands import Guard, Label, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import ALIGN, BASE, Kernel, Launch, Port, Program
 from knapper.runtime.decode import decode
 from knapper.runtime.session import EngineName, Session

@@ -20,9 +20,9 @@ from knapper.compiler.sparsity.fits import fits
 from knapper.compiler.sparsity.tilewise import cut, tiles
 from knapper.isa import instructions as I
 from knapper.isa import sparse24, tensor
-from knapper.isa.core import Reg, Unsigned
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Half
+from knapper.isa.operands import Reg, Unsigned
 from knapper.runtime.session import Session
 
 DTYPES = {Half.F16: np.float16, Half.BF16: ml_dtypes.bfloat16}

@@ -36,9 +36,10 @@ from systolic_programs import (
 )
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Instr, Reg, Signed, Unsigned
+from knapper.isa.core import Instr
 from knapper.isa.lanes import F16, F32
 from knapper.isa.modifiers import Element, Half, Start, Trans, Width
+from knapper.isa.operands import Reg, Signed, Unsigned
 
 
 def product(o: Operands, type: Element, units: int, start: Start) -> list[Instr]:

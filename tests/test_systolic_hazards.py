@@ -38,9 +38,10 @@ from systolic_programs import (
 )
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned
+from knapper.isa.core import Instr
 from knapper.isa.errors import KnapperError
 from knapper.isa.modifiers import SR, Cmp, IntType, Start, Width
+from knapper.isa.operands import Guard, Label, Pred, Reg, Signed, Src, Unsigned
 from knapper.isa.systolic import QUEUE
 
 P0 = Pred(0)

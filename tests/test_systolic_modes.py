@@ -31,10 +31,11 @@ from systolic_programs import (
 
 from knapper.isa import asm, generate, image
 from knapper.isa import instructions as i
-from knapper.isa.core import Instr, Label, Reg, Src
+from knapper.isa.core import Instr
 from knapper.isa.errors import IsaError, KnapperError
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import FloatType, Half, IntType, Mode
+from knapper.isa.operands import Label, Reg, Src
 from knapper.isa.program import Kernel, Launch, Program
 from knapper.isa.systolic import MOST
 from knapper.isa.verify import code_problems, problems, verify

@@ -9,8 +9,8 @@ from bare_warp import LANE, Bare
 
 from knapper.isa import instructions as I
 from knapper.isa import tensor
-from knapper.isa.core import Reg, Signed, Unsigned, UReg
 from knapper.isa.modifiers import Half, Trans
+from knapper.isa.operands import Reg, Signed, Unsigned, UReg
 
 
 def exact_fma(a, b, c):

@@ -24,10 +24,11 @@ from timing_cases import (
 
 from knapper.isa import instructions as i
 from knapper.isa import program as isa
-from knapper.isa.core import Extent, Guard, Instr, Label, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import MachineFault
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Element, FloatType, Half, Space, Start, Width
+from knapper.isa.operands import Extent, Guard, Label, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import Kernel, Launch
 from knapper.isa.systolic import Array
 from knapper.runtime.counters import NO_GAPS, Counts, counters

@@ -13,9 +13,10 @@ from timing_cases import Case, Program, accesses, agrees, jumps_alike, path, ran
 from knapper.compiler.driver import compile_graph
 from knapper.compiler.ir import Graph
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Instr, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.machine import Machine, known
 from knapper.isa.modifiers import Element, Space, Start, Width
+from knapper.isa.operands import Extent, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import Kernel
 from knapper.runtime.counters import Counts, counters
 from knapper.runtime.decode import decode

@@ -43,7 +43,7 @@ from vector_programs import (
 )
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Instr, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import KnapperError
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import (
@@ -55,6 +55,7 @@ from knapper.isa.modifiers import (
     Start,
     Width,
 )
+from knapper.isa.operands import Extent, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE
 from knapper.isa.vector_memory import ConvDesc
 from knapper.runtime.session import Session

@@ -41,7 +41,7 @@ from vector_programs import (
 
 from knapper.isa import asm, generate, image
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import KnapperError
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import (
@@ -52,6 +52,7 @@ from knapper.isa.modifiers import (
     IntType,
     Width,
 )
+from knapper.isa.operands import Extent, Guard, Label, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE, Operand
 from knapper.isa.vector_memory import ConvDesc
 from knapper.isa.verify import code_problems, verify

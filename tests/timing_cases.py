@@ -12,7 +12,7 @@ import numpy as np
 from scoreboard import Memory, Scoreboard, Step
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Guard, Instr, Label, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import (
     SR,
@@ -35,6 +35,7 @@ from knapper.isa.modifiers import (
     Width,
 )
 from knapper.isa.modifiers import Memory as Place
+from knapper.isa.operands import Extent, Guard, Label, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import Kernel, Launch
 from knapper.isa.systolic import Array
 from knapper.runtime.counters import Counts, counters

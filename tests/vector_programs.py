@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from knapper.isa import instructions as i
-from knapper.isa.core import Extent, Guard, Instr, Pred, Reg, Signed, Src, Unsigned, UReg
+from knapper.isa.core import Instr
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import (
     SR,
@@ -17,6 +17,7 @@ from knapper.isa.modifiers import (
     Start,
     Width,
 )
+from knapper.isa.operands import Extent, Guard, Pred, Reg, Signed, Src, Unsigned, UReg
 from knapper.isa.program import BASE, Kernel, Launch, Operand, Port, Program
 from knapper.isa.vector_memory import ConvDesc
 from knapper.runtime.budget import LIMIT

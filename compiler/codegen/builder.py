@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
-from knapper.isa.core import SIMD, Guard, Instr, Label, Src
+from knapper.isa.core import SIMD, Instr
 from knapper.isa.errors import CompileError
 from knapper.isa.machine import Machine
+from knapper.isa.operands import Guard, Label, Src
 from knapper.isa.program import Kernel
 from knapper.isa.systolic import WORD
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Self, cast
 
-from knapper.isa.core import Extent, Guard, Instr, Label, Modifier, Pred, Reg, Src, UReg
+from knapper.isa.core import Instr
 from knapper.isa.errors import CompileError
+from knapper.isa.operands import Extent, Guard, Label, Modifier, Pred, Reg, Src, UReg
 
 VECTOR, UNIFORM, PREDICATE = range(3)
 FILES = {Reg: VECTOR, UReg: UNIFORM, Pred: PREDICATE, Guard: PREDICATE}

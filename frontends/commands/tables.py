@@ -212,7 +212,7 @@ def isa(a: argparse.Namespace) -> None:
 
 
 def _field(name: str, kind: Any, b: Any) -> tuple[str, str, str, str, str]:
-    from knapper.isa.core import Modifier
+    from knapper.isa.operands import Modifier
 
     values = " ".join(map(str, kind)) if issubclass(kind, Modifier) else ""
     return name, f"{b.hi}:{b.lo}", kind.__name__, b.use, values

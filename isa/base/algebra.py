@@ -6,9 +6,9 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from ..core import Reg, Src
 from ..lanes import U16, U32, LaneType, Value, bitcast, convert, maximum, minimum, shl, shr
 from ..modifiers import Cmp, Logic, MinMax
+from ..operands import Reg, Src
 
 COMPARE: dict[Cmp, Callable[[Value, Value], Value]] = {
     Cmp.EQ: operator.eq,

@@ -30,9 +30,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core import READ, WRITE, Convergence, Instr, Label, Reg, Unsigned, UReg, bits
+from ..core import Instr
 from ..lanes import U32, constant
 from ..modifiers import SR, UNIFORM_SR, Bits32
+from ..operands import READ, WRITE, Convergence, Label, Reg, Unsigned, UReg, bits
 from .algebra import by_width
 
 

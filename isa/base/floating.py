@@ -6,9 +6,10 @@ import operator
 from typing import Any
 
 from .. import functions
-from ..core import READ, WRITE, Instr, Pred, Reg, Src, bits, by_type
+from ..core import Instr, by_type
 from ..lanes import U16, U32, ceil, convert, floor, fma, rint, shl, trunc
 from ..modifiers import Cmp, FloatType, Fn, Half, MinMax, Rounding, Scalar
+from ..operands import READ, WRITE, Pred, Reg, Src, bits
 from .algebra import compare, extreme, packed
 
 INTEGRAL = {Rounding.RN: rint, Rounding.RM: floor, Rounding.RP: ceil, Rounding.RZ: trunc}

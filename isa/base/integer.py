@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core import READ, WRITE, Guard, Instr, Pred, Reg, Src, bits, by_type
+from ..core import Instr, by_type
 from ..lanes import U32, brev, clz, idiv, irem, mulhi, popc, select, shl, shr
 from ..modifiers import Bits32, Cmp, Direction, IntType, Logic, MinMax
+from ..operands import READ, WRITE, Guard, Pred, Reg, Src, bits
 from .algebra import by_width, compare, extreme, logic
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core import READ, WRITE, Instr, Reg, Signed, UReg, bits
+from ..core import Instr
 from ..lanes import S32, S64, U32, U64, Value, bitcast, convert
 from ..modifiers import STORES, Width
+from ..operands import READ, WRITE, Reg, Signed, UReg, bits
 from .algebra import by_access, nth
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core import READ, WRITE, Instr, Pred, Reg, Src, UReg, bits
+from ..core import Instr
 from ..lanes import S32, U32, idiv, irem, shl, shr
 from ..modifiers import Bits32, Cmp, Direction, IntType, Logic, MinMax
+from ..operands import READ, WRITE, Pred, Reg, Src, UReg, bits
 from .algebra import by_width, compare, extreme, logic
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core import READ, WRITE, Guard, Instr, Pred, Reg, Src, Unsigned, bits
+from ..core import Instr
 from ..lanes import U32, Value, select
 from ..modifiers import Shuffle, Vote
+from ..operands import READ, WRITE, Guard, Pred, Reg, Src, Unsigned, bits
 
 SEGMENTS = tuple(map(Unsigned, (1, 2, 4, 8, 16, 32)))
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from knapper.isa.core import Guard, Instr, Pred, Reg, Src, UReg
+from knapper.isa.core import Instr
 from knapper.isa.lanes import B1, F64, U32, U64, LaneType, Value
+from knapper.isa.operands import Guard, Pred, Reg, Src, UReg
 
 from ..decode import RECORD, ROW, Variant
 from ..faults import READS, WRITES, Kind

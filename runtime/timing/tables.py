@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knapper.isa.core import READ, SYSTOLIC, Guard, Instr, Pred, Reg, Src, UReg
+from knapper.isa.core import SYSTOLIC, Instr
 from knapper.isa.instructions import IM2COL_PUSH, MODE
 from knapper.isa.lanes import LANES
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import EACH
+from knapper.isa.operands import READ, Guard, Pred, Reg, Src, UReg
 from knapper.isa.program import Kernel
 from knapper.isa.verify import modes
 

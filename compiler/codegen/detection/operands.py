@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from knapper.isa.core import Reg
 from knapper.isa.instructions import LDG, MOV, STG
 from knapper.isa.modifiers import Scalar, Width
+from knapper.isa.operands import Reg
 
 from ...ir import Node
 from ..builder import RZ, KernelBuilder, VPred, VReg, VUReg

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
-from knapper.isa.core import Convergence
 from knapper.isa.instructions import (
     BRA,
     BSSY,
@@ -36,6 +35,7 @@ from knapper.isa.instructions import (
 )
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, FloatType, Logic, MinMax, Rounding, Scalar, Width
+from knapper.isa.operands import Convergence
 
 from ...ops.detection import HALF
 from ...ops.shapes import channel_axis, spatial_axes

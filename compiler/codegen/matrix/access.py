@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from knapper.isa.core import Guard
 from knapper.isa.instructions import (
     IADD,
     ISETP,
@@ -30,6 +29,7 @@ from knapper.isa.instructions import (
     USHF,
 )
 from knapper.isa.modifiers import Bits32, Cmp, Direction, Logic, Width
+from knapper.isa.operands import Guard
 
 from ...ir import Array
 from ..builder import PT, KernelBuilder, VPred, VReg, VUReg

@@ -19,11 +19,12 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from knapper.isa.core import Instr, Modifier
+from knapper.isa.core import Instr
 from knapper.isa.formats import FORMATS
 from knapper.isa.instructions import ILSMA, ILSMA_N, ISMA_LDB, ISMA_LDB_N
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import Beside, Nibble, Pair
+from knapper.isa.operands import Modifier
 
 from ... import narrow
 from ...ir import DTYPES, Array, Attr, Type

@@ -24,7 +24,7 @@ from itertools import pairwise
 from math import gcd
 from typing import Any, ClassVar, Self
 
-from knapper.isa.core import SIMD, SYSTOLIC, Instr, Modifier
+from knapper.isa.core import SIMD, SYSTOLIC, Instr
 from knapper.isa.instructions import (
     BAR,
     BRA,
@@ -38,6 +38,7 @@ from knapper.isa.instructions import (
 )
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Cmp, Element, Mode, Space, Start, Width
+from knapper.isa.operands import Modifier
 from knapper.isa.systolic import ARRAY, LANES, MOST
 from knapper.isa.systolic import Array as Units
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from knapper.isa.core import Convergence
 from knapper.isa.errors import CompileError
 from knapper.isa.instructions import (
     BAR,
@@ -34,6 +33,7 @@ from knapper.isa.instructions import (
 )
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, IntType
+from knapper.isa.operands import Convergence
 from knapper.isa.program import Kernel
 
 from ..builder import VLabel

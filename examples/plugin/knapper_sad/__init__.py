@@ -23,7 +23,7 @@ from knapper.compiler.codegen.generator import Emitted, Group, Lowered, Options,
 from knapper.compiler.ir import Array, Graph, Type, op, require
 from knapper.compiler.passes import Pass
 from knapper.compiler.rewrite import P, Var, Writer, rewrite
-from knapper.isa.core import READ, WRITE, Instr, Reg, Src, bits
+from knapper.isa.core import Instr
 from knapper.isa.instructions import (
     BRA,
     EXIT,
@@ -43,6 +43,7 @@ from knapper.isa.instructions import (
 from knapper.isa.lanes import U32, select, shr
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Cmp, IntType, Width
+from knapper.isa.operands import READ, WRITE, Reg, Src, bits
 from knapper.isa.program import Kernel
 
 S32 = IntType.S32
