@@ -186,7 +186,7 @@ class {name}(Instr, opcode={opcode}, unit="alu"):
         ),
         (
             INSTRUCTION.format(name="LOST", opcode="0x302") + "1 / 0",
-            "ZeroDivisionError: division by zero at line 6",
+            "ZeroDivisionError: division by zero at line 7",
         ),
         ("def", r"SyntaxError: invalid syntax"),
         (
