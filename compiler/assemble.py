@@ -134,6 +134,7 @@ def assemble(plan: Plan, made: Made, meta: Mapping[str, str]) -> Program:
         objects=tuple(rodata.objects),
         arena_bytes=peak([*plan.buffers.values(), *scratch.values()]),
         meta=dict(meta),
+        state=tuple(plan.graph.state.items()),
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from knapper import __version__
 from knapper.isa import files, image
+from knapper.isa.errors import raise_all
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 
@@ -28,11 +29,12 @@ from .assemble import assemble
 from .cache import KernelCache, folder
 from .groups import is_view
 from .idle import idle_units
-from .ir import Array, Graph
+from .ir import Array, Graph, state_problems
 from .lower import Report, lower
 from .passes import Pass
 from .passes.aquant import AQuant
 from .passes.quantize import Quantize
+from .passes.state import State
 from .plan import Plan
 from .plugins import sources
 from .quantization.ranges import Ranges
@@ -64,6 +66,8 @@ class Options:
     """What calibration has seen, for passes `quantize` that have no file of ranges."""
     samples: Sequence[Mapping[str, Array]] | None = None
     """Inputs of the network, for passes `aquant` that have no file of samples."""
+    state: Mapping[str, str] = field(default_factory=dict)
+    """Input → the output that is its next value: the network keeps it on the machine from run to run."""
 
 
 def compile_graph(
@@ -77,20 +81,30 @@ def compile_graph(
     meta: Mapping[str, str] | None = None,
     cache: Path | None = None,
     hooks: Sequence[pipelines.Hook] = (),
+    state: Mapping[str, str] | None = None,
 ) -> Program:
     """A network for a machine.
 
     Errors: those of the passes (E3xx), E410 for nodes that no generator serves, all at once, E4xx of the generators.
     """
-    options = Options(pipeline, precision, forced or {}, meta or {}, cache, hooks, machine)
+    options = Options(
+        pipeline, precision, forced or {}, meta or {}, cache, hooks, machine, state=state or {}
+    )
     return finish(optimize(graph, options, dump), machine, options, dump)
 
 
 def optimize(graph: Graph, options: Options = Options(), dump: Dump | None = None) -> Graph:
-    """Level 1: the passes, verified one by one. The result says where it is from, beside what `options.meta` says."""
-    graph = graph.with_(meta=_origin(graph, options))
+    """Level 1: the passes, verified one by one. The result says where it is from, beside what `options.meta` says.
+
+    States get their places at the end. IRError E104 for a state that is none.
+    """
+    graph = graph.with_(meta=_origin(graph, options), state={**graph.state, **options.state})
+    raise_all(state_problems(graph, graph.types()))
     hooks = [*options.hooks, *([_Tell(dump)] if dump else [])]
-    return pipelines.run(graph, passes(options), hooks)
+    wanted = passes(options)
+    if graph.state and [p.name for p in wanted if p.name in ("fuse", "state")] == ["fuse"]:
+        wanted = (*wanted, *_on((State(),), options.machine))
+    return pipelines.run(graph, wanted, hooks)
 
 
 def finish(
@@ -180,12 +194,12 @@ def is_fused(graph: Graph) -> bool:
 def passes(options: Options) -> tuple[Pass, ...]:
     """The passes that the options ask for."""
     text = options.pipeline
-    machine = options.machine
     found = pipelines.preset(options.precision) if text is None else pipelines.parse(text)
-    found = tuple(_with_data(p, options) for p in found)
-    if machine is None:
-        return found
-    return tuple(p.on(machine) for p in found)
+    return _on(tuple(_with_data(p, options) for p in found), options.machine)
+
+
+def _on(found: tuple[Pass, ...], machine: Machine | None) -> tuple[Pass, ...]:
+    return found if machine is None else tuple(p.on(machine) for p in found)
 
 
 def _with_data(p: Pass, options: Options) -> Pass:

@@ -3,13 +3,15 @@
 A node's `group` names its launch. Nodes without one must be views: they move no data, so their result is the same memory
 as their operand, its *root*:
 
+The new value of a state is made in the memory of the old one, its *home*, behind all that read the old one (`passes/state.py`).
+
     conv0 ──► %y [1,64,7,7] ──► Reshape ──► %z [1,3136] ──► matmul0        root of %z is %y, one buffer serves both
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from knapper.isa.errors import CompileError, raise_all
 
@@ -30,6 +32,13 @@ def roots(graph: Graph) -> dict[str, str]:
         if is_view(n):
             root[n.outputs[0]] = root[n.inputs[0]]
     return root
+
+
+def homes(graph: Graph) -> dict[str, str]:
+    """Value → the value whose buffer it lies in: its root, or for the new value of a state the old one."""
+    root = roots(graph)
+    home = {root[graph.outputs[present]]: past for past, present in graph.state.items()}
+    return {v: home.get(r, r) for v, r in root.items()}
 
 
 def known(graph: Graph) -> dict[str, Array]:
@@ -56,7 +65,24 @@ def groups(graph: Graph) -> tuple[Group, ...]:
     found = {
         name: _group(name, nodes, types, constants, outside) for name, nodes in members.items()
     }
-    return _ordered({name: g for name, g in found.items() if g.outputs}, roots(graph))
+    found = {name: g for name, g in found.items() if g.outputs}
+    return _ordered(found, roots(graph), overwriting(graph, found))
+
+
+def overwriting(graph: Graph, found: Mapping[str, Group]) -> dict[str, set[str]]:
+    """Name of a group that overwrites a state → those that read its old value, and so come first."""
+    root = roots(graph)
+    maker = {v: name for name, g in found.items() for v in g.outputs}
+    readers: dict[str, set[str]] = {}
+    for name, g in found.items():
+        for v in g.inputs:
+            readers.setdefault(root[v], set()).add(name)
+    waits: dict[str, set[str]] = {}
+    for past, present in graph.state.items():
+        writer = maker.get(root[graph.outputs[present]])
+        if writer is not None:
+            waits.setdefault(writer, set()).update(readers.get(past, set()) - {writer})
+    return waits
 
 
 def _ungrouped(graph: Graph) -> Iterator[CompileError]:
@@ -97,12 +123,15 @@ def _group(
     )
 
 
-def _ordered(found: dict[str, Group], root: dict[str, str]) -> tuple[Group, ...]:
-    """Topological order, first come first served among the ready ones."""
+def _ordered(
+    found: dict[str, Group], root: dict[str, str], more: Mapping[str, set[str]]
+) -> tuple[Group, ...]:
+    """Topological order, first come first served among the ready ones; a group waits for `more` than what it reads."""
     rank = {name: i for i, name in enumerate(found)}
     maker = {v: name for name, g in found.items() for v in g.outputs}
     waits = {
-        name: {maker[root[v]] for v in g.inputs if root[v] in maker} for name, g in found.items()
+        name: {maker[root[v]] for v in g.inputs if root[v] in maker} | more.get(name, set())
+        for name, g in found.items()
     }
     followers: dict[str, list[str]] = {}
     for name, before in waits.items():

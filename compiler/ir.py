@@ -204,6 +204,8 @@ class Graph:
     meta: Mapping[str, str] = field(default_factory=dict)
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     """Where the zeros of a constant are. Who writes other content under its name drops it; `Writer` does."""
+    state: Mapping[str, str] = field(default_factory=dict)
+    """Input → the output that is its next value: on the machine both are one place, which lives as long as the session."""
 
     def types(self) -> dict[str, Type]:
         """Every value's type."""
@@ -257,6 +259,7 @@ class Graph:
             and list(mine) == list(its)
             and all(same(mine[k], its[k]) for k in mine)
             and dict(self.encodings) == dict(other.encodings)
+            and dict(self.state) == dict(other.state)
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds dicts and arrays
@@ -294,6 +297,28 @@ def _problems(g: Graph, places: Mapping[str, str]) -> Iterator[KnapperError]:
             yield IRError("E102", f"output {name!r} is {known[v]}", hint=hint)
     if g.encodings:
         yield from _encoding_problems(g, places)
+    yield from state_problems(g, known)
+
+
+def state_problems(g: Graph, types: Mapping[str, Type]) -> Iterator[IRError]:
+    """States that are no input and output of one type, and outputs that are the next value of two inputs."""
+    given = list(g.state.values())
+    for past, present in g.state.items():
+        where = f"state {past}={present}"
+        if past not in g.inputs or present not in g.outputs:
+            kind, name, known = (
+                ("output", present, [*g.outputs])
+                if past in g.inputs
+                else ("input", past, [*g.inputs])
+            )
+            hint = f"there are {', '.join(known)}" if known else ""
+            yield IRError("E104", f"the network has no {kind} {name!r}", where=where, hint=hint)
+        elif given.count(present) > 1:
+            yield IRError("E104", f"{present} is the next value of two inputs", where=where)
+        elif g.outputs[present] in types and types[g.outputs[present]] != g.inputs[past]:
+            made = types[g.outputs[present]]
+            problem = f"the input is {g.inputs[past]}, the output {made}: a state has one type"
+            yield IRError("E104", problem, where=where)
 
 
 def _encoding_problems(g: Graph, places: Mapping[str, str]) -> Iterator[IRError]:

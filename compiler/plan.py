@@ -23,7 +23,8 @@ from knapper.isa.verify import MODES
 
 from .codegen.generator import GENERATORS, Generator, Group, Options, modes_of
 from .codegen.generator import MODES as OPTION
-from .groups import groups, known, roots
+from .codegen.update import UPDATE
+from .groups import groups, homes, known, overwriting, roots
 from .ir import DTYPES, Array, Graph, Type
 from .link import crossings
 from .memory import Buffer, collisions, lower_bound, peak, place
@@ -73,7 +74,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A scheduled network. `buffers` are keyed by root value; constants are not in them."""
+    """A scheduled network. `buffers` are keyed by home: a root value, the old one of a state; constants are not in them."""
 
     graph: Graph
     machine: Machine
@@ -98,8 +99,13 @@ class Plan:
 
     @cached_property
     def roots(self) -> dict[str, str]:
-        """Value → the value whose memory it is."""
+        """Value → the value whose content it has."""
         return roots(self.graph)
+
+    @cached_property
+    def homes(self) -> dict[str, str]:
+        """Value → the value whose memory it lies in."""
+        return homes(self.graph)
 
     @cached_property
     def known(self) -> dict[str, Array]:
@@ -114,7 +120,7 @@ class Plan:
 
     def buffer(self, value: str) -> Buffer | None:
         """Where a value lies in the arena; None for constants."""
-        return self.buffers.get(self.roots[value])
+        return self.buffers.get(self.homes[value])
 
     def cycles(self, step: Step) -> float:
         """Predicted cycles of a launch."""
@@ -173,6 +179,29 @@ class Plan:
                 yield IRError(
                     "E111", f"no launch writes output {name!r} (%{v})", where=self.graph.name
                 )
+        yield from self._state_problems()
+
+    def _state_problems(self) -> Iterator[KnapperError]:
+        """Old values of states that are read once the new ones are there, or while another kernel than an update writes them."""
+        given = {s.name: s.group for s in self.steps}
+        place = {name: i for i, name in enumerate(given)}
+        kinds = {s.name: s.kind for s in self.steps}
+        pass_ = "the pass state, behind fuse, sees to it"
+        for writer, before in overwriting(self.graph, given).items():
+            for reader in sorted(before):
+                if place[reader] > place[writer]:
+                    why = f"reads a state's old value, which {writer} has overwritten"
+                    yield IRError("E111", why, where=f"launch {reader}", hint=pass_)
+        for past, present in self.graph.state.items():
+            made = self.roots[self.graph.outputs[present]]
+            for name, g in given.items():
+                reads = any(self.roots[v] == past for v in g.inputs)
+                if made in g.outputs and reads and kinds[name] != UPDATE:
+                    why = f"reads %{past} while it overwrites it"
+                    yield IRError("E111", why, where=f"launch {name}", hint=pass_)
+            if made != past and made in {*self.graph.inputs, *self.known}:
+                why = f"no launch makes %{made}, the state's new value"
+                yield IRError("E111", why, where=f"state {past}={present}", hint=pass_)
 
     def _memory_problems(self) -> Iterator[KnapperError]:
         wanted = {b.name: b for b in lifetimes(self.graph, [s.group for s in self.steps])}
@@ -214,14 +243,14 @@ class Plan:
     def _load(self, arena: Array, value: str, t: Type) -> Array:
         if value in self.known:
             return self.known[value]
-        b = self.buffers[self.roots[value]]
+        b = self.buffers[self.homes[value]]
         raw: Array = arena[b.offset : b.offset + t.dense.bytes].copy()
         return np.reshape(raw.view(DTYPES[t.dtype]), t.shape)
 
     def _store(self, arena: Array, value: str, t: Type, data: Array) -> None:
         if Type.of(data) != t.dense:
             raise IRError("E111", f"%{value} is {t}, got {Type.of(data)}", where=self.graph.name)
-        b = self.buffers[self.roots[value]]
+        b = self.buffers[self.homes[value]]
         flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         arena[b.offset : b.offset + flat.size] = flat
 
@@ -268,7 +297,7 @@ def _at(problem: KnapperError, places: Mapping[str, str]) -> KnapperError:
 
 def lifetimes(graph: Graph, launched: list[Group]) -> list[Buffer]:
     """The buffers that the launches need, unplaced. Inputs and outputs of the network keep their place from first to last."""
-    root, types, constants = roots(graph), graph.types(), known(graph)
+    root, types, constants = homes(graph), graph.types(), known(graph)
     end = len(launched)
     life: dict[str, tuple[int, int]] = dict.fromkeys(graph.inputs, (0, end))
     for i, group in enumerate(launched):

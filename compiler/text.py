@@ -70,6 +70,7 @@ def show(g: Graph) -> str:
         *(f"  const {name(v)}: {g.constant_type(v)} = {_content(a)}" for v, a in g.constants.items()),
         *(f"  {show_node(n)}" for n in g.nodes),
         f"  return {outputs}".rstrip(),
+        *(f"  state {name(past)} = {name(present)}" for past, present in g.state.items()),
         "}\n",
     ])  # fmt: skip
 
@@ -200,7 +201,7 @@ def parse(text: str, where: str = "<text>", blobs: Mapping[str, Array] = {}) -> 
     line, column and the line itself; E102 for a wrong graph, with the place of each wrong node.
     """
     source = _Source(text, where)
-    symbol, inputs, body, outputs = source.read("graph")
+    symbol, inputs, body, outputs, states = source.read("graph")
     typed = [x for x in body if isinstance(x[1], Type)]
     constants = [(x[0], source.constant(x, blobs)) for x in typed]
     g = Graph(
@@ -211,6 +212,7 @@ def parse(text: str, where: str = "<text>", blobs: Mapping[str, Array] = {}) -> 
         source.unique(constants),
         provenance(text, "graph"),
         {_plain(v): t.encoding for v, t, _ in typed if t.encoding},
+        source.unique([(past, _plain(present)) for past, present in states]),
     )
     return g.verify({_plain(x[0]): source.place(x[0]) for x in body})
 
@@ -295,12 +297,12 @@ class _Actions:
     def graph(self, read: list[Any]) -> list[Any]:
         return read
 
-    inputs = outputs = body = results = graph
+    inputs = outputs = states = body = results = graph
 
     def pair(self, read: list[Any]) -> tuple[Any, ...]:
         return tuple(read)
 
-    input = const = result = attr = items = step = pair
+    input = const = result = attr = items = step = state = pair
 
     def output(self, read: list[Any]) -> tuple[Token, str]:
         value, name = read

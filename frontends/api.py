@@ -51,12 +51,16 @@ class Image:
         """Write the ELF file."""
         files.write(path, elf.write(self.program))
 
-    @cached_property
     def session(self) -> Session:
-        """The emulator with this program loaded."""
+        """A new emulator with this program loaded, which keeps the network's states from run to run: `with image.session() as s: …`."""
         from knapper.runtime.session import Session
 
         return Session(self.program)
+
+    @cached_property
+    def default_session(self) -> Session:
+        """The session that `run` uses."""
+        return self.session()
 
     def run(
         self,
@@ -69,6 +73,8 @@ class Image:
     ) -> Result:
         """Execute on the emulator: `result.outputs` by name, `result.stats` with every counter.
 
+        States begin as zeros each time, unless an input sets them; `session` keeps them.
+
         Args:
             inputs: an array for each network input, of its exact shape and dtype.
             engine: "fast", or "reference" (the specification, in plain Python).
@@ -78,7 +84,9 @@ class Image:
 
         Raises UsageError E720 to E722 for inputs that do not fit, MachineFault if the program does something illegal.
         """
-        return self.session.run(inputs, engine=engine, checked=checked, work=limit, timing=timing)
+        return self.default_session.once(
+            inputs, engine=engine, checked=checked, work=limit, timing=timing
+        )
 
 
 def compile(
@@ -93,6 +101,7 @@ def compile(
     example_inputs: Example | None = None,
     quantize: str | None = None,
     calibration: Source | Calibration | Ranges | None = None,
+    state: Mapping[str, str] | None = None,
 ) -> Image:
     """Compile an ONNX or PyTorch model for a target.
 
@@ -114,6 +123,8 @@ def compile(
         calibration: what the network shall be observed on, for the ranges of activations: an object with `get_next()`, as
             onnxruntime's calibrators read, an iterable of dicts, a dict of arrays, a file, a folder; a `Calibration`, which says more;
             or ranges that are known. Alone it means quantize="i8".
+        state: input name → output name of the same type: the output is the input's next value, which a session keeps on the device
+            from run to run, stored as `precision` says. A scatter into it (a KV cache) writes in place.
 
     Raises KnapperError with everything that is wrong, one line each.
     """
@@ -141,6 +152,7 @@ def compile(
         precision,
         meta=origin(model if isinstance(model, str | Path) else read_as),
         machine=machine,
+        state=state or {},
     )
     if quantize or calibration is not None:
         options = _quantizing(options, read, quantize, calibration)

@@ -37,6 +37,14 @@ def importing(p: Any) -> None:
     )  # fmt: skip
 
 
+def keeping(p: Any) -> None:
+    """What a network keeps from run to run."""
+    p.add_argument(
+        "--state", action="append", default=[], metavar="INPUT=OUTPUT",
+        help="the output is the input's next value, kept on the device from run to run",
+    )  # fmt: skip
+
+
 def running(p: Any) -> None:
     """The options of every command that runs."""
     p.add_argument("--engine", choices=("fast", "reference"), default="fast", help="default: fast")

@@ -27,6 +27,7 @@ from .arguments import (
     images,
     importing,
     jump,
+    keeping,
     observing,
     quantizing,
     running,
@@ -182,6 +183,7 @@ def _compile(commands: Any) -> None:
         "model", nargs="?", metavar="MODEL", help="an .onnx file, or a .pt2 file of PyTorch"
     )
     compiling(p)
+    keeping(p)
     q = p.add_argument_group("quantization")
     quantizing(q)
     images(q, "train")
@@ -258,6 +260,7 @@ def _check(commands: Any) -> None:
         help="of max |y-r| / max |r|; default: 1e-4 for fp32, 3e-2 else",
     )
     compiling(p)
+    keeping(p)
     running(p)
     as_json(p)
 

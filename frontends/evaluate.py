@@ -25,6 +25,7 @@ from knapper.runtime.budget import EngineName
 from .api import Image
 from .dataset import Data
 from .feed import Feed, Pixels
+from .inputs import needed
 from .workers import Stopped, spread
 
 Values = Mapping[str, Array]
@@ -59,20 +60,20 @@ class Emulated:
 
     @property
     def inputs(self) -> Mapping[str, Type]:
-        return {p.name: Type(p.dtype, p.shape) for p in self.image.program.inputs}
+        return {p.name: Type(p.dtype, p.shape) for p in needed(self.image.program)}
 
     @property
     def outputs(self) -> Sequence[str]:
         return [p.name for p in self.image.program.outputs]
 
     def open(self, stop: threading.Event) -> Run:
-        session = Image(self.image.program).session
+        session = self.image.session()
 
         def tick(done: float, total: int, what: str) -> None:
             if stop.is_set():
                 raise Stopped
 
-        return lambda x: session.run(x, engine=self.engine, threads=1, progress=tick).outputs
+        return lambda x: session.once(x, engine=self.engine, threads=1, progress=tick).outputs
 
 
 class InOnnxruntime:

@@ -11,7 +11,7 @@ import numpy as np
 
 from knapper.compiler.ir import DTYPES, Array
 from knapper.isa.errors import UsageError
-from knapper.isa.program import Port
+from knapper.isa.program import Port, Program
 
 from . import files
 
@@ -34,6 +34,12 @@ def gather(ports: Sequence[Port], options: Iterable[str]) -> dict[str, Array]:
         found = given | found
         later.insert(0, option)
     return found
+
+
+def needed(program: Program) -> list[Port]:
+    """The inputs that a run must be given: states begin as zeros."""
+    kept = {past for past, _ in program.state}
+    return [p for p in program.inputs if p.name not in kept]
 
 
 def show(p: Port) -> str:

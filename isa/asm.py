@@ -1,12 +1,13 @@
 """A program as text: what `knapper dis` prints and `knapper asm` reads. Assembling a disassembly gives the same image bytes.
 
-    .version 1.1
+    .version 1.2
     .digest #52b9…                      // of the text: an image made of a changed one says so
     .target volta-8tc #1f0c…            // the whole description is in the blob of that hash; without one: by name
     .arena 4096
     .rodata 512                         // bytes; what no object covers is zero
     .object conv.weight 0x10000000 512 #9ab3…
     .input x f32[1, 3, 8, 8] 0x10000200
+    .state past present                 // an input and an output that are one place, which keeps what it has from run to run
 
     .kernel conv_0
     .block 128 1 1
@@ -119,6 +120,7 @@ class _Reader:
         self.pieces: list[tuple[int, int, int, str]] = []
         self.objects: list[Object] = []
         self.ports: dict[str, list[Port]] = {".input": [], ".output": []}
+        self.state: list[tuple[str, str]] = []
         self.kernels: list[_Kernel] = []
         self.launches: list[_Launch] = []
 
@@ -209,6 +211,9 @@ class _Reader:
     def on_port(self, kind: str, name: str, dtype: str, *numbers: int) -> None:
         self.ports[kind].append(Port(name, dtype, numbers[:-1], numbers[-1]))
 
+    def on_state(self, past: str, present: str) -> None:
+        self.state.append((past, present))
+
     # kernels
 
     def on_kernel(self, name: str) -> None:
@@ -284,6 +289,7 @@ class _Reader:
             objects=tuple(self.objects),
             arena_bytes=self.arena_bytes,
             meta=self.meta,
+            state=tuple(self.state),
         )
         raise_all(verify.problems(program, self.where))
         return program

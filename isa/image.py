@@ -2,7 +2,7 @@
 
     .note.knapper      VERSION  format major, minor and ISA version
                        CHECKSUM CRC-32 of the whole file, its own four bytes taken as zero
-                       PROGRAM  JSON: the whole resolved target and its hash, inputs, outputs, provenance
+                       PROGRAM  JSON: the whole resolved target and its hash, inputs, outputs, states, provenance
     .rodata            weights, in their encoded form, at BASE
     .arena             NOBITS: where inputs, outputs and scratch will be
     .text.<kernel>     128-bit instructions; addresses count from 0 in each kernel, instruction memory is a space of its own
@@ -35,8 +35,9 @@ from .errors import IsaError, KnapperError, Problems
 from .machine import Machine, digest
 from .program import ALIGN, BASE, Kernel, Launch, Object, Offload, Operand, Port, Program
 
-FORMAT = (1, 2)
-"""Major and minor of the file format. 1.1: vector memory and arrays of their own in the description. 1.2: a kernel's accumulators."""
+FORMAT = (1, 3)
+"""Major and minor of the file format. 1.1: vector memory and arrays of their own in the description. 1.2: a kernel's accumulators.
+1.3: states."""
 ISA = (1, 0)
 """Major and minor of the instruction set: ENCODINGS.txt."""
 OWNER = b"knapper"
@@ -104,6 +105,7 @@ def _notes(program: Program) -> bytes:
         "inputs": [_port_record(p) for p in program.inputs],
         "outputs": [_port_record(p) for p in program.outputs],
         "meta": program.meta,
+        **({"state": program.state} if program.state else {}),
     }
     version = struct.pack("<4I", *FORMAT, *ISA)
     parts = ((VERSION, version), (CHECKSUM, bytes(4)), (PROGRAM, _canonical(record)))
@@ -215,6 +217,7 @@ def _read(data: memoryview) -> Program:
         objects=tuple(Object(s.name, s.value, s.size) for s in symbols if s.kind == elf.OBJECT),
         arena_bytes=arena.bytes,
         meta=_meta(record),
+        state=_state(record),
     )
     if (rodata.address, arena.address) != (BASE, program.arena_address):
         raise IsaError(
@@ -372,6 +375,13 @@ def _meta(record: Mapping[str, Any]) -> dict[str, str]:
     if not all(isinstance(v, str) for v in meta.values()):
         raise IsaError("E522", "meta: expected text only")
     return meta
+
+
+def _state(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    pairs = _list(record, "state", list, "the program note") if "state" in record else ()
+    if not all([type(name) for name in p] == [str, str] for p in pairs):
+        raise IsaError("E522", "state: expected pairs of an input's and an output's name")
+    return tuple((past, present) for past, present in pairs)
 
 
 def _records(sections: Sequence[Section], name: str) -> list[dict[str, Any]]:

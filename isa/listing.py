@@ -15,8 +15,8 @@ from .program import BASE, Kernel, Launch, Program
 
 DIGEST = ".digest"
 """The directive that has the hash of the text as it was printed."""
-VERSION = (1, 1)
-"""Major and minor of the text format."""
+VERSION = (1, 2)
+"""Major and minor of the text format. 1.2: states."""
 COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//.*')
 """A quoted name, which is kept, or a comment."""
 BARE = re.compile(r"/?[A-Za-z_][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)*")
@@ -91,6 +91,7 @@ def _head(p: Program, blob: Callable[[bytes | memoryview], str]) -> Iterator[str
         yield from (
             f".{kind} {quote(x.name)} {x.dtype}{list(x.shape)} {x.address:#x}" for x in ports
         )
+    yield from (f".state {quote(past)} {quote(present)}" for past, present in p.state)
 
 
 def _gaps(p: Program) -> Iterator[tuple[int, int]]:

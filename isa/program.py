@@ -5,6 +5,8 @@ Device memory is one flat space. Addresses start at `BASE`, so that null is neve
 
     BASE ─ rodata ─┬─ arena (inputs, outputs, scratch; `arena_bytes`) ─┐
 
+An input and an output at one address may be a state (`Program.state`): a cache that grows, the hidden vector of a recurrent network.
+
 All sizes are fixed. `rows` has what becomes of outputs whose number of rows the data decides.
 """
 
@@ -166,6 +168,8 @@ class Program:
     arena_bytes: int = 0
     meta: Mapping[str, str] = field(default_factory=dict)
     """Provenance: pipeline text, model hash, knapper version, precision."""
+    state: tuple[tuple[str, str], ...] = ()
+    """Inputs and outputs that are one place in memory: what a run leaves there, the next one finds."""
 
     @property
     def arena_address(self) -> int:

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 
 from .core import MODES as MODES
@@ -79,6 +81,7 @@ def _program(p: Program, machine: Machine) -> Iterator[str]:
         )
         yield from _twice(kind, (port.name for port in ports))
     yield from _companions({port.name: port for port in p.outputs})
+    yield from _states(p)
 
 
 def _kernel(name: str, k: Kernel, machine: Machine) -> Iterator[str]:
@@ -163,6 +166,24 @@ def _companions(outputs: Mapping[str, Port]) -> Iterator[str]:
         rows = outputs.get(name + ROWS)
         if rows is not None and (not port.shape or (rows.dtype, rows.shape) != ("i64", ())):
             yield f"output {rows.name}: is {rows.dtype}{list(rows.shape)}, expected one i64 that counts rows"
+
+
+def _states(p: Program) -> Iterator[str]:
+    """Each is one place, seen as an input and as an output; no two share a byte."""
+    inputs, outputs = ({port.name: port for port in ports} for ports in (p.inputs, p.outputs))
+    yield from _twice("state", (name for pair in p.state for name in pair))
+    places: list[tuple[int, int, str]] = []
+    for past, present in p.state:
+        a, b = inputs.get(past), outputs.get(present)
+        if a is None or b is None:
+            yield f"state {past}: there is no {f'input {past!r}' if a is None else f'output {present!r}'}"
+        elif replace(b, name=past) != a:
+            yield f"state {past}: output {present} is another place, or of another type"
+        elif a.dtype in DTYPES:
+            places.append((a.address, a.address + a.count * DTYPES[a.dtype], past))
+    for (_, end, one), (start, _, other) in pairwise(sorted(places)):
+        if start < end:
+            yield f"state {other}: it overlaps state {one}"
 
 
 def _port(p: Program, port: Port, start: int) -> Iterator[str]:

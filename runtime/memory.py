@@ -42,11 +42,13 @@ def require(size: int, what: str) -> None:
 class Memory:
     """Global memory of a program: `data[address - BASE]`, writable from `BASE + writable` on.
 
-    `written` marks the bytes that hold something (weights, inputs, what kernels stored): reading another is a fault in
-    the checked engines.
+    `kept` are the places of the program's states, which `clear` leaves alone. `written` marks the bytes that hold something
+    (weights, inputs, states, what kernels stored): reading another is a fault in the checked engines.
     """
 
     def __init__(self, program: Program) -> None:
+        kept = {past for past, _ in program.state}
+        self.kept = tuple(port for port in program.inputs if port.name in kept)
         self.writable = program.arena_address - BASE
         size = self.writable + program.arena_bytes
         require(2 * size + 2 * size // SECTOR, f"emulating the network's {size:,} bytes of memory")
@@ -56,11 +58,25 @@ class Memory:
             raise MachineFault("E612", f"{size:,} bytes of memory are not to be had") from None
         self.data[: len(program.rodata)] = np.frombuffer(program.rodata, np.uint8)
         self.written[: len(program.rodata)] = True
+        self.reset()
 
     def clear(self) -> None:
-        """Forget what an earlier run left in the arena."""
-        self.data[self.writable :] = 0
-        self.written[self.writable :] = False
+        """Forget what an earlier run left in the arena, but for the states."""
+        at = self.writable
+        for keep in sorted(map(self._bytes, self.kept), key=lambda s: s.start):
+            self._forget(slice(at, keep.start))
+            at = keep.stop
+        self._forget(slice(at, len(self.data)))
+
+    def reset(self) -> None:
+        """Make the states zero, as they are at the beginning."""
+        for where in map(self._bytes, self.kept):
+            self.data[where] = 0
+            self.written[where] = True
+
+    def _forget(self, where: slice) -> None:
+        self.data[where] = 0
+        self.written[where] = False
 
     def _bytes(self, port: Port) -> slice:
         start = port.address - BASE

@@ -1,17 +1,24 @@
 """Run a program: inputs in, launches in order, outputs and counts out.
 
-result = Session(program).run({"x": x})
-result.outputs["y"], result.stats.to_dict()
+    result = Session(program).run({"x": x})
+    result.outputs["y"], result.stats.to_dict()
+
+A program may have states, pairs of an input and an output that are one place in memory. A session keeps what is there from run to
+run, on the device; no run copies it in or out:
+
+    with Session(program) as session:
+        for result in session.run_many({"token": t} for t in prompt): ...      # "past" begins as zeros
+        session.state["past"]                                                  # a copy of what is there now
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import Lock
-from typing import TYPE_CHECKING, Any, get_args
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
@@ -49,8 +56,33 @@ class Result:
         return f"Result({', '.join(shown)}; {self.stats!r})"
 
 
+class Kept(Mapping[str, Array]):
+    """A session's states by the input's name; each is read from the device when it is asked for."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __getitem__(self, name: str) -> Array:
+        return self._session.read({p.name: p for p in self._session.memory.kept}[name])
+
+    def __contains__(self, name: object) -> bool:
+        return any(p.name == name for p in self._session.memory.kept)
+
+    def __iter__(self) -> Iterator[str]:
+        return (p.name for p in self._session.memory.kept)
+
+    def __len__(self) -> int:
+        return len(self._session.memory.kept)
+
+    def __repr__(self) -> str:
+        return f"Kept({', '.join(f'{p.name}: {spell(p)}' for p in self._session.memory.kept)})"
+
+
 class Session:
-    """A loaded program: its memory, and what was compiled to run it, live as long as the session."""
+    """A loaded program: its memory, and what was compiled to run it, live as long as the session.
+
+    Use it in `with`, or `close` it: its threads end.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -58,7 +90,7 @@ class Session:
         self._engines: dict[tuple[Any, ...], Engine] = {}
         self._meter: Meter | None = None
         self._running = (
-            Lock()
+            RLock()
         )  # a session has one memory: runs from several threads wait for each other
 
     def run(
@@ -75,13 +107,17 @@ class Session:
     ) -> Result:
         """Run all launches on the inputs.
 
+        States need none: each has what the last run left, or zeros at first; an input given for one sets it. They are not among the
+        result's outputs: `state` reads them.
+
         `checked` makes the fast engine look for races, reads of what was never written, and accesses that a launch does not
         declare; the reference engine always does. `limit` bounds the instructions of one warp in one launch, `work` the warp
         instructions of the whole run (None: `WORK` of the engine). `timing` adds cycles and energy; without `jump` it simulates every
         cycle of a steady state, to the same end. UsageError names everything that is wrong with the inputs; MachineFault tells
         where the machine stopped.
         """
-        raise_all(input_problems(self.program.inputs, inputs))
+        kept = {past for past, _ in self.program.state}
+        raise_all(input_problems(self.program.inputs, inputs, kept))
         if engine not in get_args(EngineName):
             known = " and ".join(get_args(EngineName))
             raise UsageError("E723", f"no engine is called {engine!r}", hint=f"there are {known}")
@@ -116,7 +152,8 @@ class Session:
         runner = self.engine(engine, checked, threads, limit, compiling)
         self.memory.clear()
         for port in self.program.inputs:
-            self.memory.put(port, inputs[port.name])
+            if port.name in inputs:
+                self.memory.put(port, inputs[port.name])
         metering = self.metering(jump, tell) if timing else None
         counts = list[LaunchStats]()
         for i, launch in enumerate(self.program.launches):
@@ -133,10 +170,44 @@ class Session:
             counts.append(made)
         if metering:  # afterwards: in turns, each would find its code and data evicted
             counts = [replace(s, measured=metering.launch(s.launch, s.counts)) for s in counts]
-        outputs = trimmed({port.name: self.memory.get(port) for port in self.program.outputs})
+        kept = {present for _, present in self.program.state}
+        results = [port for port in self.program.outputs if port.name not in kept]
+        outputs = trimmed({port.name: self.memory.get(port) for port in results})
         provenance = self.provenance(inputs, engine, checked)
         clock = self.machine.clock_hz if timing else 0
         return Result(outputs, Stats(self.target, tuple(counts), provenance, clock))
+
+    def once(self, inputs: Mapping[str, Array], **how: Any) -> Result:
+        """A run that begins with every state zero, as a function of its inputs: the states are among the result's outputs."""
+        with self._running:
+            self.memory.reset()
+            result = self.run(inputs, **how)
+            kept = {present: past for past, present in self.program.state}
+            read = {
+                p.name: self.memory.get(p) if p.name in kept else result.outputs[p.name]
+                for p in self.program.outputs
+                if p.name in kept or p.name in result.outputs
+            }
+        return replace(result, outputs=read)
+
+    def run_many(self, many: Iterable[Mapping[str, Array]], **how: Any) -> Iterator[Result]:
+        """A result for each set of inputs, computed when it is asked for; `how` is as for `run`."""
+        return (self.run(inputs, **how) for inputs in many)
+
+    @property
+    def state(self) -> Mapping[str, Array]:
+        """The states by the input's name. Reading one copies it from the device."""
+        return Kept(self)
+
+    def read(self, port: Port) -> Array:
+        """A copy of what is at a port, between two runs."""
+        with self._running:
+            return self.memory.get(port)
+
+    def reset(self) -> None:
+        """Make every state zero again."""
+        with self._running:
+            self.memory.reset()
 
     @cached_property
     def machine(self) -> Machine:
@@ -218,8 +289,14 @@ class Session:
             notice=compiling,
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the engines' threads."""
+        """End the engines' threads; another run would start them again."""
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
@@ -239,14 +316,18 @@ class Session:
         }
 
 
-def input_problems(ports: tuple[Port, ...], inputs: Mapping[str, Array]) -> Iterator[UsageError]:
-    """Everything that is wrong with a set of inputs."""
+def input_problems(
+    ports: tuple[Port, ...], inputs: Mapping[str, Array], kept: Container[str] = ()
+) -> Iterator[UsageError]:
+    """Everything that is wrong with a set of inputs; those that are `kept` may be missing."""
     names = [p.name for p in ports]
     expected = f"the network has {', '.join(f'{p.name}: {spell(p)}' for p in ports) or 'no inputs'}"
     for name in sorted(set(inputs) - set(names)):
         yield UsageError("E720", f"there is no input {name!r}", hint=expected)
     for port in ports:
         if port.name not in inputs:
+            if port.name in kept:
+                continue
             yield UsageError("E720", f"input {port.name!r} is missing", hint=expected)
             continue
         value = np.asarray(inputs[port.name])

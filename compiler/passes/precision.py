@@ -12,6 +12,7 @@ it is (and `fuse` finds again: the Casts move no boundary).
   * A launch that only moves elements works on the stored type itself.
   * Network inputs and outputs keep the model's types: what a launch reads of an input, or what it
     makes for outputs only, is not rounded at all. Nor are the boxes and scores of a detector.
+  * A state is no input and no output: it stays on the machine, in the stored type.
   * What is kept from zero by less than the stored type has, Clip(1e-12) or + 1e-8, stays float32 in
     memory: rounded to 0 it would be divided by.
   * float64, integers and bool are not touched. A product in f16 or bf16 (a model in that type) gets
@@ -40,6 +41,8 @@ from .base import Pass
 
 TYPES = {"fp16": "f16", "bf16": "bf16", "fp32": "f32"}
 MOVERS = (INJECTIVE | MOVES) - {"Trilu"}
+WRITERS = {"ScatterElements", "ScatterND"}
+"""Ops that move elements unless they combine them with others."""
 COPIES = MOVERS | {"GatherElements", "GatherND"}
 POSITIONS = {"NonMaxSuppression": range(4), "RoiAlign": range(1, 2)}
 """Op → operands that are coordinates in an image, or are compared with others: f16 has no quarter of a pixel beyond 512."""
@@ -70,6 +73,8 @@ class _Precision(Writer):
     def __init__(self, g: Graph, narrow: str) -> None:
         super().__init__(g)
         self.narrow, self.old_types = narrow, self.old.types()
+        self.states = {v for v in g.state if g.inputs[v].dtype == "f32"}
+        self._types |= {v: replace(g.inputs[v], dtype=narrow) for v in self.states}
         self.inside: dict[str, str] = {}
         self.stored = {v: v for v in (*g.inputs, *self.constants)}
         self.launch = {
@@ -97,14 +102,16 @@ class _Precision(Writer):
 
     def _kept(self) -> set[str]:
         """Values that only network outputs and positions read, through views and copies or not: they are stored as they are."""
-        outputs, kept, positions = set(self.old.outputs.values()), set[str](), set[str]()
+        kept, positions = set[str](), set[str]()
+        states = {self.old.outputs[present] for present in self.old.state.values()}
+        outputs = set(self.old.outputs.values()) - states
         users = self.old.users()
         for n in reversed(self.old.nodes):
             for v in n.outputs:
                 seen = users.get(v, [])
                 exact = [self._position(u, v, positions) for u in seen]
                 views = [self._is_view(u) and u.outputs[0] in kept for u in seen]
-                if all(map(or_, exact, views)) and (seen or v in outputs):
+                if all(map(or_, exact, views)) and (seen or v in outputs) and v not in states:
                     kept.add(v)
                     positions.update([v] if any(exact) else [])
         return kept
@@ -142,7 +149,7 @@ class _Precision(Writer):
 
     def _unrounded(self) -> set[str]:
         """Values that are stored in the model's type: inputs, what is seen through views, `kept`."""
-        found = {*self.old.inputs, *self.kept}
+        found = {*self.old.inputs, *self.kept} - self.states
         for n in self.old.nodes:
             if self._is_view(n) and n.inputs[0] in found:
                 found.add(n.outputs[0])
@@ -160,6 +167,8 @@ class _Precision(Writer):
         return {k for k, ns in nodes.items() if all(map(self._moves, ns))}
 
     def _moves(self, n: Node) -> bool:
+        if n.op in WRITERS and n.attr("reduction") == "none":
+            return self.unrounded.isdisjoint((n.inputs[0], *n.outputs))
         return n.op in MOVERS and self.unrounded.isdisjoint((*n.inputs, *n.outputs))
 
     # --- nodes
@@ -248,10 +257,14 @@ class _Precision(Writer):
     def finish(self) -> Graph:
         """Outputs in the model's types, constants in row-major order."""
         self.at = Node("", (), ("output",), ())
+        kept = {self.old.state[past] for past in self.states}
         outputs = {
-            name: self._cast(self.stored[v], self.old_types[v].dtype)
+            name: self._cast(
+                self.stored[v], self.narrow if name in kept else self.old_types[v].dtype
+            )
             for name, v in self.old.outputs.items()
         }
         g = self.graph(outputs)
+        inputs = {v: self._types[v] for v in g.inputs}
         constants = {v: np.asarray(a, order="C") for v, a in g.constants.items()}
-        return replace(g, constants=constants)
+        return replace(g, inputs=inputs, constants=constants)

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +18,7 @@ from .. import files
 from ..origin import origin
 from ..progress import Progress
 from ..tables import plural
-from .options import TARGET, consts, quantize, refuse_samples, request, shapes
+from .options import TARGET, consts, quantize, refuse_samples, request, shapes, states
 
 if TYPE_CHECKING:
     from knapper.compiler.driver import Dump, Options
@@ -71,9 +72,9 @@ def compile_model(a: argparse.Namespace) -> None:
 
 QUANTIZING = ("quantize", "calib", "ranges")
 IDLE: Mapping[str, tuple[str, ...]] = {
-    ".ir": ("shape", "const", *QUANTIZING),
-    ".plan": ("precision", "pipeline", "shape", "const", *QUANTIZING),
-    ".s": ("target", "precision", "pipeline", "shape", "const", "dump_dir", *QUANTIZING),
+    ".ir": ("shape", "const", "state", *QUANTIZING),
+    ".plan": ("precision", "pipeline", "shape", "const", "state", *QUANTIZING),
+    ".s": ("target", "precision", "pipeline", "shape", "const", "state", "dump_dir", *QUANTIZING),
 }
 """The options that have nothing to decide any more, by what `--from` starts with."""
 
@@ -111,7 +112,7 @@ def _level(a: argparse.Namespace, machine: Machine) -> Level:
     """The level that --emit asks for, from the model or from the level that --from gives."""
     from knapper.compiler import driver, plan_text
 
-    options = how(a, a.model, machine, a.images or "")
+    options = replace(how(a, a.model, machine, a.images or ""), state=states(a.state))
     dump = driver.Files(files.make_folder(a.dump_dir)) if a.dump_dir else None
     ending = Path(a.source).suffix if a.source else ""
     if ending == ".s":

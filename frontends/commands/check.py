@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from knapper.compiler.ir import OPS, Array, Graph, evaluate
+from knapper.compiler.ir import DTYPES, OPS, Array, Graph, evaluate
 from knapper.isa.errors import KnapperError, raise_all
 
 from ..api import Image
 from ..compare import EXACT, as_table, difference, differences, failures
-from ..inputs import gather
+from ..inputs import gather, needed
 from ..onnx.rows import OP as CHOOSES
 from ..oracle import Oracle
 from .build import read_model, refuse_both
 from .execute import run
-from .options import TARGET, consts
+from .options import TARGET, consts, states
 
 
 def check_model(a: argparse.Namespace) -> None:
@@ -40,16 +40,31 @@ def check_model(a: argparse.Namespace) -> None:
     graph = read_model(a)
     levels: dict[str, Any] = {}
     precision = a.precision or "fp16"
-    image = Image(driver.compile_graph(graph, machine, a.pipeline, precision, levels.__setitem__))
-    arrays = gather(image.program.inputs, a.input or ["random:0"])
-    feed = {**consts(a.const), **arrays}
-    result = run(image, arrays, a)
+    state = states(a.state)
+    image = Image(
+        driver.compile_graph(
+            graph, machine, a.pipeline, precision, levels.__setitem__, state=state
+        )
+    )
+    arrays = gather(needed(image.program), a.input or ["random:0"])
+    feed = {**consts(a.const), **_begun(graph, state, arrays)}
+    made = run(image, arrays, a).outputs
+    made |= {v: made[v].astype(DTYPES[graph.types()[graph.outputs[v]].dtype]) for v in state.values()}
     expected = Oracle(a.model).run(feed)
-    if problems := _compared(result.outputs, expected, a):
+    if problems := _compared(made, expected, a):
         fused = [level for level in levels.values() if isinstance(level, Graph)][-1]
         reason = first_divergence(Path(a.model), graph, fused, feed)
         problems[-1] = KnapperError("E706", problems[-1].message, where=a.model, hint=reason)
     raise_all(problems)
+
+
+def _begun(
+    graph: Graph, state: Mapping[str, str], arrays: Mapping[str, Array]
+) -> dict[str, Array]:
+    """What the model is fed: states as the model stores them, which begin as zeros."""
+    types = {past: graph.inputs[past] for past in state}
+    begun = {v: np.zeros(t.shape, DTYPES[t.dtype]) for v, t in types.items()}
+    return begun | {v: a.astype(begun[v].dtype) if v in begun else a for v, a in arrays.items()}
 
 
 def _compared(

@@ -16,7 +16,7 @@ from knapper.isa.errors import UsageError
 
 from .. import files
 from ..api import Image, load
-from ..inputs import gather, show
+from ..inputs import gather, needed, show
 from ..progress import Progress
 from ..tables import plural, size, table
 from ..warm import timing_core
@@ -37,12 +37,12 @@ def run_image(a: argparse.Namespace) -> None:
     for written in filter(None, (a.output, a.stats, a.record)):
         files.check_place(written)
     image = load(a.image)
-    if image.program.inputs and not a.input:
-        wanted = ", ".join(f"{p.name} {show(p)}" for p in image.program.inputs)
+    if (ports := needed(image.program)) and not a.input:
+        wanted = ", ".join(f"{p.name} {show(p)}" for p in ports)
         hint = "--input random:0, --input NAME=FILE.npy or --input FILE.npz"
         raise UsageError("E701", f"no inputs given; the network takes {wanted}", hint=hint)
-    image.session  # noqa: B018  memory is asked for before inputs are made up to fill it
-    arrays = gather(image.program.inputs, a.input)
+    image.default_session  # noqa: B018  memory is asked for before inputs are made up to fill it
+    arrays = gather(ports, a.input)
     if not a.no_timing:
         timing_core()
     started = time.perf_counter()
@@ -68,7 +68,7 @@ def run_image(a: argparse.Namespace) -> None:
 def run(image: Image, arrays: dict[str, Array], a: argparse.Namespace, **timing: Any) -> Result:
     """Run with a progress line on a terminal; `timing` and `jump` as a session takes them."""
     with Progress("running", quiet=a.quiet > 0) as progress:
-        return image.session.run(arrays, **how(a), **timing, progress=progress)
+        return image.default_session.once(arrays, **how(a), **timing, progress=progress)
 
 
 def how(a: argparse.Namespace) -> dict[str, Any]:

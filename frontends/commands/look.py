@@ -39,6 +39,7 @@ def facts(p: Program) -> dict[str, Any]:
             {"name": o.name, "dtype": o.dtype, "shape": o.shape, "address": o.address}
             for o in p.outputs
         ],
+        "state": dict(p.state),
         "kernels": [_kernel_facts(p, name) for name in p.kernels],
         "launches": [
             {"kernel": n.kernel, "grid": n.grid, "nodes": n.nodes, "macs": n.macs}
@@ -67,6 +68,7 @@ def _kernel_facts(p: Program, name: str) -> dict[str, Any]:
 def _sections(p: Program) -> list[tuple[str, str]]:
     ports = [("in", i.name, show(i), hex(i.address)) for i in p.inputs]
     ports += [("out", o.name, show(o), hex(o.address)) for o in p.outputs]
+    ports += [("state", f"{past} = {present}", "", "") for past, present in p.state]
     kernels = [tuple(_kernel_facts(p, name).values()) for name in p.kernels]
     launches = [
         (i, n.kernel, "x".join(map(str, n.grid)), n.macs, ", ".join(dict.fromkeys(n.nodes)))

@@ -70,6 +70,20 @@ def _number(text: str) -> bool | int | float:
     raise UsageError("E704", f"--const: {text!r} is not a number, true, false or an .npy file")
 
 
+def states(options: Sequence[str]) -> dict[str, str]:
+    """`--state past=present`; UsageError E704 for an input that is given twice.
+
+    >>> states(["past=present", "h0=hn"])
+    {'past': 'present', 'h0': 'hn'}
+    """
+    found: dict[str, str] = {}
+    for past, present in (pair("--state", o) for o in options):
+        if past in found:
+            raise UsageError("E704", f"--state {past}={present}: {past} is {found[past]} already")
+        found[past] = present
+    return found
+
+
 def pair(option: str, text: str) -> tuple[str, str]:
     """NAME=VALUE; names may hold anything but `=`."""
     name, equals, value = text.partition("=")

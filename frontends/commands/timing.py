@@ -11,7 +11,7 @@ from knapper.isa.machine import Machine
 
 from .. import files
 from ..api import load
-from ..inputs import gather
+from ..inputs import gather, needed
 from ..progress import Progress
 from ..tables import table
 from ..warm import timing_core
@@ -61,10 +61,10 @@ def read(a: argparse.Namespace) -> Record:
         timing_core()
         return record
     image = load(a.file)
-    arrays = gather(image.program.inputs, a.input or ["random:0"])
+    arrays = gather(needed(image.program), a.input or ["random:0"])
     timing_core()
     with Progress("running", quiet=a.quiet > 0) as progress:
-        result = image.session.run(arrays, timing=True, jump=not a.no_jump, progress=progress)
+        result = image.default_session.once(arrays, timing=True, jump=not a.no_jump, progress=progress)
     return Record.of(image.program, result.stats)
 
 

@@ -117,7 +117,7 @@ def _classify(
             progress(i, len(images), "")
             x = {"image": batch(pixels)}
             started = time.perf_counter()
-            result = image.session.run(x, **how(a))
+            result = image.default_session.run(x, **how(a))
             seconds = min(seconds, time.perf_counter() - started)
             ours.append(result.outputs["scores"][0])
             theirs.append(oracle.run(x)["scores"][0])
