@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from typing import Any
+
+from .tables import FORMATS
 
 
 def compiling(p: Any) -> None:
@@ -68,6 +71,23 @@ def running(p: Any) -> None:
 def as_json(p: Any) -> None:
     """Whether a command prints JSON."""
     p.add_argument("--json", action="store_true", help="print JSON")
+
+
+class _Format(argparse.Action):
+    """--format json is --json."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, *_: Any) -> None:
+        namespace.format, namespace.json = value, value == "json"
+
+
+def as_table(p: Any) -> None:
+    """How a command prints its tables: `tables.show` does."""
+    one = p.add_mutually_exclusive_group()
+    one.add_argument(
+        "--format", action=_Format, choices=FORMATS, default="table", metavar="FORMAT",
+        help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
+    )  # fmt: skip
+    as_json(one)
 
 
 def jump(p: Any) -> None:

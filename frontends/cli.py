@@ -23,6 +23,7 @@ from knapper.isa.errors import KnapperError, Problems, UsageError
 
 from .arguments import (
     as_json,
+    as_table,
     compiling,
     images,
     importing,
@@ -214,12 +215,16 @@ def _run(commands: Any) -> None:
         help="NAME=FILE.npy, FILE.npz or random:SEED; may be repeated",
     )  # fmt: skip
     p.add_argument("-o", "--output", metavar="OUT.npz", help="write the outputs, by name")
-    p.add_argument("--stats", metavar="FILE.json", help="write every counter")
+    p.add_argument(
+        "--stats",
+        metavar="FILE",
+        help="write every counter: .json; a row a launch: .csv, .md, .tex",
+    )
     p.add_argument("--record", metavar="FILE.npz", help="write what `knapper time` needs")
     p.add_argument("--no-timing", action="store_true", help="values and counters only")
     jump(p)
     running(p)
-    as_json(p)
+    as_table(p)
 
 
 def _time(commands: Any) -> None:
@@ -241,7 +246,7 @@ def _time(commands: Any) -> None:
         "--input", action="append", default=[], metavar="SPEC", help="of an image, as for `run` (random:0)"
     )  # fmt: skip
     jump(p)
-    as_json(p)
+    as_table(p)
 
 
 def _check(commands: Any) -> None:
@@ -249,7 +254,6 @@ def _check(commands: Any) -> None:
         commands, "check", "commands.check:check_model", "compile, run, and compare with onnxruntime",
         "If they differ, the model's nodes are compared one by one, and the first that differs is named.",
     )  # fmt: skip
-    p.add_argument("model", metavar="MODEL", help="an .onnx file, or a .pt2 file of PyTorch")
     p.add_argument(
         "--input", action="append", default=[], metavar="SPEC", help="as for `run` (random:0)"
     )
@@ -319,7 +323,7 @@ def _calibrate(commands: Any) -> None:
     p.add_argument("-o", "--output", metavar="FILE.json", help="default: MODEL with .ranges.json")
     importing(p)
     workers(p)
-    as_json(p)
+    as_table(p)
 
 
 def _dis(commands: Any) -> None:
@@ -344,7 +348,7 @@ def _inspect(commands: Any) -> None:
         "what an image holds: kernels, launches, memory",
     )
     p.add_argument("image", metavar="IMAGE")
-    as_json(p)
+    as_table(p)
 
 
 def _prune(commands: Any) -> None:
@@ -385,8 +389,8 @@ def _prune(commands: Any) -> None:
         "--masks", dest="masks_out", metavar="FILE.json", help="write the masks, for training code"
     )
     p.add_argument("-o", "--output", metavar="FILE.onnx", help="write the pruned model")
-    p.set_defaults(shape=[], const=[])
-    as_json(p)
+    importing(p)
+    as_table(p)
 
 
 def _conformance(commands: Any) -> None:
@@ -406,19 +410,19 @@ def _conformance(commands: Any) -> None:
         "--pipeline", metavar="TEXT", help="passes; fp16,place{kind=systolic} to choose (fp32)"
     )
     p.add_argument("--markdown", metavar="FILE", help="write the page of the documentation, too")
-    as_json(p)
+    as_table(p)
 
 
 def _ops(commands: Any) -> None:
     p = _command(commands, "ops", "commands.tables:ops", "the operators of the graph")
     p.add_argument("name", nargs="?", metavar="OP", help="all about one")
-    as_json(p)
+    as_table(p)
 
 
 def _passes(commands: Any) -> None:
     p = _command(commands, "passes", "commands.tables:passes", "the passes and pipelines")
     p.add_argument("name", nargs="?", metavar="PASS", help="all about one")
-    as_json(p)
+    as_table(p)
 
 
 def _targets(commands: Any) -> None:
@@ -429,19 +433,19 @@ def _targets(commands: Any) -> None:
         "the machines, and where their numbers are from",
     )
     p.add_argument("name", nargs="?", metavar="NAME|FILE.toml", help="every number of one")
-    as_json(p)
+    as_table(p)
 
 
 def _isa(commands: Any) -> None:
     p = _command(commands, "isa", "commands.tables:isa", "the instruction set")
     p.add_argument("name", nargs="?", metavar="MNEMONIC", help="all about one")
-    as_json(p)
+    as_table(p)
 
 
 def _explain(commands: Any) -> None:
     p = _command(commands, "explain", "commands.tables:explain", "what an error code means")
     p.add_argument("code", nargs="?", metavar="CODE", help="default: all of them")
-    as_json(p)
+    as_table(p)
 
 
 def _reproduce(commands: Any) -> None:
@@ -459,4 +463,4 @@ def _reproduce(commands: Any) -> None:
     p.add_argument(
         "--no-interval", action="store_true", help="leave out how assumed numbers move the rows"
     )
-    as_json(p)
+    as_table(p)

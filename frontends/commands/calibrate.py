@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import files
 from ..progress import Progress
-from ..tables import plural, table
+from ..tables import Table, plural, show
 from .options import calibration, consts, shapes
 
 if TYPE_CHECKING:
@@ -42,10 +41,11 @@ def calibrate_model(a: argparse.Namespace) -> None:
         importer = Importer(a.model, shapes(a.shape), consts(a.const))
         ranges = calibrate(importer, before, replace(how, tell=progress), a.model)
     files.write(output, ranges.show())
-    if a.json:
-        print(json.dumps(facts(ranges)))
-        return
-    print(report(ranges, None if a.verbose else SHOWN))
+    shown = None if a.verbose or a.format != "table" else SHOWN
+    seen = report(ranges, shown)
+    rest = len(ranges.values) - len(seen.rows)
+    more = f"\n{rest} more; -v shows them" if rest else ""
+    show(a, lambda: facts(ranges), [seen], lambda: seen.text() + more)
     seconds = time.perf_counter() - started
     log.info("%s: %s, %.1f s", output, plural(len(ranges.values), "value"), seconds)
 
@@ -59,7 +59,7 @@ def facts(ranges: Ranges) -> dict[str, object]:
     return {"method": ranges.method, "values": values}
 
 
-def report(ranges: Ranges, most: int | None) -> str:
+def report(ranges: Ranges, most: int | None) -> Table:
     """A line a value: what was seen of it, and what its method makes of that for 8 bits."""
     from knapper.compiler.quantization.ranges import choose
     from knapper.isa.formats import FORMATS
@@ -67,9 +67,7 @@ def report(ranges: Ranges, most: int | None) -> str:
     rows = []
     for name, s in list(ranges.values.items())[:most]:
         r = choose(s, ranges.method, FORMATS["u8"])
-        rows.append(
-            (name, s.count, *(f"{x:.4g}" for x in (s.low, s.high, s.mean, s.std, r.low, r.high)))
-        )
-    head = ["value", "seen", "least", "greatest", "mean", "std", f"{ranges.method}, u8", "to"]
-    rest = len(ranges.values) - len(rows)
-    return table(rows, head) + (f"\n{rest} more; -v shows them" if rest else "")
+        spread = (s.low, s.high, s.mean, s.std, r.low, r.high)
+        rows.append((name, s.count, *map(float, spread)))
+    head = ("value", "seen", "least", "greatest", "mean", "std", f"{ranges.method}, u8", "to")
+    return Table(rows, head)

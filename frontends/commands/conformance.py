@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from knapper.isa.errors import KnapperError, UsageError, raise_all
 from knapper.isa.machine import Machine
@@ -11,7 +10,8 @@ from knapper.isa.machine import Machine
 from .. import files
 from ..conformance import VERDICTS, Case, Outcome, by_op, cases, core, outcome, summary
 from ..progress import Progress
-from ..tables import table
+from ..tables import Table
+from ..tables import show as show_tables
 from .options import TARGET
 
 COLUMNS = ("op", *VERDICTS)
@@ -45,10 +45,13 @@ def conformance(a: argparse.Namespace) -> None:
     found = measured(chosen, machine, a.pipeline or "fp32", a.quiet)
     if a.markdown:
         files.write(a.markdown, page(found).encode())
-    if a.json:
-        print(json.dumps([o.to_dict() for o in found], indent=1))
-    else:
-        show(found, a.verbose)
+    one = shown(found, a.verbose)
+    show_tables(
+        a,
+        lambda: [o.to_dict() for o in found],
+        [one],
+        lambda: f"{one.text()}\n{summary(found)}",
+    )
     raise_all(failures(found))
 
 
@@ -62,14 +65,12 @@ def measured(chosen: list[Case], machine: Machine, pipeline: str, quiet: int) ->
     return found
 
 
-def show(found: list[Outcome], verbose: int) -> None:
+def shown(found: list[Outcome], verbose: int) -> Table:
     """A line an operator; with -v or for a few cases a line a case."""
     if verbose or len(found) <= 20:
         rows = [(o.name, o.verdict, o.instructions or "", o.matrix, o.why) for o in found]
-        print(table(rows, ("case", "verdict", "instructions", "matrix", "why")))
-    else:
-        print(table([[r[c] or "" for c in COLUMNS] for r in by_op(found)], COLUMNS))
-    print(summary(found))
+        return Table(rows, ("case", "verdict", "instructions", "matrix", "why"))
+    return Table([[r[c] or "" for c in COLUMNS] for r in by_op(found)], COLUMNS)
 
 
 def page(found: list[Outcome]) -> str:

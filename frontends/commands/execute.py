@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from .. import files
 from ..api import Image, load
 from ..inputs import gather, needed, show
 from ..progress import Progress
-from ..tables import plural, size, table
+from ..tables import ENDINGS, Table, check_ending, joined, plural, size, table
+from ..tables import show as show_tables
 from ..warm import timing_core
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ def run_image(a: argparse.Namespace) -> None:
         )
     for written in filter(None, (a.output, a.stats, a.record)):
         files.check_place(written)
+    if a.stats:
+        check_ending(a.stats, (".json",))
     image = load(a.image)
     if (ports := needed(image.program)) and not a.input:
         wanted = ", ".join(f"{p.name} {show(p)}" for p in ports)
@@ -50,19 +54,31 @@ def run_image(a: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     if a.output:
         files.write(a.output, npz(result.outputs))
-    stats = result.stats.to_dict()
     if a.record:
         from knapper.runtime.timing.record import Record
 
         files.write(a.record, Record.of(image.program, result.stats).to_bytes())
     if a.stats:
-        files.write(a.stats, json.dumps(stats, indent=1) + "\n")
-    if a.json:
-        print(json.dumps(stats))
-    elif not a.quiet:
-        print(outputs_table(result.outputs))
-        print()
-        print(counts_table(result.stats, seconds))
+        files.write(a.stats, stats_file(result.stats, a.stats) + "\n")
+    if a.quiet and not a.json and a.format == "table":
+        return
+    outputs = outputs_table(result.outputs)
+    show_tables(
+        a,
+        result.stats.to_dict,
+        [outputs, totals_table(result.stats, seconds)],
+        lambda: f"{outputs.plain()}\n\n{counts_table(result.stats, seconds)}",
+    )
+
+
+def stats_file(stats: Stats, path: str) -> str:
+    """Every counter as JSON, or by the file's ending a table of the launches."""
+    format = ENDINGS.get(Path(path).suffix)
+    if format is None:
+        return json.dumps(stats.to_dict(), indent=1)
+    rows = stats.rows("launch")
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    return joined([Table([[row.get(n) for n in head] for row in rows], head)], format)
 
 
 def run(image: Image, arrays: dict[str, Array], a: argparse.Namespace, **timing: Any) -> Result:
@@ -90,11 +106,10 @@ def npz(arrays: dict[str, Array]) -> bytes:
     return data.getvalue()
 
 
-def outputs_table(outputs: dict[str, Array]) -> str:
+def outputs_table(outputs: dict[str, Array]) -> Table:
     """Name, type, and how the values are spread."""
-    return table(
-        [_summary(n, a) for n, a in outputs.items()], ["output", "type", "min", "max", "mean"]
-    )
+    rows = [_summary(n, a) for n, a in outputs.items()]
+    return Table(rows, ("output", "type", "min", "max", "mean"), "outputs")
 
 
 def _summary(name: str, a: Array) -> tuple[object, ...]:
@@ -105,8 +120,28 @@ def _summary(name: str, a: Array) -> tuple[object, ...]:
     return name, shown, float(wide.min()), float(wide.max()), float(wide.mean())
 
 
+def totals_table(stats: Stats, seconds: float) -> Table:
+    """The run's totals, a number a row."""
+    dram = stats.bytes("dram_bytes")
+    rows: list[tuple[str, object]] = [
+        ("launches", len(stats.launches)),
+        ("instructions", sum(stats.instructions.values())),
+        ("macs", stats.macs),
+        ("macs executed", stats.macs_executed),
+        ("DRAM bytes read", dram["read"]),
+        ("DRAM bytes written", dram["write"]),
+    ]
+    if stats.cycles is not None:
+        rows += [
+            ("cycles", stats.cycles),
+            (f"ms on {stats.target}", 1e3 * stats.cycles / stats.clock_hz),
+            ("energy, mJ", 1e-9 * stats.energy_pj["total"]),
+        ]
+    return Table([*rows, ("seconds on this computer", seconds)], ("counter", "value"), "totals")
+
+
 def counts_table(stats: Stats, seconds: float) -> str:
-    """The run's totals."""
+    """The run's totals, for the terminal."""
     total = sum(stats.instructions.values())
     read, written = (stats.bytes("dram_bytes")[use] for use in ("read", "write"))
     counted = sum(s.launch.macs for s in stats.launches if s.macs_executed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from knapper.isa import image as elf
@@ -11,19 +10,17 @@ from knapper.isa.program import BASE, Program
 
 from .. import files
 from ..inputs import show
-from ..tables import size, table
+from ..tables import Table, joined, size
+from ..tables import show as show_tables
 
 
 def inspect(a: argparse.Namespace) -> None:
     """`knapper inspect`."""
     data = files.read(a.image)
     program = elf.read(data, a.image)
-    if a.json:
-        print(json.dumps(facts(program), indent=1))
-        return
-    print(f"{a.image}: {size(len(data))}, for {program.target['name']}")
-    for title, text in _sections(program):
-        print(f"\n{title}\n{text}")
+    first = f"{a.image}: {size(len(data))}, for {program.target['name']}"
+    tables = _tables(program)
+    show_tables(a, lambda: facts(program), tables, lambda: f"{first}\n\n{joined(tables, 'table')}")
 
 
 def facts(p: Program) -> dict[str, Any]:
@@ -65,7 +62,7 @@ def _kernel_facts(p: Program, name: str) -> dict[str, Any]:
     }
 
 
-def _sections(p: Program) -> list[tuple[str, str]]:
+def _tables(p: Program) -> list[Table]:
     ports = [("in", i.name, show(i), hex(i.address)) for i in p.inputs]
     ports += [("out", o.name, show(o), hex(o.address)) for o in p.outputs]
     ports += [("state", f"{past} = {present}", "", "") for past, present in p.state]
@@ -79,10 +76,10 @@ def _sections(p: Program) -> list[tuple[str, str]]:
         ("arena", hex(p.arena_address), size(p.arena_bytes), "inputs, outputs, scratch"),
     ]
     return [
-        ("provenance", table(p.meta.items(), indent="  ")),
-        ("inputs and outputs", table(ports, indent="  ")),
-        ("memory", table(memory, ["", "address", "size", "holds"], "  ")),
-        ("kernels", table([(k[0], k[1], "x".join(map(str, k[2])), *k[3:]) for k in kernels],
-                          ["name", "instructions", "block", "registers", "shared", "local", "launches"], "  ")),
-        ("launches", table(launches, ["", "kernel", "grid", "macs", "nodes"], "  ")),
+        Table([*p.meta.items()], ("key", "value"), "provenance", bare=True),
+        Table(ports, ("", "name", "type", "address"), "inputs and outputs", bare=True),
+        Table(memory, ("", "address", "size", "holds"), "memory"),
+        Table([(k[0], k[1], "x".join(map(str, k[2])), *k[3:]) for k in kernels],
+              ("name", "instructions", "block", "registers", "shared", "local", "launches"), "kernels"),
+        Table(launches, ("", "kernel", "grid", "macs", "nodes"), "launches"),
     ]  # fmt: skip

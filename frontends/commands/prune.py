@@ -9,7 +9,6 @@ finds the zeros by itself.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from knapper.compiler.sparsity import sidecar
 from knapper.isa.errors import FrontendError, raise_all
 
 from .. import files
+from ..tables import Table, show
 from .build import read_model
 
 OPTIONS = ("pattern", "sparsity", "granularity", "mode", "delta", "scores", "masks", "layers")
@@ -42,10 +42,8 @@ def prune(a: argparse.Namespace) -> None:
         masks = {n: sidecar.Mask(w.matrix != 0, pruned.encodings[n]) for n, w in kept.items()}
         files.write(a.masks_out, sidecar.show(masks))
     rows = [*_rows(dense, kept)]
-    if a.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        _show(rows, {n: str(pruned.encodings[n]) for n in kept})
+    patterns = {n: str(pruned.encodings[n]) for n in kept}
+    show(a, lambda: rows, [_table(rows, patterns)], lambda: _text(rows, patterns))
 
 
 def _rows(dense: Graph, kept: Mapping[str, Weight]) -> Iterator[dict[str, Any]]:
@@ -58,22 +56,22 @@ def _rows(dense: Graph, kept: Mapping[str, Weight]) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _show(rows: list[dict[str, Any]], encodings: Mapping[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _table(rows: list[dict[str, Any]], patterns: Mapping[str, str]) -> Table:
+    head = ("weight", "K", "N", "density", "energy kept", "pattern")
+    keys = ("weight", "k", "n", "density", "energy")
+    return Table([(*(r[key] for key in keys), patterns[r["weight"]]) for r in rows], head)
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("weight", "K × N", "density", "energy kept", "pattern"):
-        table.add_column(name, justify="left" if name in ("weight", "pattern") else "right")
-    for r in rows:
-        shape = f"{r['k']} × {r['n']}"
-        table.add_row(
-            r["weight"], shape, f"{r['density']:.4f}", f"{r['energy']:.4f}", encodings[r["weight"]]
-        )
+
+def _text(rows: list[dict[str, Any]], patterns: Mapping[str, str]) -> str:
+    """The table, and what is true of all weights together."""
     size = sum(r["k"] * r["n"] for r in rows)
     density = sum(r["density"] * r["k"] * r["n"] for r in rows) / max(size, 1)
-    table.add_row("all", f"{size:,}", f"{density:.4f}", "", "")
-    Console().print(table)
+    lines = [
+        (r["weight"], f"{r['k']} × {r['n']}", f"{r['density']:.4f}", f"{r['energy']:.4f}", patterns[r["weight"]])
+        for r in rows
+    ]  # fmt: skip
+    total = ("all", f"{size:,}", f"{density:.4f}", "", "")
+    return Table([*lines, total], ("weight", "K × N", "density", "energy kept", "pattern")).text()
 
 
 def _model(path: str, pruned: Graph, kept: Mapping[str, Weight]) -> bytes:

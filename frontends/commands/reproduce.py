@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 
 from knapper.isa.errors import KnapperError, raise_all
 
-from .. import files, tables
+from .. import files
 from ..progress import Progress
 from ..reproduce import claims
 from ..reproduce.claims import Claim, Lab, Row
 from ..reproduce.report import HEAD, cells, markdown
+from ..tables import Table
+from ..tables import show as show_tables
 
 WIDTH = 120
 """Columns of a table that no terminal shows."""
@@ -26,8 +27,8 @@ def reproduce(a: argparse.Namespace) -> None:
     rows, broken = measured(chosen, Lab(), not a.no_interval, a.quiet)
     if a.markdown:
         files.write(a.markdown, markdown(rows).encode())
-    if a.json:
-        print(json.dumps([r.to_dict() for r in rows], indent=1))
+    if a.json or a.format != "table":
+        show_tables(a, lambda: [r.to_dict() for r in rows], [numbers(rows), *parts(rows)])
     else:
         show(rows)
     raise_all([*broken, *failures(rows)])
@@ -53,12 +54,36 @@ def unmeasured(c: Claim, why: KnapperError) -> KnapperError:
     return KnapperError("E708", f"no row: {why.code}: {why.where}: {why.message}", where=c.name)
 
 
+NUMBERS = ("claim", "what", "theirs", "to", "ours", "ratio", "class", "±", "result", "from", "to ")
+
+
+def numbers(rows: Sequence[Row]) -> Table:
+    """The rows for other programs: a number a cell; the last two are the interval."""
+    return Table([_numbers(r) for r in rows], NUMBERS, "rows")
+
+
+def _numbers(r: Row) -> tuple[object, ...]:
+    c = r.claim
+    name, *_, verdict, _ = cells(r)
+    ends = (r.interval.low, r.interval.high) if r.interval else (None, None)
+    return (name, c.what, *map(float, c.paper), float(r.ours), float(r.ratio), c.kind, c.tolerance, verdict, *ends)  # fmt: skip
+
+
+def parts(rows: Sequence[Row]) -> list[Table]:
+    """What rows consist of: layers, say."""
+    return [
+        Table(r.parts[1:], [str(t) for t in r.parts[0]], f"{r.claim.name}: {r.claim.what}")
+        for r in rows
+        if r.parts
+    ]
+
+
 def show(rows: Sequence[Row]) -> None:
     """A table on the terminal; a row that fails stands out."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Rich
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rich(box=None, pad_edge=False, header_style="bold")
     for name in HEAD:
         table.add_column(
             name, justify="left" if name in ("claim", "class", "") else "right", no_wrap=True
@@ -69,10 +94,8 @@ def show(rows: Sequence[Row]) -> None:
     if not console.is_terminal:
         console.width = WIDTH
     console.print(table)
-    for r in (r for r in rows if r.parts):
-        titles, *lines = r.parts
-        print(f"\n{r.claim.name}: {r.claim.what}")
-        print(tables.table(lines, [str(t) for t in titles]))
+    for part in parts(rows):
+        print(f"\n{part.title}\n{part.plain()}")
 
 
 def failures(rows: Sequence[Row]) -> Iterator[KnapperError]:

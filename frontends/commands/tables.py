@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,7 @@ from typing import Any
 
 from knapper.isa.errors import CODES, UsageError
 
-from ..tables import table
+from ..tables import Table, show, table
 
 
 def versions() -> dict[str, str]:
@@ -41,11 +40,8 @@ def _chosen(kind: str, name: str | None, known: Mapping[str, Any]) -> dict[str, 
 
 
 def _print(a: argparse.Namespace, rows: list[dict[str, Any]], shown: list[str]) -> None:
-    """Rows as JSON, or the shown columns as a table."""
-    if a.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print(table([[r[c] for c in shown] for r in rows], shown))
+    """The rows, of which tables have the shown columns."""
+    show(a, lambda: rows, [Table([[r[c] for c in shown] for r in rows], shown)])
 
 
 def first_line(doc: str | None) -> str:
@@ -76,9 +72,11 @@ def ops(a: argparse.Namespace) -> None:
     if len(rows) > 1 or a.json:
         _print(a, rows, ["op", "operands", "attributes"])
         return
-    print(table([(k, v if isinstance(v, str) else ", ".join(v)) for k, v in rows[0].items()]))
     (op,) = chosen.values()
-    print(f"\n{inspect.getdoc(op.infer)}")
+    about = [(k, v if isinstance(v, str) else ", ".join(v)) for k, v in rows[0].items()]
+    show(
+        a, list, [Table(about, ("", op.name))], lambda: f"{table(about)}\n\n{inspect.getdoc(op.infer)}"
+    )  # fmt: skip
 
 
 def _operands(parameters: Mapping[str, inspect.Parameter]) -> str:
@@ -113,21 +111,23 @@ def passes(a: argparse.Namespace) -> None:
         }
         for name, p in sorted(chosen.items())
     ]
-    if a.json:
-        print(json.dumps({"passes": rows, "presets": PRESETS}, indent=1, default=str))
-        return
+    everything = {"passes": rows, "presets": PRESETS}
     if len(chosen) == 1:
         ((name, found),) = chosen.items()
-        print(f"{name}\n\n{inspect.getdoc(found)}\n")
         options = [(n, f.type, f.default) for n, f in found.declared().items()]
-        print(table(options, ["option", "type", "default"]))
+        one = Table(options, ("option", "type", "default"))
+        about = f"{name}\n\n{inspect.getdoc(found)}\n"
+        show(a, lambda: everything, [one], lambda: f"{about}\n{one.text()}")
         return
     shown = [
         (r["pass"], ", ".join(f"{k}={v}" for k, v in r["options"].items()), r["about"])
         for r in rows
     ]
-    print(table(shown, ["pass", "options", "about"]))
-    print(f"\n{table(PRESETS.items(), ['precision', 'pipeline'])}")
+    tables = [
+        Table(shown, ("pass", "options", "about"), "passes"),
+        Table([*PRESETS.items()], ("precision", "pipeline"), "presets"),
+    ]
+    show(a, lambda: everything, tables, lambda: "\n\n".join(t.plain() for t in tables))
 
 
 # --- targets ------------------------------------------------------------------------------------------------------------
@@ -154,11 +154,9 @@ def targets(a: argparse.Namespace) -> None:
         _print(a, rows, list(rows[0]) if rows else [])
         return
     described = Machine.load(a.name)
-    if a.json:
-        print(json.dumps(described.to_dict(), indent=1))
-        return
-    print(f"{described.name}  {' '.join(described.extensions)}  {described.hash}\n")
-    print(table(_numbers(described.to_dict()), ["number", "value", "provenance", "note"]))
+    first = f"{described.name}  {' '.join(described.extensions)}  {described.hash}\n"
+    numbers = Table(_numbers(described.to_dict()), ("number", "value", "provenance", "note"))
+    show(a, described.to_dict, [numbers], lambda: f"{first}\n{numbers.text()}")
 
 
 def _numbers(description: Mapping[str, Any], path: str = "") -> list[tuple[str, object, str, str]]:
@@ -200,15 +198,12 @@ def isa(a: argparse.Namespace) -> None:
         _print(a, rows, ["mnemonic", "opcode", "extension", "unit", "about"])
         return
     (cls,) = chosen.values()
-    print(f"{cls.mnemonic}  opcode {cls.opcode:#05x}, extension {cls.extension}, unit {cls.unit}\n")
-    print(inspect.getdoc(cls))
-    print()
-    print(
-        table(
-            [_field(n, kind, b) for n, (kind, b) in cls.layout.items()],
-            ["field", "bits", "kind", "use", "values"],
-        )
+    about = f"{cls.mnemonic}  opcode {cls.opcode:#05x}, extension {cls.extension}, unit {cls.unit}\n\n{inspect.getdoc(cls)}\n"
+    fields = Table(
+        [_field(n, kind, b) for n, (kind, b) in cls.layout.items()],
+        ("field", "bits", "kind", "use", "values"),
     )
+    show(a, list, [fields], lambda: f"{about}\n{fields.text()}")
 
 
 def _field(name: str, kind: Any, b: Any) -> tuple[str, str, str, str, str]:

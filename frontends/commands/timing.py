@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from knapper.isa.errors import UsageError
 from knapper.isa.machine import Machine
 
 from .. import files
 from ..api import load
 from ..inputs import gather, needed
 from ..progress import Progress
-from ..tables import table
+from ..tables import Table, show
 from ..warm import timing_core
 
 if TYPE_CHECKING:
@@ -44,12 +44,15 @@ def time_file(a: argparse.Namespace) -> None:
         started = time.perf_counter()
         stats = record.time(machine, jump=not a.no_jump)
         rows.append((machine, stats, time.perf_counter() - started))
-    if a.json:
-        print(json.dumps([stats.to_dict() for _, stats, _ in rows]))
-        return
     compiled_for = record.program.target["name"]
-    print(f"one program on each machine: compiled for {compiled_for}, not compiled again\n")
-    print(table([row(*measured) for measured in rows], HEAD))
+    first = f"one program on each machine: compiled for {compiled_for}, not compiled again\n"
+    found = Table([row(*measured) for measured in rows], HEAD)
+    show(
+        a,
+        lambda: [stats.to_dict() for _, stats, _ in rows],
+        [found],
+        lambda: f"{first}\n{found.text()}",
+    )
 
 
 def read(a: argparse.Namespace) -> Record:
@@ -57,6 +60,8 @@ def read(a: argparse.Namespace) -> Record:
     from knapper.runtime.timing.record import Record
 
     if files.read(a.file)[: len(ELF)] != ELF:
+        if a.input:
+            raise UsageError("E704", f"--input does not apply: {a.file} is a run already")
         record = Record.load(a.file)
         timing_core()
         return record
