@@ -254,6 +254,7 @@ def _check(commands: Any) -> None:
         commands, "check", "commands.check:check_model", "compile, run, and compare with onnxruntime",
         "If they differ, the model's nodes are compared one by one, and the first that differs is named.",
     )  # fmt: skip
+    p.add_argument("model", metavar="MODEL", help="an .onnx file, or a .pt2 file of PyTorch")
     p.add_argument(
         "--input", action="append", default=[], metavar="SPEC", help="as for `run` (random:0)"
     )
