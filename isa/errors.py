@@ -109,6 +109,7 @@ CODES: dict[str, str] = {
     "E706": "A check compared nothing, or found values that differ.",
     "E707": "There is no built-in network of that name or size, or a package that it comes from is not installed.",
     "E709": "Data that knapper writes beside an output would take the place of a file that knapper did not write.",
+    "E710": "A frame of pandas is asked for, which is not installed: pip install 'knapper[frames]'.",
     "E708": "A reproduced number that counts as evidence is missed, or nothing was compared. `knapper reproduce` shows all rows.",
 }
 
