@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knapper.isa.core import OPCODE_BITS, TABLE, Instr
+from knapper.isa.errors import UsageError
 from knapper.isa.instructions import BOHMMA, IM2COL_IPUSH, IM2COL_PUSH, MODE, OHMMA, SPWMMA
 from knapper.isa.lanes import LANES
 from knapper.isa.program import Kernel, Launch
@@ -23,12 +24,19 @@ from knapper.isa.sparse import DENSE
 from knapper.isa.systolic import Array
 from knapper.isa.verify import modes
 
+from . import html
 from .counters import Counts
 from .decode import Decoded
 from .energy import Energy
 from .timing.report import Timing
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 SCHEMA = "knapper.stats/1"
+By = Literal["launch", "node", "instruction"]
+"""What a table has a row for."""
+SIZES = ("grid", "block")
 LEVELS = {
     "l2_bytes": ("l2_read", "l2_write"),
     "smem_bytes": ("smem_read", "smem_write"),
@@ -303,6 +311,55 @@ class Stats:
                 _add_measured(table, s.launch.nodes, s.measured)
         return table
 
+    def rows(self, by: By = "launch") -> list[dict[str, Any]]:
+        """A flat row for each launch, node or instruction: what holds several numbers is several columns, as in `dram_bytes.read`."""
+        if by == "instruction":
+            found = [{"instruction": m, "executed": n} for m, n in self.instructions.most_common()]
+        elif by == "node":
+            found = [{"node": name, **row} for name, row in self.nodes.items()]
+        elif by == "launch":
+            found = [{"launch": i, **s.to_dict()} for i, s in enumerate(self.launches)]
+        else:
+            raise UsageError("E704", f"rows by {by!r}: expected {', '.join(get_args(By))}")
+        return [dict(_flat(row)) for row in found]
+
+    def to_frame(self, by: By = "launch") -> DataFrame:
+        """`rows` as a pandas frame, indexed by launch, node or instruction; UsageError E710 without pandas."""
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            hint = "pip install 'knapper[frames]'; rows() is the same without pandas"
+            raise UsageError("E710", "to_frame needs pandas", hint=hint) from None
+        return DataFrame(self.rows(by)).set_index(by) if self.rows(by) else DataFrame()
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the totals, and below them the launches."""
+        return html.page(self._totals(), self._table())
+
+    def _totals(self) -> dict[str, object]:
+        timed = {} if self.cycles is None else {
+            "cycles": self.cycles,
+            "ms at its clock": 1e3 * self.cycles / self.clock_hz,
+            "mJ": 1e-9 * self.energy_pj["total"],
+        }  # fmt: skip
+        return {
+            "target": self.target,
+            "launches": len(self.launches),
+            "instructions": sum(self.instructions.values()),
+            "macs": self.macs,
+            "macs executed": self.macs_executed,
+            **timed,
+        }
+
+    def _table(self) -> html.Table:
+        head = ["kernel", "nodes", "instructions", "macs", *(["cycles"] if self.timed else [])]
+        rows = [
+            (s.kernel.name, ", ".join(dict.fromkeys(s.launch.nodes)), s.instructions, s.launch.macs)
+            + ((s.measured.timing.cycles,) if s.measured else ())
+            for s in self.launches
+        ]
+        return html.Table(head, rows)
+
     def to_dict(self) -> dict[str, Any]:
         """`stats.json`; without timing null are `cycles`, `seconds_at_clock` and `energy_pj`."""
         return {
@@ -320,6 +377,17 @@ class Stats:
             "kernels": [s.to_dict() for s in self.launches],
             "nodes": self.nodes,
         }
+
+
+def _flat(row: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Numbers and texts by their path; sizes as in 2x1x1, names with commas."""
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        elif isinstance(value, list):
+            yield path + key, ("x" if key in SIZES else ", ").join(map(str, value))
+        else:
+            yield path + key, value
 
 
 def _add_measured(table: dict[str, dict[str, Any]], nodes: tuple[str, ...], m: Measured) -> None:
