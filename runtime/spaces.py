@@ -24,10 +24,10 @@ from knapper.isa.program import BASE, Kernel, Launch
 from knapper.isa.sparse import Outer
 from knapper.isa.systolic import ARRAY, Array
 
+from .arrays import Arrays
 from .counters import NO_GAPS, local_sectors, requests, wavefronts
 from .faults import READS, WRITES, Kind, Trap, access, race
 from .memory import SECTOR, Memory
-from .systolic import Arrays
 
 Mask = NDArray[np.bool_]
 LANE = np.arange(LANES, dtype=np.uint32)

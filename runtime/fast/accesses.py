@@ -27,7 +27,7 @@ from knapper.isa.lanes import LANES
 
 from ..counters import BANKS, ROW_WORDS, ROWS, WORD
 from ..memory import SECTOR
-from .emit import I32, I64, PTR, Code, Num, Struct, constant_vector, vector
+from .emit import I32, I64, PTR, Code, Num, Require, Struct, constant_vector, vector
 from .layout import PASSES
 
 WAVEFRONTS = ir.FunctionType(I32, [PTR, I32])
@@ -55,9 +55,7 @@ def add(code: Code, state: Struct, record: Any, column: str, amount: Num | int) 
 # --- shared memory
 
 
-def wavefronts(
-    code: Code, require: Callable[[str], None], size: int, addresses: Any, mask: Num
-) -> Num:
+def wavefronts(code: Code, require: Require, size: int, addresses: Any, mask: Num) -> Num:
     """Passes of an access whose addresses lie in memory, of `size` bytes a lane."""
     name = f"wavefronts.{max(size, WORD)}"
     require(name)
@@ -153,7 +151,7 @@ def total(numbers: Iterable[Num]) -> Num:
     return first
 
 
-def row_wavefronts(code: Code, require: Callable[[str], None], origin: Num, pitch: Num) -> Num:
+def row_wavefronts(code: Code, require: Require, origin: Num, pitch: Num) -> Num:
     """Passes of an LDSM."""
     passes = code.variable(ROWS * ROW_WORDS // BANKS)
     aligned = (origin & (WORD - 1)) == 0

@@ -22,6 +22,9 @@ FLOAT, DOUBLE, HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
 PTR, VOID = ir.PointerType(), ir.VoidType()
 HANDLER = ir.FunctionType(I32, [PTR, PTR, I32])
 """status handler(state, record, mask): 0 to go on, a control code, or a fault."""
+Require = Callable[[str], None]
+"""Asks for the unit of a symbol: who calls it, needs it."""
+
 FULL = 0xFFFFFFFF
 
 

@@ -14,11 +14,11 @@ from ..faults import Kind
 from . import accesses
 from .descriptors import clash, descriptor, me, refuse, use
 from .emit import I64, Num, Struct
-from .groups import LOOK
 from .kept import column, kept, run
 from .moves import counter
 from .patches import larger, smaller, words_of_push
 from .queues import GATHERED, LIST, fault
+from .shadows import LOOK
 from .systolic import call, joining, put, take, whole
 from .trace import TraceWarp
 from .vectors import slot

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable
 from functools import cache
 
 from llvmlite import ir
@@ -18,7 +17,7 @@ from . import groups, integer_matrix
 from .accesses import TALLY, WAVEFRONTS, Tally, Wavefronts
 from .algebra import Algebra
 from .blocks import RUN_BLOCKS, Blocks
-from .emit import Code
+from .emit import Code, Require
 from .interpreter import RUN_WARP, Warp
 from .layout import FAULT
 from .matrix import WIDEN, emit_widen
@@ -28,7 +27,6 @@ from .sparse import EVENT_UNIT, RECORD_EVENT, Event
 from .trace import TraceWarp, stand_in
 from .units import Build, symbol
 
-Require = Callable[[str], None]
 CHECKED, END = "checked.", "off_the_end"
 
 

@@ -15,7 +15,7 @@ Checked movers (`checked.load…`) go on to look at every byte's shadow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from ..decode import RECORD, ROW
 from ..faults import READS, WRITES, Kind, access
 from ..memory import SECTOR
 from . import accesses
-from .emit import FULL, I8, I32, I64, PTR, Code, Num, Struct, constant_vector, vector
+from .emit import FULL, I8, I32, I64, PTR, Code, Num, Require, Struct, constant_vector, vector
 from .layout import BYTE, COUNTS, FAULT, STATE, WORD
 from .queues import touch_page
 
@@ -74,7 +74,7 @@ class Move:
     space: str
     size: int
     checked: bool
-    require: Callable[[str], None]
+    require: Require
 
     def __post_init__(self) -> None:
         state, record, mask, self.addresses, self.rows = self.code.arguments

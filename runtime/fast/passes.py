@@ -11,7 +11,6 @@ of A is broadcast by the multiply-add itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +21,7 @@ from knapper.isa.lanes import LaneType
 from knapper.isa.modifiers import FLOATS, Beside, Element, Nibble, Pair
 
 from .algebra import Algebra
-from .emit import FLOAT, I1, I8, I16, I32, I64, PTR, VOID, Code, Num, Struct, vector
+from .emit import FLOAT, I1, I8, I16, I32, I64, PTR, VOID, Code, Num, Require, Struct, vector
 from .integer_matrix import add_pairs
 from .kept import LISTED, ROWS
 from .layout import COMMAND, STATE
@@ -39,7 +38,6 @@ STEPS = 8
 """Steps of k in one pass."""
 BLOCK = 8
 """Rows of C that a pass keeps in vector registers."""
-Require = Callable[[str], None]
 
 
 Left: TypeAlias = Element | Pair | Beside

@@ -18,10 +18,11 @@ from knapper.isa.systolic import QUEUE, WORD
 from ..faults import READS, TOLD, WRITES, Kind, access
 from . import accesses
 from .emit import FULL, I32, I64, Code, Num, Struct
-from .groups import CLAIM, DRAIN, LOOK, pend
+from .groups import DRAIN, pend
 from .layout import BARRIER, COMMAND, CONTEXT
 from .moves import counter
 from .queues import COMMIT, LDB, PRODUCTS, SWAP, closed, columns_of, entry, fault, ring, rows_of
+from .shadows import CLAIM, LOOK
 from .trace import TraceWarp
 
 

@@ -8,7 +8,6 @@ from the record's slot when the handler runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -20,7 +19,7 @@ from knapper.isa.operands import Guard, Pred, Reg, Src, UReg
 from ..decode import RECORD, ROW, Variant
 from ..faults import READS, WRITES, Kind
 from .algebra import Algebra, Traced, element_type
-from .emit import FULL, I32, I64, Code, Num, Struct, constant_vector, vector
+from .emit import FULL, I32, I64, Code, Num, Require, Struct, constant_vector, vector
 from .layout import BARRIER, BRANCH, CONVERGE, EXIT, FAULT, NEXT, PUSH, STATE, WORD
 from .moves import MOVER, mover
 
@@ -50,7 +49,7 @@ class TraceWarp:
         variant: Variant,
         features: frozenset[str],
         checked: bool,
-        require: Callable[[str], None],
+        require: Require,
     ) -> None:
         self.code, self.variant, self.checked, self.require = code, variant, checked, require
         state, record, mask = code.arguments[:3]

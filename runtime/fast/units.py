@@ -30,8 +30,10 @@ from llvmlite import ir
 
 from knapper.isa import core
 
+from .emit import Require
+
 log = logging.getLogger("knapper.runtime")
-Build = Callable[[ir.Module, frozenset[str], Callable[[str], None]], None]
+Build = Callable[[ir.Module, frozenset[str], Require], None]
 """Writes a unit into a module, given the processor's features; calls back with each unit that it needs."""
 Notice = Callable[[int], None]
 """Called before a compilation, with the number of units to compile."""

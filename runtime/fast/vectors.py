@@ -16,10 +16,10 @@ from . import accesses
 from .copies import FETCH
 from .descriptors import clash, descriptor, me, refuse, use
 from .emit import I64, Num, Struct
-from .groups import LOOK
 from .moves import counter
 from .patches import larger, smaller, words_of_push
 from .queues import COPY, FILL, PATCHES, fault
+from .shadows import LOOK
 from .systolic import call, joining, put, take, whole
 from .trace import TraceWarp
 
