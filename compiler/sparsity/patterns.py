@@ -23,7 +23,6 @@ from knapper.isa.errors import UsageError
 
 from ..encoding import Encoding
 from ..ir import Array
-from .fits import runs
 from .ranking import (
     EXACT,
     REPO,
@@ -133,7 +132,9 @@ def best(scores: Array, n: int, m: int) -> Array:
     array([False,  True,  True, False, False,  True])
     """
     k, columns = scores.shape
-    filled = runs(scores.astype(np.float64) + 1, m)  # above the zeros that fill up
+    full = np.full((-(-k // m) * m, columns), -np.inf)  # what fills up is below any score
+    full[:k] = scores
+    filled = full.reshape(-1, m, columns)
     rank = np.argsort(np.argsort(-filled, axis=1, kind="stable"), axis=1, kind="stable")
     quota = np.full((len(filled), 1, 1), n)
     if k % m:

@@ -6,19 +6,31 @@ BW-b   blocks of b x b                                  TVW-G  TW that keeps twi
 
 A unit is worth the mean score of its weights, and ranked by it with its size as weight: then the density is what was asked for,
 up to a unit. Scores are squares (of a weight, or Taylor's), so the mean is the squared norm by length.
+
+`knapper.compiler.sparsity`, which `knapper prune` uses, ranks EW and VW here. Of the scores of the networks in docs/prune.md it would make
+other masks of the other patterns, though by the same scores and with the same density up to a unit, and what is stored was trained with these:
+
+TW, BW  the unit that the density is reached in goes here, and stays there if more than half of it fits; and there the best unit of each
+        layer stays, which moves blocks of 32 where an eighth is kept
+TEW     the residue fills up to the weight what was asked for; there it is a share that is given, whatever tiles came out at
+TVW     a last run of two or three keeps two, and halving a tile may empty a row of it; there a short run keeps its share, tiles are made
+        without such rows, and cut until density is what was asked for
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from knapper.compiler import sparsity
 from knapper.compiler.encoding import Encoding
-from knapper.compiler.sparsity import Recipe
+from knapper.compiler.sparsity import Recipe, View
 from knapper.compiler.sparsity.fits import fits
+from knapper.compiler.sparsity.patterns import best as best_of_runs
 
 Scores = Mapping[str, NDArray[np.float32]]
 Masks = dict[str, NDArray[np.bool_]]
@@ -64,10 +76,8 @@ def masks(pattern: Pattern, scores: Scores, keep: float) -> Masks:
     """Masks by name that keep this share of all weights."""
     s = [a.astype(np.float64) for a in scores.values()]
     match pattern.kind:
-        case "EW":
-            found = best(s, [1] * len(s), keep)
-        case "VW":
-            found = [best_of_runs(a, VECTOR, round(keep * VECTOR)) for a in s]
+        case "EW" | "VW":
+            return ranked(scores, pattern=pattern.kind.lower(), sparsity=1 - keep)
         case "BW":
             found = blocks(s, pattern.size, keep)
         case "TW":
@@ -81,6 +91,12 @@ def masks(pattern: Pattern, scores: Scores, keep: float) -> Masks:
     return dict(zip(scores, found, strict=True))
 
 
+def ranked(scores: Scores, **how: Any) -> Masks:
+    """The compiler's masks of these scores."""
+    views = dict.fromkeys(scores, View((0, 1)))
+    return sparsity.masks(scores, scores=scores, views=views, vector=VECTOR, **how)
+
+
 def best(units: Sequence[Floats], sizes: Sequence[int], keep: float) -> list[NDArray[np.bool_]]:
     """The best units until this share of the weights is kept; sizes are weights a unit, for each array of units."""
     value = np.concatenate([u.ravel() for u in units])
@@ -90,15 +106,6 @@ def best(units: Sequence[Floats], sizes: Sequence[int], keep: float) -> list[NDA
     kept[order] = np.cumsum(size[order]) <= keep * size.sum() + 1e-6
     ends = np.cumsum([u.size for u in units])[:-1]
     return [k.reshape(u.shape) for k, u in zip(np.split(kept, ends), units, strict=True)]
-
-
-def best_of_runs(a: Floats, run: int, keep: int) -> NDArray[np.bool_]:
-    """The best `keep` of each `run` rows, in every column; rows that are left over form a shorter run."""
-    k, n = a.shape
-    full = np.full((-(-k // run) * run, n), -np.inf)
-    full[:k] = a
-    rank = (-full.reshape(-1, run, n)).argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-    return (rank < keep).reshape(-1, n)[:k]
 
 
 def blocks(s: Sequence[Floats], b: int, keep: float) -> list[NDArray[np.bool_]]:
@@ -143,8 +150,14 @@ def two_of_four(s: Sequence[Floats], g: int, keep: float) -> list[NDArray[np.boo
     kept = [np.zeros(a.shape, bool) for a in s]
     for t in tiles(s, g, 2 * keep)[1]:
         at = np.ix_(t.rows, t.columns)
-        kept[t.layer][at] = best_of_runs(s[t.layer][at], 4, 2)
+        kept[t.layer][at] = two_of_each_four(s[t.layer][at])
     return kept
+
+
+def two_of_each_four(a: Floats) -> NDArray[np.bool_]:
+    """The best 2 of each 4 rows, in every column; of a shorter last run 2 as well."""
+    filled = np.pad(a, ((0, -len(a) % 4), (0, 0)), constant_values=-np.inf)
+    return best_of_runs(filled, 2, 4)[: len(a)]
 
 
 def density(masks: Masks) -> float:

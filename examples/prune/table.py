@@ -139,6 +139,9 @@ def page(t: Table) -> str:
         parts += [f"## {s:.1%} of the weights gone\n", "\n".join(t.rows(s)), ""]
         if several and set(t.patterns) == set(PATTERNS):
             parts += [ORDERS, "\n".join(t.orders(s)), ""]
+    if set(t.patterns) == set(PATTERNS):
+        parts += [f"{both_wanted(t, shown)}\n"]
+    parts.append(RANKED)
     parts.append(
         TIMES.format(
             seeds=", ".join(map(str, seeds)),
@@ -152,6 +155,17 @@ def page(t: Table) -> str:
         )
     )
     return "\n".join(parts)
+
+
+def both_wanted(t: Table, shown: Sequence[float]) -> str:
+    """Whether there is a sparsity at which single weights lose a point at most, and blocks five or more."""
+    lost = {
+        s: [100 * (t.dense - t.accuracy(name, s)).mean for name in ("EW", "BW-32")] for s in shown
+    }
+    found = [f"{s:.1%}" for s, (ew, bw) in lost.items() if ew <= 1 and bw >= 5]
+    which = f"At {', '.join(found)}" if found else "At no sparsity among these"
+    each = "; ".join(f"{ew:.2f} and {bw:.2f} at {s:.1%}" for s, (ew, bw) in lost.items())
+    return f"{which} single weights lose a point at most and blocks of 32 five or more: {each}."
 
 
 def minutes(t: Table, sparsity: float | None = None) -> float:
@@ -183,6 +197,10 @@ share of the dense network's squared weights under masks ranked by magnitude in 
 """
 
 ORDERS = """Differences seed by seed, mean and standard deviation; an order is claimed where the mean is beyond two standard deviations.
+"""
+
+RANKED = """`examples/prune/patterns.py` ranks, single weights and vectors by `knapper.compiler.sparsity`, as `knapper prune` does. It says how the
+two differ in the other patterns.
 """
 
 TIMES = """## How, and how long
