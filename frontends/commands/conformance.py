@@ -23,6 +23,7 @@ float32 stored as fp32; `pytest tests/test_conformance.py` guards it.
 
 - *passed*: the values are right and kernels made them; *folded*: right, but nothing was left to run when it was compiled
 - *wrong*: values differ; *crashed*: a defect of knapper; *refused*: one error with a code, listed below
+- *disputed*: values differ from the suite's, which contradict ONNX's own text; they are the text's and onnxruntime's
 - *scope*: strings, sequences and optionals, which are no tensors of numbers
 
 An input becomes a constant, as with `--const`, only where its value decides a shape or an attribute. The core list is what an accelerator for
@@ -79,7 +80,7 @@ def page(found: list[Outcome]) -> str:
     named = [o for o in found if o.name in listed]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     lines += ["| " + " | ".join(str(r[c] or "") for c in COLUMNS) + " |" for r in by_op(found)]
-    known = {(o.op, _reason(o)) for o in found if o.verdict in ("wrong", "refused")}
+    known = {(o.op, _reason(o)) for o in found if o.verdict in ("wrong", "disputed", "refused")}
     reasons = [f"- {op}: {why}" for op, why in sorted(known)]
     totals = [f"- the whole suite: {summary(found)}", f"- the core list: {summary(named)}"]
     return "\n".join([HEAD, *totals, "", *lines, "", "Not passed, and why:", "", *reasons, ""])
