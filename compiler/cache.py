@@ -2,7 +2,7 @@
 
 An entry is one text file, `<key>.json`: a checksum line, then JSON with the kernels' words. Writing goes through a temporary name
 and a rename, so readers and writers in several processes need no lock; whatever cannot be read is a miss. Nothing is executed
-or unpickled. `disk` says how large the folder may become.
+or unpickled. `isa.caches` says where the folder is, and how large it may become.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -19,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 
-from knapper.isa import core
+from knapper.isa import caches, core
 from knapper.isa.program import Kernel
 
-from . import disk
 from .codegen.generator import Emitted, Lowered
 from .ir import DTYPES, Array, Type
 from .sources import digest, versions
@@ -35,10 +32,8 @@ PACKAGES = ("apache-tvm",)
 
 
 def folder() -> Path:
-    """Where kernels are kept: `kernels` in `$KNAPPER_CACHE`, or in the user's cache folder."""
-    return (
-        Path(os.environ.get("KNAPPER_CACHE") or platformdirs.user_cache_dir("knapper")) / "kernels"
-    )
+    """Where kernels are kept."""
+    return caches.folder("kernels")
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class KernelCache:
             checksum, _, body = path.read_text().partition("\n")
         except (OSError, UnicodeDecodeError):
             return None
-        disk.used(path)
+        caches.used(path)
         return _read(json.loads(body)) if checksum == _checksum(body) else None
 
     def put(self, key: str, lowered: Lowered) -> None:

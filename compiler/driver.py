@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from knapper import __version__
-from knapper.isa import files, image
+from knapper.isa import caches, files, image
 from knapper.isa.errors import raise_all
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 
-from . import disk, plan_text, text
+from . import plan_text, text
 from . import ops as _declared  # noqa: F401  the op set
 from . import pipeline as pipelines
 from .assemble import assemble
@@ -136,12 +136,13 @@ def generate(
     dump: Dump | None = None,
 ) -> Program:
     """Level 3: kernels, from the cache where it has them, data and addresses."""
-    cache, report, most = KernelCache(options.cache or folder(), sources()), Report(), disk.limit()
+    cache, report = KernelCache(options.cache or folder(), sources()), Report()
+    most = caches.limit()
     known = {"knapper": __version__} | _origin(plan.graph, options)
     program = assemble(plan, lower(plan, cache, report), known)
     if report.lowered:
-        disk.tidy(cache.folder, most)
-        disk.tidy(tir.folder(), most)
+        caches.tidy(cache.folder, most)
+        caches.tidy(tir.folder(), most)
     if dump:
         dump("program", program)
     return program

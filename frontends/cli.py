@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for declare in (
         _demo, _compile, _run, _time, _check, _calibrate, _eval, _conformance, _dis, _asm, _inspect, _prune,
-        _ops, _passes, _targets, _isa, _explain, _reproduce,
+        _ops, _passes, _targets, _isa, _explain, _reproduce, _cache,
     ):  # fmt: skip
         declare(commands)
     return root
@@ -464,4 +464,21 @@ def _reproduce(commands: Any) -> None:
     p.add_argument(
         "--no-interval", action="store_true", help="leave out how assumed numbers move the rows"
     )
+    as_table(p)
+
+
+def _cache(commands: Any) -> None:
+    p = _command(
+        commands, "cache", "commands.cache:cache", "what was compiled once and is kept: info, warm, clear",
+        "  knapper cache info                      where caches are, and what they hold\n"
+        "  knapper cache warm                      compile the emulator and timing cores now, not in the first run\n"
+        "  knapper cache warm -t all model.elf     for every target, and what an image takes\n"
+        "  knapper cache clear kernels             or all caches; whoever reads meanwhile is not disturbed",
+    )  # fmt: skip
+    p.add_argument("what", choices=("info", "warm", "clear"), metavar="info|warm|clear")
+    p.add_argument("names", nargs="*", metavar="IMAGE|CACHE", help="images to warm, caches to clear")
+    p.add_argument(
+        "-t", "--target", action="append", default=[], metavar="NAME|FILE.toml",
+        help="machine to compile for, all for every built-in one; may be repeated (volta-8tc)",
+    )  # fmt: skip
     as_table(p)

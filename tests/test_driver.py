@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from knapper.compiler import disk, driver
+from knapper.compiler import driver
 from knapper.compiler import ops as _ops  # noqa: F401  declares the op set
 from knapper.compiler.assemble import Rodata, assemble
 from knapper.compiler.cache import KernelCache, folder
@@ -371,33 +370,6 @@ def test_the_folder_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None
     assert folder() == Path("/somewhere/kernels")
     monkeypatch.delenv("KNAPPER_CACHE")
     assert folder().parts[-2:] == ("knapper", "kernels")
-
-
-def entries(folder: Path, count: int) -> list[Path]:
-    """Files of 100 bytes, in order of their last use."""
-    folder.mkdir()
-    made = [folder / f"{n}.json" for n in range(count)]
-    for n, f in enumerate(made):
-        f.write_bytes(bytes(100))
-        os.utime(f, (n, n))
-    return made
-
-
-def test_what_was_used_least_recently_goes_first(tmp_path: Path) -> None:
-    made = entries(tmp_path / "cache", 10)
-    assert disk.trim(tmp_path / "cache", 1000) == 0
-    disk.used(made[0])
-    assert disk.trim(tmp_path / "cache", 999) == 3
-    assert sorted(tmp_path.rglob("*.json")) == sorted([made[0], *made[4:]])
-
-
-def test_processes_that_trim_one_folder_do_not_mind_each_other(tmp_path: Path) -> None:
-    made = entries(tmp_path / "cache", 400)
-    with ThreadPoolExecutor(4) as pool:
-        removed = sum(pool.map(lambda _: disk.trim(tmp_path / "cache", 10_000), range(8)))
-    left = [f for f in made if f.exists()]
-    assert removed == len(made) - len(left)
-    assert left == made[-75:]
 
 
 def test_a_compile_trims_what_it_filled(

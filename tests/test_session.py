@@ -221,7 +221,7 @@ def test_compiled_code_is_announced_kept_and_checked(tmp_path: Path) -> None:
     assert "compiling the emulator core (" in cold  # the progress callback
     assert "parts of the emulator core in" in cold  # the log
     assert run_with(tmp_path).split("\n") == ["first", "second", ""]
-    for code in tmp_path.rglob("*.o"):
+    for code in tmp_path.rglob("*.units"):
         code.write_bytes(code.read_bytes()[:-100])
     assert "compiling the emulator core" in run_with(tmp_path)
 

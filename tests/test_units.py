@@ -14,12 +14,11 @@ def test_files_that_need_each_other_are_not_loaded(tmp_path: Path) -> None:
     units = Units(Host.detect(), lambda name: lambda module, features, need: None)
     code = b"no object file: it must not be adopted"
     for mine in ("a", "b"):
-        (tmp_path / f"{mine}.o").write_bytes(code)
-        (tmp_path / f"{mine}.json").touch()
+        (tmp_path / mine).write_bytes(b"{}\n" + code)
     checksum = hashlib.sha256(code).hexdigest()
     shelf = [
-        ObjectFile(tmp_path / "a.json", ("a",), ("b",), checksum),
-        ObjectFile(tmp_path / "b.json", ("b",), ("a",), checksum),
+        ObjectFile(tmp_path / "a", ("a",), ("b",), checksum),
+        ObjectFile(tmp_path / "b", ("b",), ("a",), checksum),
     ]
     assert not units.find("a", shelf)
     assert not units.symbols

@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import tempfile
 import zlib
 from functools import cache
 from pathlib import Path
 
-import platformdirs
+from knapper.isa import caches
 
-from .. import disk
 from ..sources import digest, versions
 from .tir import Json
 
@@ -26,9 +24,8 @@ SOURCES = ("tvm/**/*.py", "ops/**/*.py", "ir.py")
 
 
 def folder() -> Path:
-    """Where TIR is kept: `$KNAPPER_CACHE/tir`, or the user's cache folder."""
-    place = os.environ.get("KNAPPER_CACHE") or platformdirs.user_cache_dir("knapper")
-    return Path(place) / "tir"
+    """Where TIR is kept."""
+    return caches.folder("tir")
 
 
 def key(*parts: str) -> str:
@@ -41,7 +38,7 @@ def key(*parts: str) -> str:
 
 def get(name: str) -> Json | None:
     """The entry; None if there is none that is whole."""
-    disk.used(_path(name))
+    caches.used(_path(name))
     try:
         return json.loads(zlib.decompress(_path(name).read_bytes()))
     except (OSError, zlib.error, ValueError):

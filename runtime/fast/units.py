@@ -1,7 +1,7 @@
 """Compiled units: functions that handlers and the interpreter are made of, built when first needed and kept on disk.
 
 A unit is named after what it is (`FADD.F32 b=reg`, `load.global.16`, `run_warp`); its machine code goes, with that of the other
-units that were missing at the time, into one object file in the user's cache directory, keyed by everything that it depends
+units that were missing at the time, into one object file of the cache (`isa.caches`), in a folder named after everything that it depends
 on: the sources of isa and runtime, LLVM, the processor and its features. A warm start loads machine code and compiles nothing.
 
 `KNAPPER_CPU` (or `NUMBA_CPU_NAME`) names another processor; `generic` uses none but the baseline features. Results do not
@@ -25,10 +25,9 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
-import platformdirs
 from llvmlite import ir
 
-from knapper.isa import core
+from knapper.isa import caches, core
 
 from .emit import Require
 
@@ -95,39 +94,40 @@ def cache_directory(host: Host) -> Path:
     key = hashlib.sha256(
         f"{source_hash()} {host.cpu} {' '.join(sorted(host.features))}".encode()
     ).hexdigest()[:16]
-    return (
-        Path(os.environ.get("KNAPPER_CACHE") or platformdirs.user_cache_dir("knapper"))
-        / "machine-code"
-        / key
-    )
+    return caches.folder("machine-code") / key
+
+
+SUFFIX = ".units"
 
 
 @dataclass(frozen=True)
 class ObjectFile:
-    """Compiled units on disk: the code, and beside it as JSON which units it has, which it calls, and its checksum."""
+    """Compiled units on disk: a line of JSON says which units it has, which they call, and the checksum of the code behind it."""
 
-    index: Path
+    path: Path
     members: tuple[str, ...]
     needs: tuple[str, ...]
     checksum: str
 
     @staticmethod
-    def read(index: Path) -> ObjectFile:
-        """The index of an object file; an unreadable one has no members."""
+    def read(path: Path) -> ObjectFile:
+        """What a file has; an unreadable one has no members."""
         try:
-            entry = json.loads(index.read_text())
+            with path.open("rb") as f:
+                entry = json.loads(f.readline())
             return ObjectFile(
-                index, tuple(entry["members"]), tuple(entry["needs"]), entry["checksum"]
+                path, tuple(entry["members"]), tuple(entry["needs"]), entry["checksum"]
             )
-        except (OSError, ValueError, KeyError):
-            return ObjectFile(index, (), (), "")
+        except (OSError, ValueError, KeyError, TypeError):
+            return ObjectFile(path, (), (), "")
 
     def code(self) -> bytes | None:
         """The machine code, or None if it is not what was written."""
         try:
-            code = self.index.with_suffix(".o").read_bytes()
+            code = self.path.read_bytes().partition(b"\n")[2]
         except OSError:
             return None
+        caches.used(self.path)
         return code if hashlib.sha256(code).hexdigest() == self.checksum else None
 
     @staticmethod
@@ -137,10 +137,9 @@ class ObjectFile:
         entry = {"members": members, "needs": needs, "checksum": hashlib.sha256(code).hexdigest()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for suffix, data in ((".o", code), (".json", json.dumps(entry).encode())):
-                with tempfile.NamedTemporaryFile(dir=folder, delete=False) as f:
-                    f.write(data)
-                os.replace(f.name, folder / (name + suffix))
+            with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as f:
+                f.write(json.dumps(entry).encode() + b"\n" + code)
+            os.replace(f.name, folder / f"{name}{SUFFIX}")
         except OSError as e:
             log.warning("cannot keep compiled code in %s: %s", folder, e)
 
@@ -184,16 +183,13 @@ class Units:
             self.load(missing)
             missing = [n for n in missing if n not in self.symbols]
         if missing:
-            log.info("compiling the emulator core: %s", _parts(len(missing)))
-            if notice is not None:
-                notice(len(missing))
-            self.compile(missing)
+            self.compile(missing, notice)
 
     # --- the disk
 
     def load(self, names: Iterable[str]) -> None:
         """Load object files that have units of these names."""
-        shelf = [ObjectFile.read(f) for f in sorted(cache_directory(self.host).glob("*.json"))]
+        shelf = [ObjectFile.read(f) for f in sorted(cache_directory(self.host).glob(f"*{SUFFIX}"))]
         for name in names:
             self.find(name, shelf)
 
@@ -227,7 +223,7 @@ class Units:
 
     # --- the compiler
 
-    def compile(self, names: list[str]) -> None:
+    def compile(self, names: list[str], notice: Notice | None = None) -> None:
         """Compile units and what they need, as one module."""
         start = time.perf_counter()
         module = ir.Module()
@@ -240,9 +236,14 @@ class Units:
             elif name not in members:
                 members.append(name)
                 self.builders(name)(module, self.host.features, todo.append)
+        log.info("compiling the emulator core: %s", _parts(len(members)))
+        if notice is not None:
+            notice(len(members))
         code = self.machine.emit_object(self.optimized(module))
         self.adopt(members, code)
-        ObjectFile.write(cache_directory(self.host), sorted(members), sorted(needs), code)
+        folder = cache_directory(self.host)
+        ObjectFile.write(folder, sorted(members), sorted(needs), code)
+        caches.tidy(folder.parent, caches.limit())
         log.info(
             "compiled %s of the emulator core in %.1f s",
             _parts(len(members)),

@@ -1,14 +1,13 @@
 """numba, imported when a run asks for cycles and not before, and told where to keep what it compiles.
 
 numba looks at the file of a function to see whether its compiled form is still good, and not at the files of the functions that
-it calls; so the folder's name is a hash of all of them. `KNAPPER_CACHE` moves it, as it moves the emulator core's.
+it calls; so the folder's name is a hash of all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any, TypeVar
 
 import numba
 import numba.core.config
-import platformdirs
+
+from knapper.isa import caches
 
 config: Any = numba.core.config
 njit: Any = numba.njit  # `_nrt` is in no annotation
-log = logging.getLogger("knapper.runtime")
 F = TypeVar("F", bound=Callable[..., Any])
 SOURCES = ("jit.py", "state.py", "shares.py", "sm.py", "steady.py", "systolic.py", "banks.py")
 """The files whose functions are compiled."""
@@ -31,8 +30,16 @@ def cache_directory() -> Path:
     here, digest = Path(__file__).parent, hashlib.sha256(numba.__version__.encode())
     for name in SOURCES:
         digest.update((here / name).read_bytes())
-    root = os.environ.get("KNAPPER_CACHE") or platformdirs.user_cache_dir("knapper")
-    return Path(root) / "timing" / digest.hexdigest()[:16]
+    return _usable(caches.folder("timing") / digest.hexdigest()[:16])
+
+
+def _usable(folder: Path) -> Path:
+    """The folder, or where it cannot be written a copy of it: numba reads none in which it cannot write."""
+    if not folder.is_dir() or caches.writable(folder):
+        return folder
+    copy = caches.temporary() / "timing" / folder.name
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    return copy
 
 
 @contextmanager
@@ -45,18 +52,10 @@ def kept_in(folder: Path) -> Iterator[None]:
         config.CACHE_DIR = before
 
 
-def writable(folder: Path) -> bool:
-    """Whether files can be made in `folder`, which is made if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        log.warning("cannot keep compiled code in %s: %s", folder, e)
-        return False
-    return os.access(folder, os.W_OK)
-
-
 FOLDER = cache_directory()
-KEEP = writable(FOLDER)
+KEEP = caches.writable(FOLDER)
+for _file in FOLDER.rglob("*.nb?"):
+    caches.used(_file)
 
 
 def compiled(function: F) -> F:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from knapper.isa import caches
 from knapper.isa.machine import Machine
 from knapper.isa.program import Kernel, Launch
 
@@ -51,6 +52,7 @@ class Meter:
         """Ready for the first launch. `notice` is called if code must be compiled first, which takes some seconds."""
         if not present():
             notice()
+            caches.tidy(caches.folder("timing"), caches.limit())
         return Metering(self, Timer(self.costs, jump, self.known))
 
 
