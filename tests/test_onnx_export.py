@@ -13,6 +13,8 @@ from quantized_models import NETWORKS, by_onnxruntime, quantized
 from knapper.compiler import ops, pipeline  # noqa: F401  declares the ops
 from knapper.compiler.ir import OPS, Graph, Node, Type, evaluate, infer
 from knapper.compiler.ops import table
+from knapper.compiler.passes.quantize import Quantize
+from knapper.compiler.quantization.ranges import Ranges
 from knapper.frontends.onnx import read
 from knapper.frontends.onnx.export import to_onnx
 from knapper.isa.errors import KnapperError
@@ -144,3 +146,23 @@ def test_formats_run_unmodified_in_onnxruntime(weights: str, activations: str) -
     back = pipeline.run(read(model), pipeline.parse("fold"))
     (again,) = evaluate(back, feed).values()
     np.testing.assert_allclose(again, said, 2e-6, 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations"), [("i8", "i8"), ("i4", "u4"), ("i4", "i4"), ("i4", "ant4")]
+)
+def test_onnxruntime_optimizes_rounded_rows(weights: str, activations: str) -> None:
+    """A MatMul and an Add of rank 3, which onnxruntime makes a Gemm behind a Reshape: signed bytes there did not load."""
+    rng = np.random.default_rng(2)
+    constants = {"w": rng.normal(size=(8, 6)).astype(F32), "b": rng.normal(size=6).astype(F32)}
+    rows = Type("f32", (1, 5, 6))
+    nodes = (Node("MatMul", ("x", "w"), ("p",), (rows,)), Node("Add", ("p", "b"), ("s",), (rows,)))
+    g = Graph("rows", {"x": Type("f32", (1, 5, 8))}, {"y": "s"}, nodes, constants).verify()
+    feed = {"x": rng.normal(size=(1, 5, 8)).astype(F32)}
+    seen = Ranges.observe([feed])
+    rounded = Quantize(weights, activations, observed=seen).run(g)
+    model = to_onnx(rounded)
+    assert onnx.TensorProto.INT8 not in {t.data_type for t in model.graph.initializer if not t.dims}
+    (want,) = evaluate(rounded, feed).values()
+    for plain in (True, False):
+        np.testing.assert_allclose(by_onnxruntime(model, feed, plain=plain), want, 2e-6, 2e-5)

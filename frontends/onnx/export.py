@@ -9,6 +9,7 @@
 | constants that 4 bits of flint or powers of two hold | codes ─► Cast ─► Gather of the 16 values ─► Mul by the scale |
 | QuantizeLinear to another grid | how many thresholds x / scale reaches, each times its step: Unsqueeze, GreaterOrEqual, Cast, MatMul, Add |
 | QuantizeLinear by a border | its arithmetic, written out |
+| signed bytes that are only dequantized | 128 more, as UINT8, zero points as well: no value changes (why: `_bytes`) |
 | what an op has as attributes and ONNX as operands | constants |
 
 The graph is one from before `integers` and `layout`. What has no ONNX operator is refused, each node with its reason.
@@ -45,6 +46,8 @@ USUAL = {"dilations": 1, "strides": 1, "pads": 0}
 """What every axis has where a window says nothing."""
 LISTS = {"TopK": ("k",)}
 """Attributes of one number that ONNX wants as a list of one."""
+HALF = 128
+"""From signed bytes to unsigned ones."""
 
 
 def to_onnx(g: Graph) -> ModelProto:
@@ -64,8 +67,25 @@ class _Export:
         self.tensors: dict[str, TensorProto] = {}
         self.opset = OPSET
         self.users = g.users()
+        self.moved = self._bytes()
         self.names = self._names()
         self.taken = {*self.names.values(), *g.inputs, *g.outputs}
+
+    def _bytes(self) -> dict[str, int]:
+        """Signed bytes that are written as unsigned ones → what is added to them: nothing where none is negative.
+
+        onnxruntime makes unsigned bytes of them itself, where its processor is slow with signed ones. If it has copied the pair of nodes
+        behind a Reshape before, as it does for a MatMul and an Add of rank 3, the copy still says `output_dtype` INT8, and the model does
+        not load in its default optimizer ("output_dtype INT8 does not match y_zero_point type UINT8", 1.32).
+        """
+        found = dict[str, int]()
+        for n in self.g.nodes:
+            v = n.outputs[0]
+            if n.op == "QuantizeLinear" and n.attr("to") == "i8" and _only_dequantized(self, v):
+                zeros = [u.inputs[2] for u in (n, *self.users[v]) if len(u.inputs) > 2]
+                if all(not z or z in self.g.constants for z in zeros):
+                    found[v] = 0 if bounds("i8", n.attr("format"))[0] >= 0 else HALF
+        return found
 
     def _names(self) -> dict[str, str]:
         """Graph value → its name in the model: an output's own if it has one alone."""
@@ -150,7 +170,7 @@ class _Export:
                 extra[formals[name.lower()]] = self._operand(n, name, given)
             else:
                 raise FrontendError("E203", f"{n.op} with {name}={given!r} has no ONNX form")
-        if n.op == "Cast":
+        if n.op in ("Cast", "BitCast"):
             attrs["to"] = CODE_OF[n.attr("to")]
         operands = self._operands(n, s, extra)
         results = [self.names[v] if v else "" for v in n.outputs]
@@ -257,13 +277,23 @@ def _dequantize(e: _Export, n: Node) -> bool:
         if book is not None and zero is not None and not zero.any():
             _by_book(e, n, a, book, y)
             return True
-    operands = [e.value(v) for v in n.inputs]
+    moved = x in e.moved
+    operands = [e.value(v) for v in n.inputs[: 2 if moved else 3]]
+    operands += [_moved_zero(e, n, e.moved[x])] if moved else []
     e.op("DequantizeLinear", *operands, near=y, result=y, **attrs)
     return True
 
 
+def _moved_zero(e: _Export, n: Node, by: int) -> str:
+    """A node's zero point for bytes without a sign."""
+    named = n.inputs[2] if len(n.inputs) > 2 else ""
+    zero = e.g.constants[named] if named else np.zeros(e.types[n.inputs[1]].shape)
+    near = named or f"{n.inputs[1]}.zero"
+    return e.constant((zero.astype(np.int64) + by).astype(np.uint8), near)
+
+
 def _only_dequantized(e: _Export, v: str) -> bool:
-    return all(u.op == "DequantizeLinear" for u in e.users[v]) and v not in e.g.outputs.values()
+    return all(u.op == "DequantizeLinear" for u in e.users.get(v, ())) and v not in e.g.outputs.values()
 
 
 def _few(e: _Export, v: str, code: int) -> str:
@@ -310,12 +340,16 @@ def _quantize(e: _Export, n: Node) -> bool:
     to, format, y = n.attr("to"), n.attr("format"), e.names[n.outputs[0]]
     grid = on_grid(format)
     border = n.inputs[3] if len(n.inputs) > 3 else ""
+    by = e.moved.get(n.outputs[0])
+    ends, stored = bounds(to, format), to if by is None else "u8"
     if grid is None and not border:
         attrs: dict[str, Any] = {
             k: n.attr(k) for k in ("axis", "block_size") if n.attr(k) != OPS[n.op].attrs[k].default
         }
-        operands = [e.value(v) for v in n.inputs if v]
-        if len(operands) < 3:
+        operands = [e.value(v) for v in n.inputs[: 3 if by is None else 2] if v]
+        if by is not None:
+            operands.append(_moved_zero(e, n, by))
+        elif len(operands) < 3:
             attrs["output_dtype"] = CODE_OF[to]
         q = e.op(
             "QuantizeLinear",
@@ -325,8 +359,8 @@ def _quantize(e: _Export, n: Node) -> bool:
             **attrs,
         )
         if format:
-            ends = [e.constant(np.asarray(b, DTYPES[to]), f"{y}.end") for b in bounds(to, format)]
-            e.op("Clip", q, *ends, near=y, result=y)
+            clip = [e.constant(np.asarray(b + (by or 0), DTYPES[stored]), f"{y}.end") for b in ends]
+            e.op("Clip", q, *clip, near=y, result=y)
         return True
     v = _over_scale(e, n, y)
     zero = _added(e, n, y)
@@ -336,9 +370,11 @@ def _quantize(e: _Export, n: Node) -> bool:
     else:
         v = _bordered(e, n, v, border, y)
         v = e.op("Add", v, zero, near=f"{y}.shifted") if zero else v
-        ends = [e.constant(np.float32(b), f"{y}.end") for b in bounds(to, format)]
-        v = e.op("Clip", v, *ends, near=f"{y}.clipped")
-    e.op("Cast", v, near=y, result=y, to=CODE_OF[to])
+        clip = [e.constant(np.float32(b), f"{y}.end") for b in ends]
+        v = e.op("Clip", v, *clip, near=f"{y}.clipped")
+    if by:
+        v = e.op("Add", v, e.constant(np.float32(by), f"{y}.half"), near=f"{y}.unsigned")
+    e.op("Cast", v, near=y, result=y, to=CODE_OF[stored])
     return True
 
 
