@@ -99,6 +99,9 @@ class Request:
         if how is not None:
             if any(isinstance(p, AQuant) and not p.data for p in found):
                 seen = samples(how, read(0).inputs)
+                if not seen:
+                    hint = "as many as the network takes at once, or more"
+                    raise UsageError("E730", "samples do not make up a batch", hint=hint)
                 how = replace(how, source=seen)
             ranges = calibrate(read, found[:at], how, model, found[at].wanted)  # type: ignore[attr-defined]  # what asks has `wanted`
         assert ranges is not None

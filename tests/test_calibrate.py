@@ -350,7 +350,7 @@ def test_what_quantize_lacks_is_said_in_words_of_the_command(
 def test_aquant_alone_has_four_bits(samples: Array) -> None:
     image = knapper.compile(network(), quantize="aquant,steps=5,samples=8", calibration=samples_of(samples))  # fmt: skip
     assert "aquant{" in image.program.meta["pipeline"]
-    with pytest.raises(PassError, match="do not make up a batch"):
+    with pytest.raises(UsageError, match="E730: samples do not make up a batch"):
         knapper.compile(network(4), quantize="aquant", calibration=samples_of(samples[:3]))
 
 
