@@ -61,7 +61,7 @@ def fingerprint(g: Graph) -> str:
     h = blake2b(digest_size=16)
     for p in products(g):
         h.update(repr((p.node.op, p.weights.shape)).encode())
-        h.update(np.ascontiguousarray(p.weights))
+        h.update(np.ascontiguousarray(p.weights).data)
     return h.hexdigest()
 
 

@@ -293,7 +293,10 @@ def _moved_zero(e: _Export, n: Node, by: int) -> str:
 
 
 def _only_dequantized(e: _Export, v: str) -> bool:
-    return all(u.op == "DequantizeLinear" for u in e.users.get(v, ())) and v not in e.g.outputs.values()
+    return (
+        all(u.op == "DequantizeLinear" for u in e.users.get(v, ()))
+        and v not in e.g.outputs.values()
+    )
 
 
 def _few(e: _Export, v: str, code: int) -> str:
