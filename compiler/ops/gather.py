@@ -32,6 +32,11 @@ def _from_start(R: Any, indices: Any, size: int) -> Any:
     return emit(R, R.op.where(R.op.less(indices, R.const(0, d)), wrapped, indices))
 
 
+def _wrapped(R: Any, indices: Any, size: int) -> Any:
+    """The same in one operation, for those whose kernels are ready-made: nothing is fused with them."""
+    return emit(R, R.op.floor_mod(indices, R.const(size, dtype_of(indices))))
+
+
 def _index(rng: Rng, shape: tuple[int, ...], size: int, dtype: Any = np.int64) -> Array:
     return rng.integers(-size, size, shape, dtype)
 
@@ -167,9 +172,12 @@ def ScatterElements(
 ) -> Type:
     """x with y[indices[i][j]][j] = updates[i][j] for axis 0, likewise for others; or combined with what is there."""
     of_kind("ScatterElements", INDICES, indices)
-    axis_of("ScatterElements", axis, x.rank)
+    a = axis_of("ScatterElements", axis, x.rank)
     _scatter_check("ScatterElements", x, updates, reduction)
     fits = indices.shape == updates.shape and indices.rank == x.rank
+    fits = fits and all(
+        m <= n or i == a for i, (m, n) in enumerate(zip(indices.shape, x.shape, strict=True))
+    )
     require(fits, f"ScatterElements: indices {indices} and updates {updates} do not fit {x}")
     return x
 
@@ -189,8 +197,17 @@ def _(R: Any, x: Any, indices: Any, updates: Any, axis: int = 0, reduction: str 
     if 0 in shape_of(indices):
         return x
     axis %= rank_of(x)
-    found = _from_start(R, indices, shape_of(x)[axis])
-    return R.op.scatter_elements(x, found, updates, axis, RELAX_REDUCTIONS[reduction])
+    found = _wrapped(R, indices, shape_of(x)[axis])
+    # TVM takes indices for granted that cover x along every other axis: what they do not cover is set aside.
+    aside = []
+    for i, (n, full) in enumerate(zip(shape_of(indices), shape_of(x), strict=True)):
+        if i != axis and n < full:
+            aside.append((i, emit(R, R.op.strided_slice(x, [i], [n], [full]))))
+            x = emit(R, R.op.strided_slice(x, [i], [0], [n]))
+    y = R.op.scatter_elements(x, found, updates, axis, RELAX_REDUCTIONS[reduction])
+    for i, rest in reversed(aside):
+        y = R.op.concat([emit(R, y), rest], i)
+    return y
 
 
 @ScatterElements.example
@@ -204,6 +221,14 @@ def _(rng: Rng) -> Iterator[Example]:
     yield (
         [draw(rng, (4, 3), "f32"), _index(rng, (4, 2), 3), draw(rng, (4, 2), "f32")],
         {"axis": -1, "reduction": "max"},
+    )
+    yield (
+        [
+            draw(rng, (2, 5, 4, 3), "f32"),
+            _index(rng, (1, 2, 4, 2), 5),
+            draw(rng, (1, 2, 4, 2), "f32"),
+        ],
+        {"axis": 1, "reduction": "add"},
     )
 
 
