@@ -11,7 +11,7 @@ import numpy as np
 
 from ..ir import DTYPES, NAMES, Array, Type, op, require
 from .elementwise import Example, Rng, draw, floating, unary
-from .lowering import TVM_DTYPES, const, dtype_of, is_float
+from .lowering import TVM_DTYPES, const, dtype_of, is_float, te
 from .numeric import FLOATS, round_to_odd_f32
 from .shapes import INTEGERS, NUMBERS, SIGNED, of_kind
 
@@ -342,6 +342,43 @@ def _(rng: Rng) -> Iterator[Example]:
     for pair in pairs.split():
         a, b = pair.split(">")
         yield [draw(rng, (3, 4), a, -100, 100)], {"to": b}
+
+
+@op
+def BitCast(x: Type, *, to: str) -> Type:
+    """The same bits as another dtype of the same size."""
+    require(to in DTYPES, f"BitCast: no dtype {to!r}", f"one of {' '.join(DTYPES)}")
+    size = np.dtype(DTYPES[to]).itemsize
+    require(size == np.dtype(DTYPES[x.dtype]).itemsize, f"BitCast: {x} has not the size of {to}")
+    return Type(to, x.shape)
+
+
+@BitCast.reference
+def _(x: Array, to: str) -> Array:
+    return np.ascontiguousarray(x).view(DTYPES[to]).reshape(x.shape)
+
+
+@BitCast.relax
+def _(R: Any, x: Any, to: str) -> Any:
+    if "bool" in (to, dtype_of(x)):
+        return R.op.astype(x, TVM_DTYPES[to]) if to != "bool" else R.op.not_equal(x, const(R, 0, x))
+
+    def bits(t: Any) -> Any:
+        from tvm import te as tensors
+        from tvm import tirx
+
+        return tensors.compute(t.shape, lambda *at: tirx.reinterpret(TVM_DTYPES[to], t(*at)))
+
+    return te(R, bits, x)
+
+
+@BitCast.example
+def _(rng: Rng) -> Iterator[Example]:
+    pairs = "f32>i32 i32>f32 f64>u64 i64>f64 i8>u8 u16>i16 u32>i32 f16>u16 bf16>i16"
+    for pair in pairs.split():
+        a, b = pair.split(">")
+        yield [draw(rng, (3, 4), a, -100 if a[0] != "u" else 0, 100)], {"to": b}
+    yield [draw(rng, (3, 4), "bool")], {"to": "u8"}
 
 
 @op

@@ -15,11 +15,10 @@ import numpy as np
 
 from knapper.compiler.ir import DTYPES, Array, Attr
 from knapper.isa.errors import FrontendError
-from knapper.isa.formats import FORMATS
 
 from .builder import Builder, Call
 from .forms import form, only
-from .tensors import FEW, dtype_of
+from .tensors import dtype_of
 
 Ints = tuple[int, ...]
 
@@ -333,57 +332,6 @@ def _(b: Builder, call: Call) -> list[str]:
 
     rows = tuple(range(n))
     return b.emit("Identity", [minor(rows, rows)], {}, call.outputs, call.loc)
-
-
-# --- conversions --------------------------------------------------------------------------------------------------------
-
-
-@form("Cast")
-def _(b: Builder, call: Call) -> Call | list[str]:
-    few = FEW.get(call.integer("to"))
-    return call if few is None else to_few(b, call, *few)
-
-
-@form("CastLike", needs_op=False)
-def _(b: Builder, call: Call) -> list[str]:
-    like = call.operand(1)
-    to = b.type(like).dtype
-    if like in b.formats:
-        return to_few(b, call, to, b.formats[like])
-    return b.emit("Cast", [call.operand(0)], {"to": to}, call.outputs, call.loc)
-
-
-def to_few(b: Builder, call: Call, dtype: str, name: str) -> list[str]:
-    """The nearest value of a small float, or the low bits of the whole part."""
-    x, saturate = call.operand(0), call.integer("saturate", 1)
-    if not saturate or name == "f8e8m0":
-        problem = f"{call.op} to {name} with saturate={saturate} is not supported"
-        raise FrontendError("E203", problem, hint="values beyond the largest become the largest")
-    if name[0] in "iu":
-        (whole,) = b.emit("Cast", [x], {"to": "i32"}, loc=call.loc)
-        found = b.emit(
-            "Cast", [_low_bits(b, call, whole, name)], {"to": dtype}, call.outputs, call.loc
-        )
-    else:
-        (wide,) = b.emit("Cast", [x], {"to": "f32"}, loc=call.loc)
-        if not np.isnan(FORMATS[name].grid).any():
-            (lost,) = b.emit("IsNaN", [wide], loc=call.loc)
-            zero = b.constant(np.array(0, np.float32), "zero")
-            (wide,) = b.emit("Where", [lost, zero, wide], loc=call.loc)
-        one = b.constant(np.array(1, np.float32), "one")
-        attrs: dict[str, Attr] = {"to": dtype, "format": name}
-        found = b.emit("QuantizeLinear", [wide, one], attrs, call.outputs, call.loc)
-    b.formats[found[0]] = name
-    return found
-
-
-def _low_bits(b: Builder, call: Call, whole: str, name: str) -> str:
-    """An integer wrapped to few bits."""
-    below, count = -int(FORMATS[name].smallest), 1 << FORMATS[name].bits
-    shift, turn = (b.constant(np.array(n, np.int32), "wrap") for n in (below, count))
-    (up,) = b.emit("Add", [whole, shift], loc=call.loc)
-    (held,) = b.emit("Mod", [up, turn], loc=call.loc)
-    return b.emit("Sub", [held, shift], loc=call.loc)[0]
 
 
 # --- training -----------------------------------------------------------------------------------------------------------

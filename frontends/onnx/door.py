@@ -16,6 +16,7 @@ from knapper.compiler.ir import OPS, Graph
 from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError, raise_all
 
 from . import composed as _composed  # noqa: F401  registers its forms
+from . import conversions as _conversions  # noqa: F401
 from . import inline, loops
 from . import sampling as _sampling  # noqa: F401
 from .builder import OPS_HINT, Builder, Call, bind

@@ -25,6 +25,7 @@ FEW: dict[int, tuple[str, str]] = {
     TensorProto.FLOAT4E2M1: ("f32", "f4e2m1"), TensorProto.FLOAT6E2M3: ("f32", "f6e2m3"),
     TensorProto.FLOAT6E3M2: ("f32", "f6e3m2"), TensorProto.FLOAT8E4M3FN: ("f32", "f8e4m3"),
     TensorProto.FLOAT8E5M2: ("f32", "f8e5m2"), TensorProto.FLOAT8E8M0: ("f32", "f8e8m0"),
+    TensorProto.FLOAT8E4M3FNUZ: ("f32", "f8e4m3fnuz"), TensorProto.FLOAT8E5M2FNUZ: ("f32", "f8e5m2fnuz"),
 }  # fmt: skip
 """Element types of a few bits → (dtype that holds the values, format): only quantization's operators make them."""
 FEW_ARRAYS = {np.dtype(helper.tensor_dtype_to_np_dtype(code)): few for code, few in FEW.items()}

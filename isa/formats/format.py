@@ -8,7 +8,7 @@ A format is a grid: the value of each code. Integers are in two's complement; ot
 | power of two | `pot3` … `pot8`, `upot3` … `upot8` | 0 for c = 0, else 2^(c - 1) |
 | flint | `flint3` … `flint8`, `uflint2` … `uflint8` | below |
 | ANT's float | `float4`, `ufloat4` | no mantissa, that is `pot4`; E3M1, from 0 in steps of ½ |
-| small floats | `f4e2m1`, `f6e2m3`, `f6e3m2`, `f8e4m3`, `f8e5m2`, `f8e8m0` | as ml_dtypes has them |
+| small floats | `f4e2m1`, `f6e2m3`, `f6e3m2`, `f8e4m3`, `f8e5m2`, `f8e8m0`, `f8e4m3fnuz`, `f8e5m2fnuz` | as ml_dtypes has them |
 
 **flint** finds the exponent at the first one behind the top bit, so the mantissa is as wide as numbers of that size need. T = 2^(n-1):
 
@@ -23,7 +23,7 @@ takes, so that one multiplier serves operands of any two of these types. For fli
 
 **Nearest value.** Beyond the ends it is the end, for infinities too. A number half way between two goes to the larger one (ties `up`, as in ANT's
 quantizer), or (`even`) to that whose magnitude is at an even place among all magnitudes: the even integer, the float with the even mantissa. Zero
-is +0, but small floats keep its sign. A NaN is the format's NaN, or 0 where it has none.
+is +0, but small floats that have -0 keep its sign. A NaN is the format's NaN, or 0 where it has none.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ SHARED = {
     "f8e4m3": ml_dtypes.float8_e4m3fn,
     "f8e5m2": ml_dtypes.float8_e5m2,
     "f8e8m0": ml_dtypes.float8_e8m0fnu,
+    "f8e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "f8e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
 }
 """Formats that ml_dtypes has: the one source of their grids."""
 
@@ -109,7 +111,7 @@ class Format:
         """The code of the value nearest to each number; of several codes of a value the first."""
         numbers = np.asarray(x, np.float64)
         codes = self._codes[self._nearest(numbers, ties)]
-        if self.kind == FLOAT and self.signed:
+        if self.kind == FLOAT and self.signed and not np.isnan(self.grid[1 << self.bits - 1]):
             sign = self.code_type(1 << self.bits - 1)
             codes = np.where((codes == 0) & np.signbit(numbers), sign, codes)
         nan = np.isnan(numbers)
