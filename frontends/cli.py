@@ -458,7 +458,7 @@ def _reproduce(commands: Any) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="baseline, sma, im2col, tilewise, dstc, or a row such as S-3 (default: all)",
+        help="baseline, sma, im2col, tilewise, dstc, ant, squant, aquant, or a row such as S-3 (all)",
     )
     p.add_argument("--markdown", metavar="FILE", help="write the page of the documentation, too")
     p.add_argument(
