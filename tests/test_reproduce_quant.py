@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knapper.compiler.quantization import search
-from knapper.frontends.reproduce import accuracy, ant, aquant, squant
+from knapper.frontends.cli import parser
+from knapper.frontends.reproduce import SETS, accuracy, ant, aquant, squant
 from knapper.frontends.reproduce.ant_model import (
     DATA,
     DESIGNS,
@@ -210,7 +211,7 @@ def test_learned_borders_save_more_the_more_they_may_bend() -> None:
 
 
 def test_the_examples_network_at_eight_bits_is_as_good_and_errors_grow_with_fewer() -> None:
-    (example,) = (s for s in accuracy.SUBJECTS if s.folder)
+    example = accuracy.SUBJECTS[0]
     at = accuracy.bench(example, 50)
     floats = at.floats.argmax(axis=1)
     error, agree = [], []
@@ -221,6 +222,22 @@ def test_the_examples_network_at_eight_bits_is_as_good_and_errors_grow_with_fewe
     assert agree[0] >= 0.96
     assert error[0] < error[1] / 10 < error[2] / 100
     assert accuracy.peer(Lab(), example) == pytest.approx(example.floats, abs=0.02)
+
+
+def test_what_is_emulated_is_what_is_simulated() -> None:
+    example = accuracy.SUBJECTS[0]
+    at = accuracy.bench(example, 50)
+    g = at.quantized(4, 4, "ant")
+    types = {str(n.attr("format")) for n in g.nodes if n.op == "QuantizeLinear"}
+    assert "uflint4" in types  # ANT's types on both sides
+    np.testing.assert_allclose(at.emulated(g), at.outputs(g), 1e-3, 1e-3)
+
+
+def test_help_names_every_set(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["reproduce", "--help"])
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert set(SETS) <= set(words)
 
 
 def test_rows_of_networks_are_there_where_their_files_are() -> None:

@@ -1,13 +1,17 @@
 """What quantization costs trained networks: labels that they still get right, and errors of their outputs, method by method.
 
-    float network ─► ranges of its values, from training images ─► quantize{…} ─► test images ─► top-1, error
+    float network ─► ranges of its values, from training images ─► quantize{…} ─► emulated on test images ─► top-1, error
+                                                                             └─► simulated ─► the same labels
 
-Weights are i2 … i8, activations u2 … u8, one scale a channel and one an activation; the first and the last layer have 8 bits, as in
-the papers. All methods but SQuant's `minmax` search their scales for the least squared error, so that what they differ in is the rounding.
-The rounded networks are simulated, in float32 by BLAS: they are not emulated, and sums are not bit-exact. onnxruntime's own quantization of
-the same model, on the same images, stands beside them.
+Weights are i2 … i8, activations u2 … u8, with `ant` integers or flint on both sides; one scale a channel and one an activation; the first and the
+last layer have 8 bits, as in the papers. All methods but SQuant's `minmax` search their scales for the least squared error, so that what they
+differ in is the rounding.
+The rounded networks run in integers on the emulator, every instruction of them. The float network, what its values' ranges are and what is
+learned are simulated, in float32 by BLAS, whose sums are not bit-exact; a row a set compares both. onnxruntime's own quantization of the same model,
+on the same images, stands beside them.
 
-The networks and images are not part of the project but for the example's; rows of the others exist where `KNAPPER_DATA` has them.
+The networks and images are not part of the project but for the example's; rows of the others exist where `KNAPPER_DATA` has them, and those of
+Fashion-MNIST's other test images where Debian's package `dataset-fashion-mnist` is installed.
 """
 
 from __future__ import annotations
@@ -23,14 +27,17 @@ from pathlib import Path
 import numpy as np
 
 from knapper.compiler import pipeline
+from knapper.compiler.driver import compile_graph
 from knapper.compiler.ir import Array, Graph
 from knapper.compiler.passes.aquant import AQuant
 from knapper.compiler.passes.quantize import Quantize
 from knapper.compiler.quantization.datafree import observe
 from knapper.compiler.quantization.ranges import Ranges
 from knapper.compiler.quantization.simulate import Simulation
+from knapper.isa.machine import Machine
 
 from .. import demo
+from ..api import Image
 from ..calibrate import split
 from ..dataset import Choice, open_data
 from ..evaluate import InOnnxruntime
@@ -43,12 +50,17 @@ DEMO = Path(demo.__file__).parent
 BITS = ((8, 8), (6, 6), (4, 8), (4, 4), (3, 3), (2, 4), (2, 2))
 """Of weights and of activations."""
 METHODS = {
-    "nearest": ("nearest", "mse"), "squant": ("squant", "mse"), "minmax": ("squant", "minmax"), "ant": ("ant", "ant"),
-    "aquant": ("nearest", "mse"), "learned": ("nearest", "mse"),
+    "nearest": ("nearest", "mse", "u"), "squant": ("squant", "mse", "u"), "minmax": ("squant", "minmax", "u"), "ant": ("ant", "ant", "ant"),
+    "aquant": ("nearest", "mse", "u"), "learned": ("nearest", "mse", "u"),
 }  # fmt: skip
-"""Name here → options `weight_method` and `weight_scale`; `aquant` learns borders as well, `learned` the weights' roundings, too."""
+"""Name here → options `weight_method` and `weight_scale`, and the kind of activations: integers, or integers or flint (`ant`). `aquant` learns
+borders as well, `learned` the weights' roundings, too."""
 LEARNING = ("aquant", "learned")
 THREADS = 2
+TARGET = "volta-8tc"
+"""Where rounded networks run. Integers are the same everywhere."""
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+"""Of the package `dataset-fashion-mnist`: 60,000 and 10,000 images."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,8 @@ class Subject:
     folder: Path | None = None
     """None: `KNAPPER_DATA`'s."""
     bits: tuple[tuple[int, int], ...] = BITS
+    apart: bool = True
+    """Whether it is judged by other images than it is calibrated on."""
 
     @property
     def paths(self) -> tuple[Path, Path]:
@@ -83,8 +97,10 @@ class Subject:
 
 
 CIFAR = Pixels(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+FASHION = Pixels(mean=(demo.MEAN,), std=(demo.STD,))
 SUBJECTS = (
-    Subject("fashion", "fashion.onnx", "fashion.npz", 0.89, 100, 100, 50, Pixels(mean=(demo.MEAN,), std=(demo.STD,)), DEMO),
+    Subject("fashion", "fashion.onnx", "fashion.npz", 0.89, 100, 100, 50, FASHION, DEMO, apart=False),
+    Subject("fashion10k", "fashion.onnx", str(DEBIAN), 0.926, 1000, 500, 50, FASHION, DEMO),
     Subject("resnet20", "resnet20_cifar10.onnx", "cifar10_small.npz", 0.874, 500, 240, 50, CIFAR),
     Subject("lite0", "efficientnet_lite0.onnx", "imagenet_120.npz", 0.875, 120, 24, 8, Pixels(1, (127,), (128,)), bits=((8, 8), (4, 8))),
 )  # fmt: skip
@@ -107,9 +123,9 @@ class Bench:
 
     def quantized(self, weights: int, activations: int, method: str) -> Graph:
         """Rounded."""
-        how, scale = METHODS[method]
+        how, scale, kind = METHODS[method]
         plain = Quantize(
-            f"i{weights}", f"u{activations}", weight_method=how, weight_scale=scale, first_last="i8", observed=self.ranges,
+            f"i{weights}", f"{kind}{activations}", weight_method=how, weight_scale=scale, first_last="i8", observed=self.ranges,
         )  # fmt: skip
         if method not in LEARNING:
             return plain.run(self.graph)
@@ -122,6 +138,14 @@ class Bench:
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(partial(_outputs, g), self.tests))
         return np.concatenate(found)
+
+    def emulated(self, g: Graph) -> Array:
+        """[images, classes] as `outputs`, of a rounded network, in integers on the emulator."""
+        _, behind = split(pipeline.preset("fp32"))
+        image = Image(compile_graph(g, Machine.load(TARGET), ",".join(map(str, behind))))
+        with image.session() as session:
+            found = [session.run(x, threads=THREADS).outputs for x in self.tests]
+        return np.concatenate([y.reshape(len(y), -1) for (y,) in map(dict.values, found)])
 
     def right(self, outputs: Array) -> float:
         """The share of images."""
@@ -174,7 +198,7 @@ def _measured(at: Bench, weights: int, activations: int, method: str) -> tuple[f
     """(top-1, mean squared error of the outputs beside the float network's); of floats themselves for 0 bits."""
     if not weights:
         return at.right(at.floats), 0.0
-    y = at.outputs(at.quantized(weights, activations, method))
+    y = at.emulated(at.quantized(weights, activations, method))
     return at.right(y), float(np.square(y - at.floats).mean())
 
 
@@ -189,6 +213,14 @@ def error(lab: Lab, subject: Subject, weights: int, activations: int, method: st
     both = (_measured(at, weights, activations, m)[1] for m in (method, "nearest"))
     mine, nearest = both
     return mine / nearest
+
+
+def alike(lab: Lab, subject: Subject, weights: int, activations: int, method: str) -> float:
+    """The share of labels that are the same emulated and simulated."""
+    at = _bench(lab, subject)
+    g = at.quantized(weights, activations, method)
+    found = (y.argmax(axis=1) for y in (at.emulated(g), at.outputs(g)))
+    return float(np.equal(*found).mean())
 
 
 def recovered(
@@ -220,13 +252,25 @@ def rows(
 
 
 def _how(subject: Subject) -> str:
-    on = "the same" if subject.folder else f"{subject.training} other"
-    return f"calibrated on {on} images, simulated and not emulated"
+    on = f"{subject.training} other" if subject.apart else "the same"
+    return f"calibrated on {on} images, emulated in integers on {TARGET}"
+
+
+def emulations(prefix: str, weights: int, activations: int, method: str) -> Iterator[Claim]:
+    """That what is emulated is what is simulated: labels of the example."""
+    subject = SUBJECTS[0]
+    yield Claim(
+        f"{prefix}.{subject.name}.w{weights}a{activations}.{method}.emulated",
+        f"share of {subject.name}'s labels that are the same emulated and simulated, W{weights}A{activations}, {method}", (1.0, 1.0), "derived", 0.01,
+        partial(alike, subject=subject, weights=weights, activations=activations, method=method),
+        "the same network in float32, by BLAS, whose sums round otherwise: an image may differ; "
+        f"ours: {subject.images} images, in integers on {TARGET}", "", swept=False,
+    )  # fmt: skip
 
 
 def gaps(prefix: str, methods: Sequence[str]) -> Iterator[Claim]:
     """What the best of some methods recovers of rounding to the nearest at W4A8."""
-    for subject in (s for s in subjects() if s.folder is None):
+    for subject in (s for s in subjects() if s.apart):
         yield Claim(
             f"{prefix}.{subject.name}.recovered", f"{subject.name} at W4A8: share of what rounding to the nearest loses that the best method keeps",
             (0.5, np.inf), "input", 0.0, partial(recovered, subject=subject, weights=4, activations=8, methods=tuple(methods)),
@@ -247,7 +291,7 @@ def peers(prefix: str) -> Iterator[Claim]:
 
 def errors(prefix: str, methods: Sequence[str], some: Sequence[tuple[int, int]]) -> Iterator[Claim]:
     """Errors of outputs on images that nothing was learned from, by those of rounding to the nearest; 5 % less is the target."""
-    for subject in (s for s in subjects() if s.folder is None):
+    for subject in (s for s in subjects() if s.apart):
         for weights, activations in (pair for pair in subject.bits if pair in some):
             for method in methods:
                 yield Claim(

@@ -45,6 +45,7 @@ def rows() -> Iterator[Claim]:
     yield from losses()
     yield from choices()
     yield from accuracy.rows("AN8", ("ant",), [pair for pair in accuracy.BITS if pair[0] > 2])
+    yield from accuracy.emulations("AN8", 4, 4, "ant")
 
 
 # --- what rows ask

@@ -34,6 +34,7 @@ def rows() -> Iterator[Claim]:
     yield from layers()
     yield from accuracy.rows("AQ3", accuracy.LEARNING, LEARNED)
     yield from accuracy.errors("AQ3", accuracy.LEARNING, LEARNED)
+    yield from accuracy.emulations("AQ3", 3, 3, "aquant")
 
 
 # --- AQ1

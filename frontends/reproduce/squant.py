@@ -48,6 +48,7 @@ def rows() -> Iterator[Claim]:
     yield from accuracy.rows("SQ4", ("nearest", "squant", "minmax"))
     yield from accuracy.gaps("SQ4", ("squant", "minmax"))
     yield from accuracy.peers("SQ4")
+    yield from accuracy.emulations("SQ4", 4, 8, "squant")
 
 
 # --- SQ1
