@@ -18,6 +18,7 @@ from knapper.isa.errors import FrontendError
 
 from .builder import Builder, Call
 from .forms import form, only
+from .quantized import contrib
 from .tensors import dtype_of
 
 Ints = tuple[int, ...]
@@ -332,6 +333,29 @@ def _(b: Builder, call: Call) -> list[str]:
 
     rows = tuple(range(n))
     return b.emit("Identity", [minor(rows, rows)], {}, call.outputs, call.loc)
+
+
+# --- ai.onnx.ml ---------------------------------------------------------------------------------------------------------
+
+
+@contrib("Binarizer", domains=("ai.onnx.ml",))
+def _(b: Builder, call: Call) -> list[str]:
+    x = call.operand(0)
+    dtype = b.type(x).dtype
+    least = b.constant(np.array(call.attrs.get("threshold", 0.0), DTYPES[dtype]), "threshold")
+    (above,) = b.emit("Greater", [x, least], loc=call.loc)
+    return b.emit("Cast", [above], {"to": dtype}, call.outputs, call.loc)
+
+
+@contrib("ArrayFeatureExtractor", domains=("ai.onnx.ml",))
+def _(b: Builder, call: Call) -> list[str]:
+    """Columns of x by their numbers; a vector is a row."""
+    x, columns = call.operand(0), call.operand(1)
+    if len(b.shape(x)) == 1:
+        (x,) = b.emit("Unsqueeze", [x], {"axes": (0,)}, loc=call.loc)
+    count = (prod(b.shape(columns)),)
+    (flat,) = b.emit("Reshape", [columns], {"shape": count}, loc=call.loc)
+    return b.emit("Gather", [x, flat], {"axis": len(b.shape(x)) - 1}, call.outputs, call.loc)
 
 
 # --- training -----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from . import composed as _composed  # noqa: F401  registers its forms
 from . import conversions as _conversions  # noqa: F401
 from . import inline, loops
 from . import sampling as _sampling  # noqa: F401
+from . import training as _training  # noqa: F401
 from .builder import OPS_HINT, Builder, Call, bind
 from .file import Model, open_model
 from .forms import COMPLETE, adapted

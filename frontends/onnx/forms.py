@@ -140,6 +140,18 @@ def _(b: Builder, call: Call) -> list[str]:
     return [call.operand(0)]
 
 
+@form("OptionalGetElement", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    """A tensor is an optional that is there."""
+    b.type(call.operand(0))
+    return [call.operand(0)]
+
+
+@form("OptionalHasElement", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    return [b.constant(np.array(bool(call.operand(0))), only(call))]
+
+
 @form("Dropout", needs_op=False)
 def _(b: Builder, call: Call) -> list[str]:
     training = b.decided(call, "training_mode")

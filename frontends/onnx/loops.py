@@ -9,6 +9,7 @@ imported: a Loop whose condition turns false on known numbers ends there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import GraphProto
@@ -70,11 +71,7 @@ def scan(
 ) -> list[str]:
     """The results of a Scan: its states, then what it collects along their axes."""
     if call.version < 9:
-        raise FrontendError(
-            "E203",
-            "Scan of opset 8, over batches, is not supported",
-            hint="export with opset 9 or newer",
-        )
+        return _batches(b, call, operands, body, turn)
     taken = call.integer("num_scan_inputs")
     states, scanned = list(operands[: len(operands) - taken]), operands[len(operands) - taken :]
     axes = _each(call, "scan_input_axes", taken)
@@ -107,6 +104,25 @@ def scan(
         *states,
         *(_stacked(b, v[::-1] if back else v, axis, call.loc) for v, axis, back in order),
     ]
+
+
+def _batches(
+    b: Builder, call: Call, operands: Sequence[str], body: GraphProto, turn: Turn
+) -> list[str]:
+    """Scan as it was in opset 8: each element of a batch by itself."""
+    lengths, *values = operands
+    if lengths:
+        problem = "Scan of opset 8 with sequence_lens is not supported"
+        raise FrontendError("E203", problem, hint="export with opset 9 or newer")
+    attrs = {n: v for n, v in call.attrs.items() if n != "directions"}
+    if "directions" in call.attrs:
+        attrs["scan_input_directions"] = call.attrs["directions"]
+    one = replace(call, version=9, attrs=attrs)
+    found = [
+        scan(b, one, [_row(b, v, 0, i, call.loc) for v in values], body, turn)
+        for i in range(b.shape(values[0])[0])
+    ]
+    return [_stacked(b, results, 0, call.loc) for results in zip(*found, strict=True)]
 
 
 def _each(call: Call, name: str, count: int) -> tuple[int, ...]:

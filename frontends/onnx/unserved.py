@@ -24,7 +24,7 @@ FAMILIES = (
     ),
     _family(
         "SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceAt SequenceLength SequenceMap "
-        "SplitToSequence ConcatFromSequence Optional OptionalGetElement OptionalHasElement",
+        "SplitToSequence ConcatFromSequence Optional",
         "sequences and optionals are not served: use tensors, Split and Concat",
     ),
     _family(
