@@ -355,7 +355,8 @@ def BitCast(x: Type, *, to: str) -> Type:
 
 @BitCast.reference
 def _(x: Array, to: str) -> Array:
-    return np.ascontiguousarray(x).view(DTYPES[to]).reshape(x.shape)
+    bits: Array = np.ascontiguousarray(x).view(DTYPES[to])
+    return bits.reshape(x.shape)
 
 
 @BitCast.relax

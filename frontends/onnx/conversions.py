@@ -92,12 +92,12 @@ def _nearest(b: Builder, call: Call, wide: str, name: str) -> str:
     return b.emit("Where", [beyond, outside, y], loc=call.loc)[0]
 
 
-def _overflow(name: str) -> np.float32:
+def _overflow(name: str) -> float:
     """The least number that rounds to more than the largest value: half a step above it, or the next one if a tie goes down."""
     f = FORMATS[name]
     tie = np.float32(f.largest + (f.largest - float(f.values[-2])) / 2)
     down = int(f.encode([f.largest])[0]) % 2 == 0
-    return np.nextafter(tie, np.float32(np.inf)) if down else tie
+    return float(np.nextafter(tie, np.float32(np.inf)) if down else tie)
 
 
 def _power(b: Builder, call: Call, wide: str) -> str:
