@@ -76,7 +76,7 @@ def preset(precision: str) -> tuple[Pass, ...]:
 def _make(name: str, options: dict[str, Attr]) -> Pass:
     cls = PASSES.get(name)
     if cls is None:
-        raise PassError("E301", f"no pass named {name!r}", hint=_known(name, PASSES))
+        raise PassError("E301", f"no pass named {name!r}", hint=_known(name, {**PASSES, **PRESETS}))
     types = typing.get_type_hints(cls)
     has = cls.declared()
     for option, value in options.items():
