@@ -193,7 +193,8 @@ class Door:
             for name in given.keys() - allowed:
                 known = ", ".join(sorted(allowed)) or "none"
                 problem = f"{option} names {name!r}; the model's {what} are: {known}"
-                self.problems.append(UsageError("E701", problem, where=self.model.name))
+                hint = did_you_mean(name, allowed)
+                self.problems.append(UsageError("E701", problem, where=self.model.name, hint=hint))
         sizes = {
             n: int(s[0])
             for n, s in shapes.items()
