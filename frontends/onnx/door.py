@@ -13,6 +13,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from knapper.compiler import ops as _declared  # noqa: F401  the op set
 from knapper.compiler.ir import OPS, Graph
+from knapper.isa.description import did_you_mean
 from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError, raise_all
 
 from . import composed as _composed  # noqa: F401  registers its forms
