@@ -194,6 +194,10 @@ class Plan:
                     yield IRError("E111", why, where=f"launch {reader}", hint=pass_)
         for past, present in self.graph.state.items():
             made = self.roots[self.graph.outputs[present]]
+            for name, v in self.graph.outputs.items():
+                if self.roots[v] == past != made:
+                    why = f"is the state's old value %{past}, which is overwritten"
+                    yield IRError("E111", why, where=f"output {name!r}", hint=pass_)
             for name, g in given.items():
                 reads = any(self.roots[v] == past for v in g.inputs)
                 if made in g.outputs and reads and kinds[name] != UPDATE:

@@ -24,7 +24,8 @@ from knapper.isa.machine import Machine
 
 from . import narrow
 from .codegen.generator import Group, Options, generators, modes_of
-from .groups import groups
+from .codegen.update import UPDATE
+from .groups import groups, homes
 from .ir import Attr, Graph
 from .plan import Plan, Step, described, legal
 from .structure import Canonical
@@ -194,6 +195,16 @@ def _strangers(graph: Graph, forced: Forced) -> Iterator[CompileError]:
             yield CompileError("E412", problem, where=graph.name)
 
 
+def _loose(graph: Graph) -> Iterator[CompileError]:
+    """An E412 for every update whose result is in another place than what it updates."""
+    home = homes(graph)
+    for n in graph.nodes:
+        if n.place == UPDATE and home[n.outputs[0]] != home[n.inputs[0]]:
+            problem = f"%{n.outputs[0]} is not in the memory of %{n.inputs[0]}, so it is no update"
+            hint = "the pass state says which nodes are; leave them to it"
+            yield CompileError("E412", problem, where=f"launch {n.group}", hint=hint)
+
+
 def _idle(graph: Graph, steps: Sequence[Step], machine: Machine) -> Iterator[CompileError]:
     """An E412 for every kind that was to take all it serves, and serves nothing."""
     asked = {n.place[:-1] for n in graph.nodes if n.place.endswith("?")}
@@ -205,7 +216,7 @@ def _idle(graph: Graph, steps: Sequence[Step], machine: Machine) -> Iterator[Com
 
 def schedule(graph: Graph, machine: Machine, forced: Forced | None = None) -> Plan:
     """A plan for a fused graph; raises every group that cannot be launched at once."""
-    raise_all(_strangers(graph, forced or {}))
+    raise_all([*_strangers(graph, forced or {}), *_loose(graph)])
     scheduler = Scheduler(machine, forced or {})
     found, problems = list[Choices](), list[CompileError]()
     launched = groups(graph)

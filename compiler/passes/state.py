@@ -23,7 +23,7 @@ from knapper.isa.machine import Machine
 from knapper.isa.parameters import HOST
 
 from ..codegen.update import OPS, UPDATE
-from ..groups import roots
+from ..groups import is_view, roots
 from ..ir import Graph, Node
 from .base import Pass
 
@@ -44,11 +44,11 @@ class State(Pass):
 
     def run(self, g: Graph) -> Graph:
         """One state after the other."""
-        if g.state and not any(n.group for n in g.nodes):
+        if g.state and not all(n.group or is_view(n) for n in g.nodes):
             raise PassError("E304", "there are no launches yet", hint="put fuse before state")
         placing = _Placing(g)
-        for past, present in g.state.items():
-            placing.stored(past, present)
+        for name in g.outputs:
+            placing.stored(name)
         for past, present in g.state.items():
             placing.place(past, present, self.update and self.served)
         return placing.graph()
@@ -83,11 +83,13 @@ class _Placing:
         """The result."""
         return self.g.with_(nodes=tuple(self.nodes), outputs=self.outputs)
 
-    def stored(self, past: str, present: str) -> None:
-        """An output that no launch makes gets one, unless it is the input itself."""
-        root = self.roots[self.outputs[present]]
-        if root != past and root not in self.maker:
-            self._copy(present, "store")
+    def stored(self, name: str) -> None:
+        """An output gets a launch that makes it if there is none: a new value, and an old one that will be overwritten."""
+        root = self.roots[self.outputs[name]]
+        changes = root in self.g.state and self.roots[self.outputs[self.g.state[root]]] != root
+        new = name in self.g.state.values() and self.g.state.get(root) != name
+        if root not in self.maker and (changes or new):
+            self._copy(name, "store")
 
     def _copy(self, present: str, why: str) -> str:
         """A launch that copies an output's value; the copy takes its place."""
