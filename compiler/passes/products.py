@@ -9,6 +9,7 @@
     k = 0             the bias, or zeros: nothing is summed
     Einsum            a MatMul over [batch, m, k] and [batch, k, n]; several operands as a chain of two; a product that
                       sums nothing is a Mul, a sum of one operand a ReduceSum
+    heads that share  keys and values are rows of one product (`grouped`)
 
 So every chain of multiply-adds keeps its order, k = (tap row, tap column, channel) or the summed letters in order of appearance,
 and no product is left to TVM, which promises none. Letters that only one operand has are broadcast to the other before they are
@@ -26,6 +27,7 @@ from ..ir import Graph, Node
 from ..ops.conv import Phase, phase_axes
 from ..ops.einsum import distinct, letter_sizes, next_pair, terms
 from ..rewrite import P, Rule, Writer, rewrite
+from . import grouped
 from .base import Pass
 
 Ints = tuple[int, ...]
@@ -294,4 +296,5 @@ RULES: list[Rule] = [
     P.MatMul(...) >> empty_sum,
     P.Conv(...) >> conv_3d,
     P.Einsum(...) >> einsum,
+    *grouped.RULES,
 ]
