@@ -56,6 +56,14 @@ def parse(text: str) -> tuple[Pass, ...]:
     return found
 
 
+def _read(text: str) -> list[tuple[str, dict[str, Attr]]]:
+    """Names and options; UsageError E101 for other text: it was typed, or given by a call."""
+    try:
+        return parse_passes(text)
+    except IRError as e:
+        raise UsageError(e.code, e.message, where=e.where, hint=e.hint) from None
+
+
 def _step(name: str, options: dict[str, Attr]) -> tuple[Pass, ...]:
     """The passes that one word of a pipeline means."""
     return parse(PRESETS[name]) if name in PRESETS and not options else (_make(name, options),)
