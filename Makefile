@@ -1,6 +1,6 @@
 PYTHON = .venv/bin/python
 
-.PHONY: test deep lint types format demo clean
+.PHONY: test deep fuzz lint types format demo clean
 
 .venv: pyproject.toml
 	python3 -m venv .venv
@@ -12,6 +12,9 @@ test: .venv
 
 deep: .venv
 	KNAPPER_PROFILE=deep $(PYTHON) -m pytest tests/test_convolution_bits.py tests/test_sparse_bits.py
+
+fuzz: .venv
+	$(PYTHON) tests/fuzz.py --minutes 60
 
 lint: .venv
 	.venv/bin/ruff check

@@ -2,7 +2,8 @@
 
     seed ─► Writer ─► 2 to 12 nodes, each on values that are there ─► ModelProto + inputs ─► compile, emulate │ onnxruntime ─► compare
 
-Shapes and types of results are those of ONNX's own inference, node by node. Nodes are `random_nodes`, what writes them `random_writer`.
+Shapes and types of results are those of ONNX's own inference, node by node. Nodes are those of
+`random_nodes`, `random_types` and `random_layers`; what writes them is `random_writer`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,24 @@ from typing import Any
 
 import numpy as np
 import onnx
-import random_nodes  # registers them
+import random_layers  # these three register nodes
+import random_nodes
+import random_types
 from numpy.typing import NDArray
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from random_writer import OPSETS, Writer
 
 Array = NDArray[Any]
-__all__ = ["Case", "differences", "draw", "error", "random_nodes"]
+__all__ = [
+    "Case",
+    "differences",
+    "draw",
+    "error",
+    "narrow",
+    "random_layers",
+    "random_nodes",
+    "random_types",
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ def draw(rng: random.Random, smooth: bool = False) -> Case:
 
 def _case(w: Writer) -> Case:
     written = {o for n in w.nodes if n.op_type != "Constant" for o in n.output}
-    read = {i for n in w.nodes for i in n.input}
+    read = {i for n in w.nodes for i in n.input} | w.reads
     made = [v for v in w.values if v.name in written]
     outputs = [v for v in made if v.name not in read or w.flip(6)]
     ports = [v for v in w.ports if v.name in read]
@@ -58,11 +70,13 @@ def _case(w: Writer) -> Case:
         [helper.make_tensor_value_info(v.name, v.dtype, v.shape) for v in vs]
         for vs in (ports, outputs)
     ]
+    infos[1] += w.finals
     weights = [numpy_helper.from_array(a, n) for n, a in w.weights.items() if n in read]
     nodes = [n for n in w.nodes if n.op_type != "Constant" or n.output[0] in read]
     graph = helper.make_graph(nodes, "net", *infos, weights)
     opsets = [helper.make_opsetid("", w.opset)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    version = helper.find_min_ir_version_for(opsets)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=max(version, 8))
     return Case(model, {v.name: w.inputs[v.name] for v in ports})
 
 
@@ -82,6 +96,12 @@ def differences(got: Mapping[str, Array], want: Mapping[str, Array], bound: floa
         elif r.size and not (e := error(y, r)) <= bound:
             found.append(f"{name}: error {e:.2e} of the largest")
     return found
+
+
+def narrow(model: ModelProto) -> bool:
+    """Whether there are values of 16 bits in it."""
+    to = (a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute)
+    return TensorProto.FLOAT16 in to
 
 
 def error(y: Array, r: Array) -> float:

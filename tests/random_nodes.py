@@ -176,7 +176,10 @@ def gemm(w: Writer) -> None:
 
 
 def window(w: Writer, x: Value, dilated: bool = True) -> dict[str, Any]:
-    """Attributes of a window over x's space, which it fits in."""
+    """Attributes of a window over x's space, which it fits in.
+
+    SAME goes with strides no larger than the window: else its padding is negative, for which there are as many answers as oracles.
+    """
     space = x.shape[2:]
     kernel = [w.rng.choice([k for k in (1, 2, 3, 5) if k <= d]) for d in space]
     a: dict[str, Any] = {"kernel_shape": kernel}
@@ -188,6 +191,7 @@ def window(w: Writer, x: Value, dilated: bool = True) -> dict[str, Any]:
         a["auto_pad"] = w.rng.choice(("SAME_UPPER", "SAME_LOWER", "VALID"))
         if a["auto_pad"] != "VALID":
             a.pop("dilations", None)
+            a["strides"] = [min(s, k) for s, k in zip(a.get("strides", kernel), kernel, strict=True)]  # fmt: skip
     elif w.flip():
         a["pads"] = [w.rng.randrange(k) for k in (*kernel, *kernel)]
     return a

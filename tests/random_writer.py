@@ -20,7 +20,7 @@ Array = NDArray[Any]
 DIMS = (1, 1, 2, 3, 3, 4, 7, 8, 17, 33)
 LARGEST = 1 << 12
 """Elements of a value, at most."""
-OPSETS = range(13, 22)
+OPSETS = range(13, 26)
 FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 INTS = (TensorProto.INT32, TensorProto.INT64)
 
@@ -53,6 +53,10 @@ class Writer:
     weights: dict[str, Array] = field(default_factory=dict)
     inputs: dict[str, Array] = field(default_factory=dict)
     ports: list[Value] = field(default_factory=list)
+    finals: list[Any] = field(default_factory=list)
+    """Outputs that nothing reads, as their ValueInfoProto: their sizes are the data's."""
+    reads: set[str] = field(default_factory=set)
+    """What graphs inside nodes read."""
     count: int = 0
 
     # --- drawing ------------------------------------------------------------------------------------------------------------
@@ -75,12 +79,12 @@ class Writer:
 
     def numbers(self, dtype: int, shape: Sequence[int]) -> Array:
         """Eighths from -4 to 4, small integers, or booleans: exact also in 16 bits."""
-        rng = np.random.default_rng(self.rng.getrandbits(32))
-        if dtype == FLOAT:
-            return (rng.integers(-32, 33, shape) / 8).astype(np.float32)
+        rng, made = np.random.default_rng(self.rng.getrandbits(32)), helper.tensor_dtype_to_np_dtype(dtype)  # fmt: skip
+        if made.kind == "f":
+            return np.asarray(rng.integers(-32, 33, shape) / 8).astype(made)
         if dtype == BOOL:
             return rng.integers(0, 2, shape).astype(np.bool_)
-        return np.asarray(rng.integers(-9, 10, shape), helper.tensor_dtype_to_np_dtype(dtype))
+        return np.asarray(rng.integers(0 if made.kind == "u" else -9, 10, shape)).astype(made)
 
     def input(self, dtype: int, shape: Sequence[int]) -> Value:
         value = Value(self.name("in"), dtype, tuple(shape), 9.0 if dtype in INTS else 4.0)
@@ -102,6 +106,17 @@ class Writer:
         if hold:
             self.values.append(value)
         return value
+
+    def given(self, a: Array) -> Value:
+        """An input that holds these numbers, and that no other node takes."""
+        dtype = helper.np_dtype_to_tensor_dtype(a.dtype)
+        value = Value(self.name("in"), dtype, a.shape, float(np.abs(a).max(initial=0)))
+        self.inputs[value.name] = a
+        self.ports.append(value)
+        return value
+
+    def number(self, value: float) -> Value:
+        return self.const(np.array(value, np.float32))
 
     def ints(self, *values: int) -> Value:
         return self.const(np.array(values, np.int64))
@@ -164,9 +179,9 @@ class Writer:
         opsets = [helper.make_opsetid("", self.opset)]
         try:
             inferred = onnx.shape_inference.infer_node_outputs(
-                schema, node, types, data, opset_imports=opsets, ir_version=8
+                schema, node, types, data, opset_imports=opsets, ir_version=10
             )
-        except onnx.shape_inference.InferenceError:
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
             return None
         made = []
         for name in names:
@@ -182,6 +197,17 @@ class Writer:
         self.nodes.append(node)
         self.values.extend(made)
         return made[0]
+
+    def add(self, op: str, operands: Sequence[Value], made: Sequence[Value], **attributes: Any) -> None:  # fmt: skip
+        """Write a node whose results are known."""
+        self.nodes.append(helper.make_node(op, [v.name for v in operands], [v.name for v in made], **attributes))  # fmt: skip
+        self.values.extend(made)
+
+    def final(self, op: str, operands: Sequence[Value], dtype: int, shape: Sequence[int | str], **attributes: Any) -> None:  # fmt: skip
+        """Write a node whose result is an output, of a size that the data decides."""
+        info = helper.make_tensor_value_info(self.name(), dtype, shape)
+        self.nodes.append(helper.make_node(op, [v.name for v in operands], [info.name], **attributes))  # fmt: skip
+        self.finals.append(info)
 
     def axis(self, x: Value) -> int:
         """An axis, from the front or the back."""
