@@ -252,9 +252,12 @@ def _time(commands: Any) -> None:
 def _check(commands: Any) -> None:
     p = _command(
         commands, "check", "commands.check:check_model", "compile, run, and compare with onnxruntime",
-        "If they differ, the model's nodes are compared one by one, and the first that differs is named.",
+        "If they differ, the levels are compared one by one: the import with onnxruntime, each pass with the graph before it, each launch\n"
+        "with the plan's reference, one engine with the other. The first pass, node and instruction are named at which values go wrong.",
     )  # fmt: skip
-    p.add_argument("model", metavar="MODEL", help="an .onnx file, or a .pt2 file of PyTorch")
+    p.add_argument(
+        "model", metavar="MODEL", help="an .onnx file, or a .pt2 file of PyTorch; an .ir file: against its own reference"
+    )  # fmt: skip
     p.add_argument(
         "--input", action="append", default=[], metavar="SPEC", help="as for `run` (random:0)"
     )
@@ -262,7 +265,16 @@ def _check(commands: Any) -> None:
         "--tolerance",
         type=float,
         metavar="X",
-        help="of max |y-r| / max |r|; default: 1e-4 for fp32, 3e-2 else",
+        help="of max |y-r| / max |r|; default: 1e-4 for fp32, else cosine 0.9995",
+    )
+    p.add_argument("--nodes", action="store_true", help="show every node, too")
+    p.add_argument(
+        "--levels",
+        action="store_true",
+        help="compare all levels, also if the outputs are near enough",
+    )
+    p.add_argument(
+        "--reproducer", metavar="FILE.ir", help="write the smallest graph that shows what is wrong"
     )
     compiling(p)
     keeping(p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from shop import SHAPE, Knapper
 
-from knapper.frontends.commands.check import node_by_node
+from knapper.frontends.checking.nodes import intermediates, node_by_node
 from knapper.frontends.onnx import read
 from knapper.frontends.oracle import Oracle
 from knapper.isa.errors import KnapperError
@@ -21,15 +22,70 @@ def test_check_agrees_with_onnxruntime(run: Knapper) -> None:
     for precision in ("fp16", "fp32"):
         code, out, err = run("check", "SHOP/small.onnx", *SHAPE, "--precision", precision)
         assert code == 0, err
-        assert [line.split()[0] for line in out.splitlines()] == ["output", "sum", "row", "best"]
+        *rows, last = out.splitlines()
+        assert [line.split()[0] for line in rows] == ["output", "sum", "row", "best"]
+        assert re.match(r"\d nodes compared with onnxruntime's; farthest is ", last)
 
 
-def test_check_says_where_a_difference_starts(run: Knapper) -> None:
+def test_check_compares_node_by_node(run: Knapper) -> None:
+    """By the name of the model's node, whatever its launch stores: integers by their bits, floats by all that can be told."""
+    code, out, _ = run("check", "SHOP/small.onnx", *SHAPE, "--nodes")
+    assert code == 0
+    head = next(line for line in out.splitlines() if line.startswith("node "))
+    assert head.split()[:5] == ["node", "op", "launch", "elements", "equal"]
+    assert re.search(r"^relu +Relu +conv_1 +256 ", out, re.MULTILINE)
+    code, out, _ = run("check", "SHOP/small.onnx", *SHAPE, "--json")
+    told = json.loads(out)
+    assert [d["name"] for d in told["outputs"]] == ["sum", "row", "best"]
+    assert told["first"] is None
+    nodes = {n["node"]: n for n in told["nodes"]}
+    assert nodes.keys() >= {"relu", "gap", "add", "argmax"}
+    assert nodes["argmax"]["numeric"] is False
+    assert nodes["argmax"]["equal"] == 1
+    assert 0 < nodes["relu"]["ulp_99"] < nodes["relu"]["ulp"]
+    assert nodes["relu"]["sqnr"] > 50
+
+
+def test_within_their_precision_all_levels_are_right(run: Knapper) -> None:
+    """Where no level does more than it may, the pass is named that changes most."""
     code, _, err = run("check", "SHOP/small.onnx", *SHAPE, "--tolerance", "1e-9")
     assert code == 1
     assert "E706: " in err
     assert "output 'sum' differs from onnxruntime's" in err
-    assert "the passes change outputs" in err
+    assert "every level is within what its precision allows; most comes of pass precision" in err
+    assert "--precision fp32 passes" in err
+    code, _, err = run("check", "SHOP/small.onnx", *SHAPE, "--levels")
+    assert code == 0, err
+
+
+def test_what_16_bits_cannot_hold_is_known_to_pass_in_fp32(run: Knapper, tmp_path: Path) -> None:
+    """Sixteen bits of an integer, which a 16-bit float has not: near 1000 it tells halves apart."""
+    node = helper.make_node
+    nodes = [
+        node("QuantizeLinear", ["x", "scale", "zero"], ["q"], "q"),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["d"], "d"),
+        node("Add", ["d", "offset"], ["a"], "add"),
+        node("MatMul", ["a", "w"], ["y"], "product"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 16])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 8])
+    signs = np.where(np.arange(16)[:, None] < 8, 1, -1) * np.ones((16, 8))
+    constants = {
+        "scale": np.float32(2**-8),
+        "zero": np.int16(0),
+        "offset": np.float32(1000),
+        "w": signs.astype(np.float32),
+    }
+    held = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
+    graph = helper.make_graph(nodes, "qdq", [x], [y], held)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(made, tmp_path / "qdq.onnx")
+    code, _, err = run("check", "qdq.onnx")
+    assert code == 1
+    assert "pass precision is the first that changes values" in err
+    assert "--precision fp32 passes)" in err
+    code, _, err = run("check", "qdq.onnx", "--precision", "fp32")
+    assert code == 0, err
 
 
 def test_check_knows_that_the_data_decides_how_many_rows_there_are(
@@ -46,10 +102,13 @@ def test_check_knows_that_the_data_decides_how_many_rows_there_are(
     assert code == 1
     assert "E706" in err
     assert "output 'picked' is float32[4,4], onnxruntime gives float32[3,4]" in err
-    assert "the passes change how many boxes are chosen, as --precision may" in err
+    assert "pass precision is the first that changes values" in err
+    assert "output 'picked' is float32[4,4], the graph before it gives float32[3,4]" in err
+    assert "--precision fp32 passes" in err
     graph = read(path)
     feed = {"x": np.random.default_rng(0).standard_normal((1, 3, 8, 8), np.float32)}
-    compared = {d.op: d.max_rel for d in node_by_node(path, graph, feed)}
+    theirs = intermediates(path, graph, feed)
+    compared = {d.node.op: d.of.max_rel for d in node_by_node(graph, feed, theirs)}
     assert compared.keys() == {n.op for n in graph.nodes}
     assert max(compared.values()) < 1e-5
 
@@ -104,3 +163,23 @@ def test_what_onnxruntime_refuses_is_one_error() -> None:
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     with pytest.raises(KnapperError, match="E706: onnxruntime cannot run the model"):
         Oracle(made.SerializeToString()).run({"x": np.zeros((1, 9), np.float32)})
+
+
+def test_comparing_nothing_fails(run: Knapper, tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [0, 8]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "empty", [x], [y])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    onnx.save(made, tmp_path / "empty.onnx")
+    code, _, err = run("check", "empty.onnx")
+    assert code == 1
+    assert err == "error E706: nothing was compared: the model has no outputs, or only empty ones\n"
+
+
+def test_a_reproducer_is_an_ir_file(run: Knapper) -> None:
+    code, _, err = run("check", "SHOP/small.onnx", *SHAPE, "--reproducer", "fault.onnx")
+    assert (code, "E704" in err) == (2, True)
+    code, _, err = run("check", "SHOP/small.onnx", *SHAPE, "--reproducer", "no/fault.ir")
+    assert (code, "E705" in err) == (2, True)
+    code, _, err = run("check", "SHOP/small.onnx", *SHAPE, "--reproducer", "fault.ir")
+    assert (code, "fault.ir: not written, since nothing is wrong" in err) == (0, True)
+    assert not Path("fault.ir").exists()

@@ -1,151 +1,205 @@
 """check: does the emulator compute what onnxruntime computes, and if not, where does it start.
 
-model ─ import ─► graph ─ passes ─► graph ─ schedule ─► plan ─ generate ─► program
-                    │                 │                                       │
-                evaluate          evaluate                                   run       each against onnxruntime
+knapper check model.onnx                                  outputs, and the launch that is farthest from onnxruntime's node
+knapper check model.onnx --nodes                          every launch
+knapper check model.onnx --reproducer fault.ir            the smallest graph that shows what is wrong
+knapper check fault.ir                                    such a graph, against its own reference
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from knapper.compiler.ir import DTYPES, OPS, Array, Graph, evaluate
-from knapper.isa.errors import KnapperError, raise_all
+from knapper.compiler.ir import DTYPES, Array, Graph
+from knapper.isa.errors import KnapperError, UsageError, raise_all
+from knapper.isa.machine import Machine
 
+from .. import files
 from ..api import Image
-from ..compare import EXACT, as_table, difference, differences, failures
+from ..compare import HEAD, ORACLE, as_table
 from ..inputs import gather, needed
-from ..onnx.rows import OP as CHOOSES
-from ..oracle import Oracle
+from ..tables import Table, plural
 from .build import read_model, refuse_both
 from .execute import run
 from .options import TARGET, consts, states
 
+if TYPE_CHECKING:
+    from ..checking.finding import Finding
+    from ..checking.launches import Launched
+    from ..checking.search import Run, Verdict
+    from ..checking.subject import Levels, Subject, Way
+
+log = logging.getLogger("knapper")
+GRAPH = ".ir"
+
 
 def check_model(a: argparse.Namespace) -> None:
-    """`knapper check`."""
-    from knapper.compiler import driver
-    from knapper.isa.machine import Machine
+    """`knapper check`. What is wrong overflows, and is compared all the same."""
+    with np.errstate(all="ignore"):
+        _check(a)
+
+
+def _check(a: argparse.Namespace) -> None:
+    from ..checking import search
+    from ..checking.subject import Way
 
     refuse_both(a)
-    machine = Machine.load(a.target or TARGET)
-    graph = read_model(a)
-    levels: dict[str, Any] = {}
-    precision = a.precision or "fp16"
-    state = states(a.state)
-    image = Image(
-        driver.compile_graph(
-            graph, machine, a.pipeline, precision, levels.__setitem__, state=state
-        )
-    )
-    arrays = gather(needed(image.program), a.input or ["random:0"])
-    feed = {**consts(a.const), **_begun(graph, state, arrays)}
-    made = run(image, arrays, a).outputs
-    made |= {v: made[v].astype(DTYPES[graph.types()[graph.outputs[v]].dtype]) for v in state.values()}
+    if a.reproducer:
+        _check_place(a.reproducer)
+    machine, state = Machine.load(a.target or TARGET), states(a.state)
+    way = Way(machine, a.pipeline, a.precision or "fp16", state)
+    runner = _runner(a)
+    graph = _graph(a)
+    levels = way.levels(graph)
+    subject, note = _subject(a, graph, levels)
+    verdict = search.check(subject, way, runner, a.tolerance, levels)
+    nodes = _nodes(verdict) if subject.values and subject.whose == ORACLE else []
+    found = search.first_divergence(verdict) if verdict.problems or a.levels else None
+    if found is not None:
+        _tell(a, verdict, found, search.fp32_hint(verdict, found, way, runner, a.tolerance))
+    _print(a, verdict, nodes, found, note)
+    if a.reproducer:
+        _reproduce(a, found, way, runner)
+    raise_all(verdict.problems)
+
+
+def _tell(a: argparse.Namespace, v: Verdict, found: Finding, hint: str) -> None:
+    """Say with the last problem where it begins; of outputs that agree all the same, make it one."""
+    said = "; ".join(filter(None, (found.text, hint)))
+    if v.problems:
+        last = v.problems[-1]
+        v.problems[-1] = KnapperError("E706", last.message, where=a.model, hint=said)
+    elif found.level != "none":
+        problem = f"the outputs are near enough, but {found.text}"
+        v.problems.append(KnapperError("E706", problem, where=a.model))
+
+
+def _graph(a: argparse.Namespace) -> Graph:
+    """What is to be checked: an imported model, or a graph."""
+    from knapper.compiler import text
+
+    if Path(a.model).suffix != GRAPH:
+        return read_model(a)
+    for option in ("shape", "const", "state"):
+        if getattr(a, option):
+            raise UsageError("E704", f"--{option} does not apply: {a.model} has it decided already")
+    return text.load(a.model)
+
+
+def _subject(a: argparse.Namespace, graph: Graph, levels: Levels) -> tuple[Subject, str]:
+    """The network with its inputs and what should come out; and what there is to say of it."""
+    from ..checking.nodes import intermediates
+    from ..checking.subject import Subject
+    from ..oracle import Oracle
+
+    arrays = begun(graph, gather(needed(levels.program), a.input or ["random:0"]))
+    if Path(a.model).suffix == GRAPH:
+        return Subject.alone(a.model, graph, arrays), ""
+    feed = {**consts(a.const), **arrays}
     expected = Oracle(a.model).run(feed)
-    if problems := _compared(made, expected, a):
-        fused = [level for level in levels.values() if isinstance(level, Graph)][-1]
-        reason = first_divergence(Path(a.model), graph, fused, feed)
-        problems[-1] = KnapperError("E706", problems[-1].message, where=a.model, hint=reason)
-    raise_all(problems)
-
-
-def _begun(
-    graph: Graph, state: Mapping[str, str], arrays: Mapping[str, Array]
-) -> dict[str, Array]:
-    """What the model is fed: states as the model stores them, which begin as zeros."""
-    types = {past: graph.inputs[past] for past in state}
-    begun = {v: np.zeros(t.shape, DTYPES[t.dtype]) for v, t in types.items()}
-    return begun | {v: a.astype(begun[v].dtype) if v in begun else a for v, a in arrays.items()}
-
-
-def _compared(
-    ours: Mapping[str, Array], theirs: Mapping[str, Array], a: argparse.Namespace
-) -> list[KnapperError]:
-    """Print how far outputs are apart; what is too far, or not of one shape: the data may decide how many rows there are."""
+    values: Mapping[str, Array] = {}
+    note = ""
     try:
-        found = differences(ours, theirs)
-    except KnapperError as e:
-        return [e]
-    print(json.dumps([asdict(d) for d in found], indent=1) if a.json else as_table(found))
-    return list(failures(found, a.tolerance, a.precision == "fp32", a.model))
+        values = intermediates(a.model, graph, feed)
+    except (KnapperError, ValueError) as e:
+        note = f"onnxruntime does not tell values between nodes: {str(e).splitlines()[0]}"
+    inputs = {n: arrays[n] for n in graph.inputs}
+    return Subject(a.model, graph, inputs, expected, ORACLE, values), note
 
 
-def first_divergence(model: Path, graph: Graph, fused: Graph, feed: Mapping[str, Array]) -> str:
-    """In words: which node of the import, or which side of the passes, starts to differ."""
-    inputs = {name: feed[name] for name in graph.inputs}
-    for d in node_by_node(model, graph, feed):
-        if d.max_rel > EXACT:
-            return (
-                f"the first node that differs as imported is {d.loc} ({d.op}), by {d.max_rel:.3g}"
-            )
-    ours, imported = evaluate(fused, inputs), evaluate(graph, inputs)
-    if [a.shape for a in ours.values()] != [imported[v].shape for v in ours]:
-        return "the import agrees with onnxruntime; the passes change how many boxes are chosen, as --precision may"
-    worst = max(d.max_rel for d in differences(ours, imported))
-    if worst > EXACT:
-        return f"the import agrees with onnxruntime; the passes change outputs by {worst:.3g}, as --precision may"
-    return "the graph agrees with onnxruntime before and after the passes; code generation or the emulator differs"
+def begun(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """What the model is fed, in its own types: states begin as zeros."""
+    zeros = {v: np.zeros(t.shape, DTYPES[t.dtype]) for v, t in graph.inputs.items() if v not in arrays}  # fmt: skip
+    given = {v: np.asarray(a, DTYPES[graph.inputs[v].dtype]) if v in graph.inputs else a for v, a in arrays.items()}  # fmt: skip
+    return {**zeros, **given}
 
 
-@dataclass(frozen=True)
-class NodeDifference:
-    """One imported node against onnxruntime."""
+def _runner(a: argparse.Namespace) -> Run:
+    """Runs programs as the options say."""
 
-    loc: str
-    op: str
-    max_rel: float
+    def runner(levels: Levels, feed: Mapping[str, Array]) -> Mapping[str, Array]:
+        arrays = {p.name: feed[p.name] for p in levels.program.inputs}
+        return run(Image(levels.program), arrays, a).outputs
 
-
-def node_by_node(model: Path, graph: Graph, feed: Mapping[str, Array]) -> Iterator[NodeDifference]:
-    """Each node's results against onnxruntime's, every node computed from onnxruntime's operands.
-
-    Where the data decides how many rows there are, onnxruntime has fewer than the graph: those are compared, and operands have ours behind.
-    """
-    theirs = _intermediates(model, graph, feed)
-    env: dict[str, Any] = {"": None, **graph.constants, **feed, **theirs}
-    for n in graph.nodes:
-        result = OPS[n.op].facets["reference"](*(env[v] for v in n.inputs), **n.attrs)
-        results = result if isinstance(result, tuple) else (result,)
-        chosen = theirs.get(n.outputs[0]) if n.op == CHOOSES else None
-        if chosen is not None and len(chosen) != results[1]:
-            yield NodeDifference(n.loc, n.op, math.inf)
-        for name, y in zip(n.outputs, map(np.asarray, results), strict=False):
-            if name in theirs and (filled := _filled(theirs[name], y)) is not None:
-                yield NodeDifference(n.loc, n.op, difference(name, y, filled).max_rel)
-                y = filled
-            env[name] = y
+    return runner
 
 
-def _filled(theirs: Array, ours: Array) -> Array | None:
-    """Theirs, with our rows behind those that it has; None if the two are not of one kind."""
-    if theirs.dtype != ours.dtype or theirs.ndim != ours.ndim:
-        return None
-    if theirs.shape == ours.shape:
-        return theirs
-    alike = theirs.shape[1:] == ours.shape[1:] and len(theirs) < len(ours)
-    return np.concatenate([theirs, ours[len(theirs) :]]) if alike else None
+def _nodes(v: Verdict) -> list[Launched]:
+    from ..checking.launches import against, walk
+
+    return list(against(v.subject, walk(v.levels), v.levels.stored))
 
 
-def _intermediates(model: Path, graph: Graph, feed: Mapping[str, Array]) -> dict[str, Array]:
-    """Every value that the model and the graph both name, as onnxruntime computes it."""
-    import onnx
+def _print(
+    a: argparse.Namespace, v: Verdict, nodes: list[Launched], found: Finding | None, note: str
+) -> None:
+    """Outputs, launches, and what was found."""
+    if a.json:
+        rows = [{"launch": n.launch, "op": n.op, "node": n.node, **n.of.to_dict()} for n in nodes]
+        facts = {
+            "outputs": [d.to_dict() for d in v.found],
+            "nodes": rows,
+            "first": found.to_dict() if found else None,
+        }
+        print(json.dumps(facts, indent=1))
+        return
+    if v.found:
+        print(as_table(v.found).text())
+    if a.nodes and nodes:
+        print()
+        print(Table([_row(n) for n in nodes], ("node", "op", "launch", *HEAD)).text())
+    elif nodes:
+        print(_worst(nodes))
+    if note:
+        log.info("%s", note)
 
-    from ..pytorch import proto as opened
 
-    proto = opened(model)
-    made = {v for n in graph.nodes for v in n.outputs}
-    declared = {o.name for o in proto.graph.output}
-    for n in proto.graph.node:
-        for name in n.output:
-            if name in made and name not in declared:
-                proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    return Oracle(proto.SerializeToString()).run(feed)
+def _row(n: Launched) -> tuple[object, ...]:
+    return (n.node, n.op, n.launch, *n.of.row())
+
+
+def _worst(nodes: list[Launched]) -> str:
+    """One line about all launches."""
+    floats = [n for n in nodes if n.of.numeric]
+    many = plural(len(nodes), "node")
+    if not floats:
+        return f"{many} compared"
+    worst = min(floats, key=lambda n: (-n.of.strays, n.of.cosine))
+    return f"{many} compared with {ORACLE}'s; farthest is {worst.node} ({worst.op}): cosine {worst.of.cosine:.7f}"
+
+
+def _check_place(path: str) -> None:
+    if Path(path).suffix != GRAPH:
+        raise UsageError("E704", f"--reproducer {path}: expected a file that ends in {GRAPH}")
+    files.check_place(path)
+
+
+def _reproduce(a: argparse.Namespace, found: Finding | None, way: Way, runner: Run) -> None:
+    """Write the smallest graph that shows what was found, and say how to see it."""
+    from ..checking.reproducer import write
+
+    if found is None or found.level == "none":
+        log.info("%s: not written, since nothing is wrong", a.reproducer)
+        return
+    made = write(Path(a.reproducer), found, way, runner, _options(a))
+    if made is None:
+        log.warning("warning: %s: not written, since no part of the network shows it", a.reproducer)
+        return
+    files_made = ", ".join(map(str, (made.path, *made.beside)))
+    log.info("%s: %s; this shows it:\n  %s", files_made, plural(made.nodes, "node"), made.command)
+
+
+def _options(a: argparse.Namespace) -> list[str]:
+    """What a command must say to run on the same machine in the same way."""
+    words = [w for p in a.plugin for w in ("--plugin", p)]
+    words += ["-t", a.target] if a.target else []
+    words += ["--precision", a.precision] if a.precision else []
+    words += ["--engine", a.engine] if a.engine != "fast" else []
+    return words
