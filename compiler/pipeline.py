@@ -46,7 +46,7 @@ def parse(text: str) -> tuple[Pass, ...]:
     >>> show_passes(parse("fold, fuse, place{kind=ffma}"))
     'fold,fuse,place{kind="ffma"}'
     """
-    found = tuple(p for name, options in parse_passes(text) for p in _step(name, options))
+    found = tuple(p for name, options in _read(text) for p in _step(name, options))
     late = [
         p for p, after in pairwise(found) if isinstance(p, Place) and not isinstance(after, Place)
     ]
