@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from knapper.isa.errors import IRError, KnapperError, PassError, UsageError
+from knapper.isa.errors import IRError, PassError, UsageError
 
 from . import ops  # noqa: F401  (declares the ops that graphs are made of)
 from .ir import Attr, Graph
