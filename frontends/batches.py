@@ -12,12 +12,12 @@ from knapper.compiler.work import node_macs
 from knapper.isa.errors import KnapperError, UsageError
 
 from .onnx import read
+from .onnx.file import Model, open_model
+from .onnx.ports import declared_dims
 from .pytorch import opened
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-    from .onnx.file import Model
 
 WORK = 1 << 29
 """Multiply-accumulates that samples which go together should have."""
@@ -33,9 +33,29 @@ def fitting(g: Graph) -> int:
     return 1 << max(size.bit_length() - 1, 0)
 
 
+def _open(
+    model: Model, shapes: Mapping[str, Sequence[int]], batch: int
+) -> dict[str, Sequence[int]]:
+    """Sizes or shapes for first axes that nobody says the size of."""
+    stored = {t.name for t in model.proto.graph.initializer}
+    found: dict[str, Sequence[int]] = {}
+    for i in model.proto.graph.input:
+        first, *rest = declared_dims(i) or (None,)
+        if first is None or first.HasField("dim_value") or i.name in {*stored, *shapes}:
+            continue
+        if first.dim_param and first.dim_param not in shapes:
+            found[first.dim_param] = (batch,)
+        elif not first.dim_param and all(d.HasField("dim_value") for d in rest):
+            found[i.name] = (batch, *(d.dim_value for d in rest))
+    return found
+
+
 @dataclass(frozen=True)
 class Importer:
-    """A model with what the user fixes of it; called with the number of samples, 0 for the model's own."""
+    """A model with what the user fixes of it; called with the number of samples, 0 for the model's own.
+
+    A first axis that the model leaves open, and the user too, has that number.
+    """
 
     model: str | Path | ModelProto | Model
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -44,8 +64,9 @@ class Importer:
 
     def __call__(self, batch: int = 0) -> Graph:
         """The graph; UsageError E704 if inputs do not begin with one sample, or outputs not with what was asked for."""
-        model = opened(self.model)
-        one = read(model, self.shapes, self.consts, replace_fixed=self.replace_fixed)
+        model = open_model(opened(self.model))
+        fixed = {**self.shapes, **(_open(model, self.shapes, batch) if batch else {})}
+        one = read(model, fixed, self.consts, replace_fixed=self.replace_fixed)
         sizes = {t.shape[0] if t.rank else None for t in one.inputs.values()}
         if batch == 0 or sizes == {batch}:
             return one
@@ -54,7 +75,7 @@ class Importer:
                 "E704", f"a batch of {batch}: the model's inputs do not begin with one sample"
             )
         wide = {n: (batch, *t.shape[1:]) for n, t in one.inputs.items()}
-        found = read(model, {**self.shapes, **wide}, self.consts, replace_fixed=True)
+        found = read(model, {**fixed, **wide}, self.consts, replace_fixed=True)
         types = found.types()
         if any(types[v].shape[:1] != (batch,) for v in found.outputs.values()):
             raise UsageError("E704", f"a batch of {batch}: the model's outputs do not have it")
@@ -62,7 +83,7 @@ class Importer:
 
     def batched(self) -> Graph:
         """For as many samples as keep launches busy; as it is, if it takes no other number."""
-        one = self()
+        one = self(1) if _open(open_model(opened(self.model)), self.shapes, 1) else self()
         size = fitting(one)
         if size == 1 or any(not t.rank or t.shape[0] != 1 for t in one.inputs.values()):
             return one

@@ -4,8 +4,10 @@ Only the words are declared here; a command's work is a function in `commands/`,
 `knapper --help` takes the time of Python itself. That, and a syntax that no release moves, is why this is argparse: Typer's help
 took twice as long here, and its 0.29 no longer has the click inside on which shared options would have stood.
 
-    exit code   0  the thing was done      2  it was asked for wrongly (options, inputs, files)
-                1  it cannot be done       70 a bug in knapper    130 interrupted
+    exit code   0  it was done, and the answer is yes
+                1  the answer is no: it cannot be compiled, values differ, a number is missed, a file is damaged, the machine stopped
+                2  it was asked for wrongly: options, names of nothing, inputs that do not fit, files that the system does not give
+                70 a bug in knapper    130 interrupted
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from .arguments import (
     samples,
     workers,
 )
+from .words import Parser
 
 Arguments = argparse.Namespace
 DESCRIPTION = (
@@ -46,11 +49,16 @@ START = """start here:
   knapper explain E204                          what an error code means
 """
 OK, FAILED, USAGE, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
+MISNAMED = ("E301", "E302", "E510")
+"""Errors of passes and machine descriptions that are wrong use like a UsageError: a name, in an option, of nothing."""
 
 
 def main() -> NoReturn:
     """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:  # while it was still looking at what was typed
+        sys.exit(_interrupted())
 
 
 def run(argv: Sequence[str]) -> int:
@@ -64,8 +72,7 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except KnapperError as e:
         return _report(e, arguments)
     except Exception as e:  # the last line of defence: whatever it is, the user gets one line
@@ -74,6 +81,11 @@ def run(argv: Sequence[str]) -> int:
         summary = f"{type(e).__name__}: {e}".splitlines()[0]
         print(f"internal error: {summary} (please report it, with --traceback)", file=sys.stderr)
         return INTERNAL
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _talk(level: int) -> None:
@@ -108,7 +120,13 @@ def _report(e: KnapperError, arguments: Arguments) -> int:
             print(json.dumps(row), file=sys.stderr)
         else:
             print(f"error {p}", file=sys.stderr)
-    return USAGE if all(isinstance(p, UsageError) for p in problems) else FAILED
+    return exit_code(problems)
+
+
+def exit_code(problems: Sequence[KnapperError]) -> int:
+    """The rule: 2 if everything that is wrong is how knapper was called, else 1."""
+    wrong_use = (isinstance(p, UsageError) or p.code in MISNAMED for p in problems)
+    return USAGE if all(wrong_use) else FAILED
 
 
 # --- what there is to type ----------------------------------------------------------------------------------------------
@@ -116,9 +134,7 @@ def _report(e: KnapperError, arguments: Arguments) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = argparse.ArgumentParser(
-        "knapper", description=DESCRIPTION, epilog=START, formatter_class=_Help
-    )
+    root = Parser("knapper", description=DESCRIPTION, epilog=START)
     root.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
     commands = root.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for declare in (
@@ -127,13 +143,6 @@ def parser() -> argparse.ArgumentParser:
     ):  # fmt: skip
         declare(commands)
     return root
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps the epilog's lines, and room for long option names."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=110)
 
 
 class _Version(argparse.Action):
@@ -145,7 +154,7 @@ class _Version(argparse.Action):
 
 
 def _command(commands: Any, name: str, action: str, help: str, epilog: str = "") -> Any:
-    p = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=_Help)
+    p = commands.add_parser(name, help=help, description=help, epilog=epilog)
     p.set_defaults(action=action)
     shared = p.add_argument_group("on every command")
     shared.add_argument("-v", "--verbose", action="count", default=0, help="say more")
@@ -488,7 +497,9 @@ def _cache(commands: Any) -> None:
         "  knapper cache clear kernels             or all caches; whoever reads meanwhile is not disturbed",
     )  # fmt: skip
     p.add_argument("what", choices=("info", "warm", "clear"), metavar="info|warm|clear")
-    p.add_argument("names", nargs="*", metavar="IMAGE|CACHE", help="images to warm, caches to clear")
+    p.add_argument(
+        "names", nargs="*", metavar="IMAGE|CACHE", help="images to warm, caches to clear"
+    )
     p.add_argument(
         "-t", "--target", action="append", default=[], metavar="NAME|FILE.toml",
         help="machine to compile for, all for every built-in one; may be repeated (volta-8tc)",

@@ -43,9 +43,4 @@ def told(path: str | Path) -> Iterator[None]:
         raise UsageError("E705", problem, where=str(path), hint=hint) from None
 
 
-def read(path: str | Path) -> bytes:
-    """A file's bytes; UsageError E705 if it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as e:
-        raise UsageError("E705", f"cannot read: {e.strerror}", where=str(path)) from None
+read = files.read

@@ -41,6 +41,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from knapper.isa.errors import FrontendError, KnapperError, UsageError
+from knapper.isa.files import unreadable
 
 from .onnx.file import Model
 
@@ -113,7 +114,7 @@ def _file(path: Path) -> Model:
     try:
         stat = path.stat()
     except OSError as e:
-        raise FrontendError("E201", f"cannot be read: {e.strerror}", where=str(path)) from None
+        raise unreadable(path, e) from None
     return _loaded(path, stat.st_mtime_ns, stat.st_size)
 
 
@@ -140,8 +141,7 @@ def _check_archive(path: Path) -> None:
             names = archive.namelist()
             damaged = archive.testzip()  # PyTorch does not compare checksums
     except OSError as e:
-        problem = f"cannot be read: {e.strerror or e}"
-        raise FrontendError("E201", problem, where=where) from None
+        raise unreadable(path, e) from None
     except (BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as e:
         problem = f"this is no file of torch.export.save, or not all of one: {_first_line(e)}"
         hint = "is the download complete?"

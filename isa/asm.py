@@ -469,9 +469,7 @@ def load(path: str | Path) -> Program:
     """Assemble a file; its bulk data are looked for beside it."""
     path = Path(path)
     try:
-        text = path.read_bytes().decode()
-    except OSError as e:
-        raise IsaError("E530", f"cannot read the file: {e.strerror}", where=str(path)) from None
+        text = files.read(path).decode()
     except UnicodeDecodeError as e:
         raise IsaError(
             "E530", f"not UTF-8 text: {e.reason} at byte {e.start}", where=str(path)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, with the permissions that the user's umask gives."""
+"""Files that appear whole or not at all, with the permissions that the user's umask gives; and one error for those that cannot be read."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ def write(path: str | Path, content: bytes | Writer) -> None:
         except BaseException:  # an interrupt leaves nothing behind either; it goes on
             temporary.unlink(missing_ok=True)
             raise
+
+
+def read(path: str | Path) -> bytes:
+    """A file's bytes; UsageError E705 if the system does not give them."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise unreadable(path, e) from None
+
+
+def unreadable(path: str | Path, why: OSError) -> UsageError:
+    """What to say of a file that the system does not give: whoever named it can name another."""
+    return UsageError("E705", f"cannot read: {why.strerror or why}", where=str(path))
 
 
 def refuse_stranger(path: str | Path, ours: Callable[[IO[bytes]], bool]) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from . import elf, verify
+from . import elf, files, verify
 from .elf import Section, Symbol
 from .errors import IsaError, KnapperError, Problems
 from .machine import Machine, digest
@@ -165,11 +165,7 @@ def _canonical(record: Any) -> bytes:
 
 def load(path: str | Path) -> Program:
     """Read an image file."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as e:
-        raise IsaError("E520", f"cannot read the file: {e.strerror}", where=str(path)) from None
-    return read(data, str(path))
+    return read(files.read(path), str(path))
 
 
 def read(data: bytes | memoryview, where: str = "image") -> Program:

@@ -14,7 +14,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from knapper.isa import asm, elf, image
-from knapper.isa.errors import CODES, IsaError, KnapperError
+from knapper.isa.errors import CODES, IsaError, KnapperError, UsageError
 from knapper.isa.generate import program
 from knapper.isa.machine import Machine, digest
 from knapper.isa.program import BASE, Kernel, Launch, Object, Operand, Port
@@ -221,7 +221,7 @@ def test_what_is_no_image_at_all_says_so():
     assert "not an ELF file" in str(refused(b"", "E520"))
     assert "not an ELF file" in str(refused(b"PK\3\4" + bytes(100), "E520"))
     assert "its machine is 0x3e" in str(refused(IMAGE[:18] + b"\x3e\0" + IMAGE[20:], "E520"))
-    with pytest.raises(IsaError, match=r"E520: nowhere\.elf: cannot read the file: No such file"):
+    with pytest.raises(UsageError, match=r"E705: nowhere\.elf: cannot read: No such file"):
         image.load("nowhere.elf")
 
 

@@ -250,7 +250,7 @@ def test_damaged_files_are_refused(saved: Path, tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(2)}, tmp_path / "state.pt2")
     with pytest.raises(FrontendError, match=r"E201: .* without an exported program"):
         knapper.compile(tmp_path / "state.pt2")
-    with pytest.raises(FrontendError, match=r"E201: .* cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"E705: .* cannot read: No such file"):
         knapper.compile(tmp_path / "none.pt2")
     with pytest.raises(UsageError, match=r"E704: .* compile it first"):
         knapper.load(saved)

@@ -53,7 +53,7 @@ def compile_model(a: argparse.Namespace) -> None:
         raise UsageError("E704", f"{a.model or a.source} is a folder, expected a file")
     output = Path(a.output or Path(named).with_suffix(ENDINGS[a.emit]))
     files.check_place(output)
-    if a.model and output.exists() and output.samefile(a.model):
+    if a.model and output.exists() and Path(a.model).exists() and output.samefile(a.model):
         raise UsageError("E704", f"-o {output}: that is the model")
     started = time.perf_counter()
     with Warnings() as warnings:

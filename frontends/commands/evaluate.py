@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from knapper.isa.errors import UsageError, raise_all
+from knapper.isa.errors import KnapperError, UsageError, raise_all
 
 from .. import files
 from ..api import Image, load
@@ -54,7 +54,7 @@ def evaluate_file(a: argparse.Namespace) -> None:
         raise UsageError("E732", f"--metric {missing[0]}: scores have {found.classes} classes")
     if not shown:
         hint = "labels for top1 and top5, --reference for agreement and sqnr"
-        raise UsageError("E706", "nothing was compared", where=a.data, hint=hint)
+        raise KnapperError("E706", "nothing was compared", where=a.data, hint=hint)
     rows = {m: _metric(found, m) for m in shown}
     if a.json:
         print(json.dumps(_facts(a, data, found, rows, seconds)))

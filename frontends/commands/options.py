@@ -26,7 +26,7 @@ def shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     >>> shapes(["x=1,3,224,224", "batch=8", "scalar="])
     {'x': (1, 3, 224, 224), 'batch': (8,), 'scalar': ()}
     """
-    return {name: _shape(name, text) for name, text in (pair("--shape", o) for o in options)}
+    return {name: _shape(name, text) for name, text in pairs("--shape", options).items()}
 
 
 def _shape(name: str, text: str) -> tuple[int, ...]:
@@ -47,7 +47,7 @@ def consts(options: Sequence[str]) -> dict[str, Any]:
     >>> consts(["n=4", "scale=1,2.5", "flag=true"])
     {'n': 4, 'scale': [1, 2.5], 'flag': True}
     """
-    return {name: _const(text) for name, text in (pair("--const", o) for o in options)}
+    return {name: _const(text) for name, text in pairs("--const", options).items()}
 
 
 def _const(text: str) -> Any:
@@ -76,11 +76,16 @@ def states(options: Sequence[str]) -> dict[str, str]:
     >>> states(["past=present", "h0=hn"])
     {'past': 'present', 'h0': 'hn'}
     """
+    return pairs("--state", options)
+
+
+def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE several times; UsageError E704 for a name that is there twice."""
     found: dict[str, str] = {}
-    for past, present in (pair("--state", o) for o in options):
-        if past in found:
-            raise UsageError("E704", f"--state {past}={present}: {past} is {found[past]} already")
-        found[past] = present
+    for name, value in (pair(option, text) for text in texts):
+        if name in found:
+            raise UsageError("E704", f"{option} {name}={value}: {name} is {found[name]} already")
+        found[name] = value
     return found
 
 

@@ -69,7 +69,9 @@ def read(a: argparse.Namespace) -> Record:
     arrays = gather(needed(image.program), a.input or ["random:0"])
     timing_core()
     with Progress("running", quiet=a.quiet > 0) as progress:
-        result = image.default_session.once(arrays, timing=True, jump=not a.no_jump, progress=progress)
+        result = image.default_session.once(
+            arrays, timing=True, jump=not a.no_jump, progress=progress
+        )
     return Record.of(image.program, result.stats)
 
 

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from knapper.isa.errors import FrontendError
+from knapper.isa.files import unreadable
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 """Field numbers in ModelProto, GraphProto and TensorProto (onnx.proto)."""
@@ -92,7 +93,7 @@ def _bytes_of(path: Path) -> memoryview:
                 raise _not_a_model(path, "the file is empty")
             return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as e:
-        raise _not_a_model(path, f"cannot be read: {e.strerror}") from None
+        raise unreadable(path, e) from None
 
 
 def _describe(data: memoryview) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from knapper.isa.description import did_you_mean
 from knapper.isa.errors import UsageError
 
 from . import ant, aquant, baseline, dstc, im2col, sma, squant, tilewise
@@ -41,7 +42,8 @@ def claims(names: Sequence[str] = ()) -> list[Claim]:
     every = [(name, c) for name, rows in SETS.items() for c in rows()]
     for wanted in names:
         if not any(_meant(wanted, of, c) for of, c in every):
-            hint = f"there are {', '.join(SETS)}, and rows such as {every[0][1].name}"
+            near = did_you_mean(wanted, [*SETS, *(c.name.partition(".")[0] for _, c in every)])
+            hint = near or f"there are {', '.join(SETS)}, and rows such as {every[0][1].name}"
             raise UsageError("E704", f"no claim is called {wanted!r}", hint=hint)
     return [c for of, c in every if not names or any(_meant(w, of, c) for w in names)]
 
