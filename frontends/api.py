@@ -47,6 +47,19 @@ class Image:
         )
         return f"Image({inputs} -> {outputs}; {plural(len(p.launches), 'launch')} for {p.target.get('name')})"
 
+    def _repr_html_(self) -> str:
+        """In a notebook: inputs and outputs, and the launches."""
+        from knapper.runtime import html
+
+        p = self.program
+        facts = {
+            "target": p.target.get("name"),
+            **{f"input {i.name}": show(i) for i in p.inputs},
+            **{f"output {o.name}": show(o) for o in p.outputs},
+        }
+        rows = [(n.kernel, ", ".join(dict.fromkeys(n.nodes)), n.macs) for n in p.launches]
+        return html.page(facts, html.Table(("kernel", "nodes", "macs"), rows))
+
     def save(self, path: str | Path) -> None:
         """Write the ELF file."""
         files.write(path, elf.write(self.program))

@@ -29,7 +29,7 @@ from knapper.isa.program import Port, Program
 from knapper.isa.rows import trimmed
 from knapper.isa.systolic import Array as Units
 
-from . import budget
+from . import budget, html
 from .budget import LIMIT, WORK, EngineName
 from .decode import Decoded, decode
 from .engine import Engine
@@ -54,6 +54,10 @@ class Result:
     def __repr__(self) -> str:
         shown = (f"{n}: {a.dtype}[{','.join(map(str, a.shape))}]" for n, a in self.outputs.items())
         return f"Result({', '.join(shown)}; {self.stats!r})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a line an output, and the totals."""
+        return html.page(html.spread(self.outputs), self.stats.totals())
 
 
 class Kept(Mapping[str, Array]):

@@ -330,13 +330,15 @@ class Stats:
         except ImportError:
             hint = "pip install 'knapper[frames]'; rows() is the same without pandas"
             raise UsageError("E710", "to_frame needs pandas", hint=hint) from None
-        return DataFrame(self.rows(by)).set_index(by) if self.rows(by) else DataFrame()
+        rows = self.rows(by)
+        return DataFrame(rows).set_index(by) if rows else DataFrame()
 
     def _repr_html_(self) -> str:
         """In a notebook: the totals, and below them the launches."""
-        return html.page(self._totals(), self._table())
+        return html.page(self.totals(), self._table())
 
-    def _totals(self) -> dict[str, object]:
+    def totals(self) -> dict[str, object]:
+        """What a run took, by name."""
         timed = {} if self.cycles is None else {
             "cycles": self.cycles,
             "ms at its clock": 1e3 * self.cycles / self.clock_hz,

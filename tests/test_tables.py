@@ -29,6 +29,9 @@ COMMANDS = (
     ("time", "SHOP/small.elf"),
     ("conformance", "--select", "test_relu"),
     ("prune", "SHOP/small.onnx", *SHAPE, "--pattern", "ew"),
+    ("check", "SHOP/small.onnx", *SHAPE),
+    ("check", "SHOP/small.onnx", *SHAPE, "--nodes"),
+    ("cache", "info"),
 )
 CELLS = st.lists(
     st.tuples(st.text(st.characters(codec="utf-8", exclude_characters="\0\r")), st.integers()),

@@ -9,11 +9,11 @@ knapper check fault.ir                                    such a graph, against 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from .. import files
 from ..api import Image
 from ..compare import HEAD, ORACLE, as_table
 from ..inputs import gather, needed
-from ..tables import Table, plural
+from ..tables import Table, plural, show
 from .build import read_model, refuse_both
 from .execute import run
 from .options import TARGET, consts, states
@@ -141,23 +141,28 @@ def _print(
     a: argparse.Namespace, v: Verdict, nodes: list[Launched], found: Finding | None, note: str
 ) -> None:
     """Outputs, launches, and what was found."""
-    if a.json:
+    outputs = replace(as_table(v.found), title="outputs")
+    launches = Table([_row(n) for n in nodes], ("node", "op", "launch", *HEAD), "nodes")
+
+    def facts() -> dict[str, Any]:
         rows = [{"launch": n.launch, "op": n.op, "node": n.node, **n.of.to_dict()} for n in nodes]
-        facts = {
+        return {
             "outputs": [d.to_dict() for d in v.found],
             "nodes": rows,
             "first": found.to_dict() if found else None,
         }
-        print(json.dumps(facts, indent=1))
-        return
-    if v.found:
-        print(as_table(v.found).text())
-    if a.nodes and nodes:
-        print()
-        print(Table([_row(n) for n in nodes], ("node", "op", "launch", *HEAD)).text())
-    elif nodes:
-        print(_worst(nodes))
-    if note:
+
+    def text() -> str:
+        shown = [outputs.plain()] * bool(v.found)
+        if a.nodes and nodes:
+            shown += ["", launches.plain()]
+        elif nodes:
+            shown.append(_worst(nodes))
+        return "\n".join(shown)
+
+    if v.found or nodes or a.json:
+        show(a, facts, [outputs, launches] if a.nodes else [outputs], text)
+    if note and not a.json:
         log.info("%s", note)
 
 

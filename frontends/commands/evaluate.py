@@ -7,7 +7,6 @@ knapper eval model.elf --data imagenet/val --reference model.onnx
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import time
@@ -19,7 +18,7 @@ from knapper.isa.errors import KnapperError, UsageError, raise_all
 from .. import files
 from ..api import Image, load
 from ..progress import Progress
-from ..tables import plural, table
+from ..tables import Table, plural, show, table
 from .options import TARGET, choice, consts, pixels, shapes
 
 if TYPE_CHECKING:
@@ -56,10 +55,12 @@ def evaluate_file(a: argparse.Namespace) -> None:
         hint = "labels for top1 and top5, --reference for agreement and sqnr"
         raise KnapperError("E706", "nothing was compared", where=a.data, hint=hint)
     rows = {m: _metric(found, m) for m in shown}
-    if a.json:
-        print(json.dumps(_facts(a, data, found, rows, seconds)))
-    else:
-        print(report(a, network, data, found, rows, seconds))
+    show(
+        a,
+        lambda: _facts(a, data, found, rows, seconds),
+        [metrics(rows)],
+        lambda: report(a, network, data, found, rows, seconds),
+    )
 
 
 def _check(a: argparse.Namespace) -> None:
@@ -155,6 +156,20 @@ def _facts(
         "file": a.file, "data": a.data, "about": data.about, "samples": len(found), "metrics": rows,
         "nan": found.broken, "reference": a.reference, "seconds": seconds,
     }  # fmt: skip
+
+
+COLUMNS = ("value", "right", "of", "low", "high", "reference", "lost", "lost low", "lost high")
+
+
+def metrics(rows: Mapping[str, Any]) -> Table:
+    """A metric a row; what it has no number for is empty. Bounds are of 95 %."""
+    lines = []
+    for metric, row in rows.items():
+        low, high = row.get("interval", (None, None))
+        less, more = row.get("lost_interval", (None, None))
+        flat = {**row, "low": low, "high": high, "lost low": less, "lost high": more}
+        lines.append((metric, *(flat.get(c) for c in COLUMNS)))
+    return Table(lines, ("metric", *COLUMNS))
 
 
 def report(
