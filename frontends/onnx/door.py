@@ -281,7 +281,7 @@ class Door:
             raise FrontendError(
                 "E203",
                 f"knapper has no operator {p.op_type} of domain {domain} (version {version})",
-                hint="a plugin can add it: --plugin FILE.py",
+                hint=INSTEAD.get(p.op_type, "a plugin can add it: --plugin FILE.py"),
             )
         close = get_close_matches(p.op_type, OPS, 1, 0.85)
         guess = (
