@@ -35,5 +35,9 @@ FAMILIES = (
         "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
         "random numbers are not served: make them an input",
     ),
+    _family(
+        "DynamicQuantizeLSTM",
+        "keep LSTM in float: quantize_dynamic(…, op_types_to_quantize=[\"MatMul\"]), or compile the float model with --quantize",
+    ),
 )
 INSTEAD = {op: family.instead for family in FAMILIES for op in family.ops}
