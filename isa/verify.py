@@ -20,7 +20,7 @@ from .machine import Machine
 from .operands import Label, Reg
 from .parameters import HOST
 from .program import BASE, Kernel, Launch, Object, Offload, Port, Program
-from .rows import ROWS
+from .rows import companion
 from .systolic import WORD, Array
 
 THREADS = 1024
@@ -163,9 +163,10 @@ def _object(p: Program, o: Object) -> Iterator[str]:
 def _companions(outputs: Mapping[str, Port]) -> Iterator[str]:
     """What says how many rows of an output are meant must be one number."""
     for name, port in outputs.items():
-        rows = outputs.get(name + ROWS)
-        if rows is not None and (not port.shape or (rows.dtype, rows.shape) != ("i64", ())):
-            yield f"output {rows.name}: is {rows.dtype}{list(rows.shape)}, expected one i64 that counts rows"
+        for axis in range(max(len(port.shape), 1)):
+            rows = outputs.get(companion(name, axis))
+            if rows is not None and (not port.shape or (rows.dtype, rows.shape) != ("i64", ())):
+                yield f"output {rows.name}: is {rows.dtype}{list(rows.shape)}, expected one i64 that counts rows"
 
 
 def _states(p: Program) -> Iterator[str]:

@@ -231,6 +231,27 @@ def boxes(w: Writer) -> None:
 
 
 @kind()
+def chosen(w: Writer) -> None:
+    """As many rows as the data decides, once more."""
+    if w.smooth:
+        return
+    x = w.pick(exact=True, ranks=range(1, 4), size=256)
+    op = w.rng.choice(("NonZero", "Compress", "Unique"))
+    if op == "NonZero":
+        w.final(op, [x], INT, (x.rank, "n"))
+    elif op == "Compress":
+        axis = w.rng.randrange(x.rank)
+        shape = tuple("n" if i == axis else d for i, d in enumerate(x.shape))
+        w.final(op, [x, w.given(w.numbers(BOOL, [x.shape[axis]]))], FLOAT, shape, axis=axis)
+    elif w.flip():
+        w.final(op, [x], FLOAT, ("n",), sorted=w.rng.randrange(2))
+    else:
+        axis = w.rng.randrange(x.rank)
+        shape = tuple("n" if i == axis else d for i, d in enumerate(x.shape))
+        w.final(op, [x], FLOAT, shape, axis=axis)
+
+
+@kind()
 def transform(w: Writer) -> None:
     if w.opset >= 20:
         x = w.input(FLOAT, [1, w.rng.choice((2, 5, 8)), 1])

@@ -46,8 +46,6 @@ def branch(op: str) -> GraphProto:
 
 
 TINY = {
-    "Unique": model("Unique", X, {}, "x"),
-    "Compress": model("Compress", X, {"c": np.ones(8, np.bool_)}, "x c", axis=1),
     "SequenceConstruct": model("SequenceConstruct", X, {}, "x"),
     "SplitToSequence": model("SplitToSequence", X, {}, "x", axis=1),
     "RandomNormalLike": model("RandomNormalLike", X, {}, "x"),

@@ -8,7 +8,7 @@ decides a shape (axes, pads, starts, repeats, sizes) is an attribute here.
 Every op has a reference and examples. Every op has a lowering to TVM Relax, except
 
     Shape, Size             always folded: shapes are static
-    NonZero                 folded by the importer, which must know the size of the result
+    NonZero                 folded by the importer, or made of running sums
     NonMaxSuppression, RoiAlign, BitmapEncode   kernels of our own
     MaxPool, second result  where the maxima are: TVM pools values only; asking for it is a compile error that names the node
 """

@@ -1,7 +1,7 @@
 """Ops whose value follows from types and attributes alone, so that constant folding can compute them.
 
 Shape and Size have no relax facet: they are always folded. NonZero has none either and is of the family because its size must
-be known: the importer folds it over a constant operand and says how many it found.
+be known: the importer folds it over a constant operand and says how many it found, or makes it of other ops.
 """
 
 from __future__ import annotations

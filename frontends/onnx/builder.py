@@ -75,6 +75,18 @@ def symbol(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_./-]+", "_", name) or "v"
 
 
+@dataclass(frozen=True)
+class Sized:
+    """Results of a node that have as many rows as the data decides."""
+
+    number: str
+    """The value that says how many are meant."""
+    bound: int
+    """How many there can be."""
+    axes: Mapping[str, int]
+    """Value → the axis that its rows are along."""
+
+
 @dataclass
 class Builder:
     """The graph so far."""
@@ -88,7 +100,9 @@ class Builder:
     formats: dict[str, str] = field(default_factory=dict)
     """Value → its format, where the model has elements of a few bits: the Graph's are wider."""
     limits: Mapping[str, int] = field(default_factory=dict)
-    """Node name → the boxes that a NonMaxSuppression keeps, in place of what the model says."""
+    """Node name → the boxes that a NonMaxSuppression keeps, or the rows that there can be, in place of what the model says."""
+    sized: dict[str, Sized] = field(default_factory=dict)
+    """Node name → its results whose number of rows the data decides."""
 
     def fresh(self, hint: str) -> str:
         """A value name that is not taken yet: the hint, as a plain word of graph text, numbered if it must be."""

@@ -20,8 +20,9 @@ from . import composed as _composed  # noqa: F401  registers its forms
 from . import conversions as _conversions  # noqa: F401
 from . import inline, loops
 from . import sampling as _sampling  # noqa: F401
+from . import selected as _selected  # noqa: F401
 from . import training as _training  # noqa: F401
-from .builder import OPS_HINT, Builder, Call, bind
+from .builder import OPS_HINT, Builder, Call, Sized, bind
 from .file import Model, open_model
 from .forms import COMPLETE, adapted
 from .ports import bound_value, contradictions, declared_dims, input_type, outside
@@ -100,11 +101,12 @@ def read(
     """
     opened = open_model(model)
 
-    def imported(limits: Mapping[str, int]) -> Graph:
-        return Door(opened, replace_fixed, limits).graph(shapes or {}, consts or {})
+    def imported(limits: Mapping[str, int]) -> tuple[Graph, Mapping[str, Sized]]:
+        door = Door(opened, replace_fixed, limits)
+        return door.graph(shapes or {}, consts or {}), door.builder.sized
 
     try:
-        return with_rows(imported({}), imported)
+        return with_rows(imported)
     except NONSENSE as e:
         raise FrontendError("E209", f"cannot be imported: {e}", where=opened.name) from e
 
@@ -115,7 +117,7 @@ class Door:
     def __init__(
         self, model: Model, replace_fixed: bool = False, limits: Mapping[str, int] | None = None
     ) -> None:
-        """`limits`: NonMaxSuppression nodes that keep another number of boxes than the model says, for `rows`."""
+        """`limits`: nodes that keep another number of boxes than the model says, or have another number of rows, for `rows`."""
         self.model, self.replace_fixed = model, replace_fixed and not model.fixed
         self.builder = Builder(limits=limits or {})
         self.problems: list[KnapperError] = []

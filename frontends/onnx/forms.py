@@ -125,13 +125,6 @@ def _number(b: Builder, call: Call, formal: str) -> Any:
     return a.ravel()[0]
 
 
-@form("NonZero", needs_op=False)
-def _(b: Builder, call: Call) -> list[str]:
-    value = b.decided(call, "X")
-    found = np.stack(np.nonzero(np.atleast_1d(0 if value is None else value)))
-    return [b.constant(found.astype(np.int64), only(call))]
-
-
 # --- what inference does not do -----------------------------------------------------------------------------------------
 
 

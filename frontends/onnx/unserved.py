@@ -19,10 +19,6 @@ def _family(ops: str, instead: str) -> Family:
 
 FAMILIES = (
     _family(
-        "NonZero Unique Compress",
-        "sizes that depend on values are not served yet: keep the shape, and mask with Where",
-    ),
-    _family(
         "SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceAt SequenceLength SequenceMap "
         "SplitToSequence ConcatFromSequence Optional",
         "sequences and optionals are not served: use tensors, Split and Concat",
