@@ -145,6 +145,21 @@ class Problems(KnapperError):
         return "\n".join(map(str, self.problems))
 
 
+def reason(e: BaseException) -> str:
+    """What Python or a library of it raised, in words: no class name, no quotes around a message.
+
+    >>> reason(KeyError("weights")), reason(ValueError("a\\nb")), reason(RecursionError())
+    ("there is no 'weights'", 'a', 'RecursionError')
+    """
+    if isinstance(e, OSError) and e.strerror:
+        return e.strerror
+    if isinstance(e, KeyError) and e.args:
+        return f"there is no {e.args[0]!r}"
+    if isinstance(e, AttributeError):
+        return "what it holds is laid out in another way"
+    return str(e).split("\n")[0] or type(e).__name__
+
+
 def raise_all(problems: Iterable[KnapperError]) -> None:
     """Raise what was collected, if anything was: a single error bare, several as `Problems`."""
     found = list(problems)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from knapper.isa.errors import PassError
+from knapper.isa.errors import PassError, reason
 
 from ..ir import DTYPES, Array, Graph
 from ..quantization.aquant import Options
@@ -88,9 +88,7 @@ def read(path: str, g: Graph) -> list[dict[str, Array]]:
         with np.load(path, allow_pickle=False) as held:
             arrays = {name: held[name] for name in g.inputs}
     except (OSError, ValueError, KeyError, EOFError) as e:
-        raise PassError(
-            "E306", f"aquant: no samples: {type(e).__name__}: {e}", where=path
-        ) from None
+        raise PassError("E306", f"aquant: no samples: {reason(e)}", where=path) from None
     sizes = {name: t.shape[0] if t.shape else 1 for name, t in g.inputs.items()}
     batches: list[dict[str, Array]] = [
         {}

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from knapper.isa.errors import PassError
+from knapper.isa.errors import PassError, reason
 from knapper.isa.formats import FORMATS, Format
 from knapper.isa.formats.format import INT
 
@@ -272,7 +272,7 @@ class Ranges:
             RecursionError,
             OverflowError,
         ) as e:
-            problem = f"no ranges: {type(e).__name__}: {e}"
+            problem = f"no ranges: {reason(e)}"
             raise PassError(
                 "E306",
                 problem,

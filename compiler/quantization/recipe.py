@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from knapper.isa.errors import PassError
+from knapper.isa.errors import PassError, reason
 from knapper.isa.formats import FORMATS, Format
 from knapper.isa.formats.format import INT
 
@@ -123,7 +123,7 @@ def _file(path: str) -> list[Override]:
         held = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
         return [_table(str(pattern), options, path) for pattern, options in held.items()]
     except (OSError, ValueError, AttributeError, RecursionError) as e:
-        raise PassError("E306", f"no overrides: {type(e).__name__}: {e}", where=path) from None
+        raise PassError("E306", f"no overrides: {reason(e)}", where=path) from None
 
 
 def _table(pattern: str, options: object, path: str) -> Override:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from knapper.isa.errors import KnapperError, PassError
+from knapper.isa.errors import KnapperError, PassError, reason
 
 from ..encoding import Encoding
 from ..ir import Array
@@ -61,7 +61,7 @@ def read(path: str | Path) -> dict[str, Mask]:
             raise ValueError(f"format is {held.get('format')!r}, not {FORMAT!r}")
         return {name: _mask(m) for name, m in held["weights"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, KnapperError) as e:
-        raise PassError("E302", f"no masks: {type(e).__name__}: {e}", where=str(path)) from None
+        raise PassError("E302", f"no masks: {reason(e)}", where=str(path)) from None
 
 
 def _mask(held: Mapping[str, object]) -> Mask:
