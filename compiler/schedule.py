@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 
 from knapper.isa.core import SIMD
 from knapper.isa.errors import CompileError, raise_all
-from knapper.isa.machine import Machine
+from knapper.isa.machine import Machine, known
 
 from . import narrow
 from .codegen.generator import Group, Options, generators, modes_of
@@ -97,6 +97,10 @@ def cheapest(launches: Sequence[Choices]) -> list[Choice]:
     return min(paths.values(), key=lambda p: p[0])[1] if paths else []
 
 
+MOST = 1 << 31
+"""Bytes of a tensor that no kernel goes through."""
+
+
 @dataclass
 class Scheduler:
     """Finds choices for groups, remembering what it decided for equal ones."""
@@ -106,7 +110,7 @@ class Scheduler:
     _made: dict[str, Choices] = field(default_factory=dict)
 
     def choices(self, group: Group) -> Choices:
-        """The ways to launch a group; CompileError E410 if no generator serves it, E412 if none does as forced."""
+        """The ways to launch a group; CompileError E410, E415 or E416 if no generator serves it, E412 if none does as forced."""
         wanted = self._wanted(group)
         canonical, encoded = Canonical.of(group), any(t.encoding for t in group.inputs.values())
         structure = canonical.content() if encoded else canonical.text  # zeros decide what pays
@@ -140,7 +144,7 @@ class Scheduler:
         refusals = {kind: g.serves(group, self.machine) for kind, g in generators().items()}
         serving = [kind for kind, why in refusals.items() if why is None]
         if not serving:
-            raise unserved(group, refusals)
+            raise unserved(group, refusals, self._elsewhere(group))
         if (kind := wanted.get("kind", serving[0])) not in serving:
             raise misplaced(group, str(kind), refusals)
         offered = [c for kind in serving for c in self._offers(kind, group)]
@@ -149,20 +153,41 @@ class Scheduler:
             raise unoffered(group, wanted, offered)
         return fit
 
+    def _elsewhere(self, group: Group) -> list[str]:
+        """The other machines that have a kernel for a group."""
+        others = (Machine.load(name) for name in sorted(known()) if name != self.machine.name)
+        return [
+            m.name for m in others if any(g.serves(group, m) is None for g in generators().values())
+        ]
+
     def _offers(self, kind: str, group: Group) -> Iterator[Choice]:
         generator = generators()[kind]
         for options in generator.candidates(group, self.machine):
             yield Choice(generator.cost(group, options, self.machine), kind, options)
 
 
-def unserved(group: Group, refusals: Mapping[str, str | None]) -> CompileError:
-    """The error for a group that no generator takes: its nodes, and each generator's reason."""
-    reasons = (
-        "; ".join(f"{kind}: {why}" for kind, why in refusals.items()) or "there are no generators"
-    )
-    return CompileError(
-        "E410", f"no generator serves {_nodes(group)} ({reasons})", where=f"group {group.name}"
-    )
+def unserved(
+    group: Group, refusals: Mapping[str, str | None], elsewhere: Sequence[str]
+) -> CompileError:
+    """The error for a group that no generator takes: its nodes, and each reason with the generators that have it.
+
+    E415 if it is the machine's fault, E416 if a tensor is too large for any, E410 else: each asks for something else to be done.
+    """
+    kinds: dict[str, list[str]] = {}
+    for kind, why in refusals.items():
+        kinds.setdefault(str(why), []).append(kind)
+    reasons = "; ".join(f"{', '.join(of)}: {why}" for why, of in kinds.items())
+    problem = f"no generator serves {_nodes(group)} ({reasons or 'there are no generators'})"
+    code, hint = "E410", ""
+    large = [v for v, t in (group.inputs | group.outputs).items() if t.bytes >= MOST]
+    if elsewhere:
+        code, hint = "E415", f"another target has a kernel for it: {', '.join(elsewhere)}"
+    elif large:
+        code, hint = (
+            "E416",
+            f"%{large[0]} has 2 GiB or more: fewer samples at once, or the layer in parts",
+        )
+    return CompileError(code, problem, where=f"group {group.name}", hint=hint)
 
 
 def misplaced(group: Group, kind: str, refusals: Mapping[str, str | None]) -> CompileError:

@@ -35,6 +35,8 @@ CODES: dict[str, str] = {
     "E306": "A network cannot be quantized as asked: no such method or format, ranges that are missing or damaged, names of nothing.",
     # 4xx compiling: groups, plans, kernels, plugins
     "E410": "No kernel generator serves a group of nodes. The message has each generator's reason.",
+    "E415": "No kernel generator serves a group of nodes on this machine, but on others, which the hint names: their ISA has what it takes.",
+    "E416": "No kernel generator serves a group of nodes since a tensor of it has 2 GiB or more. Fewer samples at once, or a layer in parts.",
     "E411": "The groups of a graph cannot be launched: a node has no group, or groups wait for each other.",
     "E412": "A launch asks for a kind or for options that are not legal for its group on this machine. The message lists those that are.",
     "E413": "A memory plan is wrong: buffers that are needed at the same time overlap, or one is misplaced or too small.",

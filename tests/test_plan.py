@@ -223,9 +223,17 @@ def test_every_group_that_nobody_serves_is_named_with_all_reasons(machine: Machi
         schedule(net(exp, log), machine)
     first, second = map(str, e.value.problems)
     assert first == (
-        "E410: group e: no generator serves Exp exp_0 (slow: it does not know Exp; slabs: it does not know Exp; cheap: it does not know Exp)"
+        "E410: group e: no generator serves Exp exp_0 (slow, slabs, cheap: it does not know Exp)"
     )
     assert "Log %y" in second
+
+
+def test_a_tensor_that_is_too_large_for_all_is_an_error_of_its_own(machine: Machine) -> None:
+    huge = Type("f32", (1 << 29,))
+    exp = Node("Exp", ("x",), ("y",), (huge,), group="y", loc="exp_0")
+    graph = Graph("g", {"x": huge}, {"y": "y"}, (exp,))
+    with pytest.raises(CompileError, match=r"E416: group y: .*hint: %x has 2 GiB or more: fewer"):
+        schedule(graph, machine)
 
 
 # --- memory -------------------------------------------------------------------------------------------------------------
