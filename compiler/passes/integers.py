@@ -38,31 +38,13 @@ from ..quantization.exact import (
     by_channel,
     bytes_behind,
     exact,
-    ones_behind,
     unfit,
 )
-from ..rewrite import Writer
+from ..quantization.moves import moved
+from ..quantization.values import LINEAR, ONE, PRODUCTS, SMALLEST, Sums, Values
 from .base import Pass
 
 log = logging.getLogger("knapper")
-PRODUCTS = ("Conv", "MatMul", "Gemm")
-ONE = np.ones(())
-MOVERS = frozenset(
-    ["Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Expand", "Tile", "Gather", "DepthToSpace", "SpaceToDepth"]
-)  # fmt: skip
-"""Ops whose results are elements of their first operand."""
-AVERAGES = frozenset(("AveragePool", "GlobalAveragePool"))
-LINEAR = (
-    frozenset(["Add", "Sub", "Mul", "Relu", "LeakyRelu", "Clip", "Cast"])
-    | MOVERS
-    | AVERAGES
-    | set(PRODUCTS)
-)
-"""Ops f with f(c·x) = c·f(x) for a positive c, once their constants are scaled too."""
-ONE_FACTOR = MOVERS | AVERAGES | {"Clip", *PRODUCTS}
-"""Those for which c has to be one number: c of each element is where the element goes to."""
-SMALLEST = float(np.finfo(np.float32).tiny)
-"""The least scale that is divided by as a factor: its inverse is a float."""
 
 
 @dataclass(frozen=True)
@@ -86,27 +68,11 @@ def _concerns(n: Node, g: Graph) -> bool:
     return wide or n.op in ("QuantizeLinear", "DequantizeLinear")
 
 
-@dataclass(frozen=True)
-class Sums:
-    """A product in integers: its value is sums · factor + bias."""
-
-    value: str
-    factor: Array
-    bias: Array | str | None
-    """A constant; or a value of the old graph."""
-
-
-class _Integers(Writer):
-    """The new graph. A float value of the old one is `held` as integers, `deferred` until a QuantizeLinear says its scale, or there."""
+class _Integers(Values):
+    """The walk: `waits` are values that one QuantizeLinear will ask for in steps of its scale."""
 
     def __init__(self, g: Graph) -> None:
         super().__init__(g)
-        self.makers = self.old.producers()
-        self.old_types = self.old.types()
-        self.held: dict[str, Held] = {}
-        self.sums: dict[str, Sums] = {}
-        self.deferred: dict[str, Node] = {}
-        self.spans: dict[str, tuple[int, int]] = {}
         self.waits = self._waiting()
 
     def _waiting(self) -> set[str]:
@@ -148,8 +114,8 @@ class _Integers(Writer):
             return self._quantize(n)
         if n.op in PRODUCTS and (n.types[0].dtype == "i32" or self._product(n)):
             return self._emit_product(n)
-        if (moved := self._moved(n)) is not None:
-            self.held[v] = moved
+        if (held := moved(self, n)) is not None:
+            self.held[v] = held
             return None
         if v in self.waits:
             self.deferred[v] = n
@@ -173,91 +139,6 @@ class _Integers(Writer):
             outputs[name] = self.need(v)
         return self.graph(outputs)
 
-    def need(self, v: str) -> str:
-        """The value itself, in float."""
-        if v in self.held or v in self.deferred or v in self.sums:
-            outer, last = self.at, self._last
-            self.begin(self.makers[v])
-            made = self.build(v, ONE)
-            self.at, self._last = outer, last
-            return made
-        return self.now(v)
-
-    # --- values times a factor
-
-    def build(self, v: str, f: Array) -> str:
-        """c·v in float, for a positive c that broadcasts to it."""
-        if v in self.held:
-            return self._dequantized(self.held[v], f)
-        if v in self.sums:
-            return self._scaled_sums(v, f)
-        n = self.deferred.get(v)
-        if n is None or (f.size > 1 and n.op in ONE_FACTOR):
-            return self._times(self.now(v) if n is None else self.build(v, ONE), f)
-        x = n.inputs[0]
-        if n.op in ("Add", "Sub"):
-            return self.op(n.op, *(self.build(x, f) for x in n.inputs))
-        if n.op == "Mul":
-            return self._multiplied(n, f)
-        if n.op in AVERAGES and x in self.held and self.held[x].single:
-            h = self.held[x]  # sums of integers are exact
-            whole = self._dequantized(replace(h, scale=np.ones((), np.float32)), ONE)
-            return self._times(self.op(n.op, whole, **n.attrs), f * h.scale.astype(np.float64))
-        if n.op == "Cast":
-            return self._times(self.op("Cast", self.now(x), to="f32"), f)
-        if n.op == "Clip":
-            low, high = (float(n.attr(k)) * float(f) for k in ("min", "max"))
-            return self.op("Clip", self.build(x, f), min=low, max=high)
-        operands = [self.build(x, f), *(self.need(o) if o else "" for o in n.inputs[1:2])]
-        biases = [self.build(o, f) if o else "" for o in n.inputs[2:]]
-        return self.op(n.op, *operands, *biases, **n.attrs)
-
-    def _multiplied(self, n: Node, f: Array) -> str:
-        for x, c in (n.inputs, n.inputs[::-1]):
-            a = self.old.constants.get(c)
-            if a is not None and (a > 0).all() and len(self.old_types[x].shape) >= a.ndim:
-                return self.build(x, f * a.astype(np.float64))
-        return self.op("Mul", self.build(n.inputs[0], f), self.need(n.inputs[1]))
-
-    def _times(self, v: str, f: Array) -> str:
-        if (f == 1).all():
-            return v
-        if (a := self.array(v)) is not None:
-            return self.constant((a.astype(np.float64) * f).astype(np.float32), v, "scaled")
-        return self.op("Mul", v, self._number(f))
-
-    def _number(self, f: Array) -> str:
-        return self.constant(f.astype(np.float32), tag="factor")
-
-    def _dequantized(self, h: Held, f: Array) -> str:
-        shape = self.type(h.q).shape
-        zero, scale = (along(p, h.axis, len(shape)) for p in (h.zero, h.scale))
-        factor = scale.astype(np.float64) * f
-        if (a := self.array(h.q)) is not None:
-            real = (a.astype(np.int64) - zero).astype(np.float32) * factor.astype(np.float32)
-            return self.constant(np.asarray(real, np.float32), h.q, "real")
-        v = self.op("Cast", h.q, to="f32")
-        if zero.any():
-            v = self.op("Sub", v, self.constant(zero.astype(np.float32), tag="zero"))
-        return self._times(v, factor)
-
-    def _scaled_sums(self, v: str, f: Array) -> str:
-        s = self.sums[v]
-        y = self.op(
-            "Mul", self.op("Cast", s.value, to="f32"), self._number(np.asarray(s.factor * f))
-        )
-        if s.bias is None:
-            return y
-        if isinstance(s.bias, str):
-            return self.op("Add", y, self._times(self._bias_value(v, s.bias), f))
-        return self.op("Add", y, self._number(np.asarray(s.bias * f)))
-
-    def _bias_value(self, v: str, bias: str) -> str:
-        b, n = self.need(bias), self.makers[v]
-        if n.op != "Conv":
-            return b
-        return self.op("Reshape", b, shape=(self.type(b).count, *ones_behind(n)))
-
     # --- quantization's own nodes
 
     def _hold(self, n: Node) -> bool:
@@ -275,21 +156,12 @@ class _Integers(Writer):
             env = {v: self.old.constants.get(v) for v in n.inputs if v} | {x: known, "": None}
             self.store(n, compute(n, env))
             return True
-        span = self._span(self.now(x))
+        span = self.span_of(self.now(x))
         if scale.size == 1:
             scale, zero = scale.reshape(()), zero.reshape(())
         axis = n.attr("axis") % max(t.rank, 1)
         self.held[n.outputs[0]] = Held(self.now(x), scale, zero.astype(np.int64), axis, span)
         return True
-
-    def _span(self, q: str) -> tuple[int, int]:
-        """The least and the greatest of a value of integers."""
-        if (a := self.array(q)) is not None and a.size:
-            return int(a.min()), int(a.max())
-        if q not in self.spans:
-            info = np.iinfo(self.type(q).dtype.replace("i", "int").replace("u", "uint"))
-            return int(info.min), int(info.max)
-        return self.spans[q]
 
     def _quantize(self, n: Node) -> None:
         x, to, format = n.inputs[0], n.attr("to"), n.attr("format")
@@ -302,7 +174,7 @@ class _Integers(Writer):
         if h is not None and not border and on_grid(format) is None and self._is_same(n, h):
             self.let(n, (h.q,))
             return
-        if self._reaches(x):
+        if self.reaches(x):
             v = self.build(x, 1 / scale)
         else:
             v = self.need(x)
@@ -333,71 +205,6 @@ class _Integers(Writer):
             and low <= h.span[0]
             and h.span[1] <= high
         )
-
-    def _reaches(self, v: str) -> bool:
-        """Whether integers are behind a value."""
-        if v in self.sums or (v in self.held and self.array(self.held[v].q) is None):
-            return True
-        n = self.deferred.get(v)
-        return n is not None and (n.op == "Cast" or any(map(self._reaches, n.inputs)))
-
-    # --- what moves elements
-
-    def _moved(self, n: Node) -> Held | None:
-        """The integers of a result whose elements are those of a held value; None: compute in float."""
-        h = self.held.get(n.inputs[0]) if n.inputs else None
-        if h is None or len(n.outputs) > 1:
-            return None
-        if n.op == "Concat":
-            rest = [self.held.get(v) for v in n.inputs]
-            if not all(r is not None and r.as_before(h) and self._alike(r, h) for r in rest):
-                return None
-            q = self.op("Concat", *(r.q for r in rest if r), **n.attrs)
-            low, high = (f(r.span[i] for r in rest if r) for i, f in enumerate((min, max)))
-            return self._as(h, q, (low, high))
-        if not h.single:
-            return self._turned_weights(n, h)
-        if n.op in MOVERS:
-            return self._as(h, self._elements(n, h), h.span)
-        if n.op == "MaxPool" and h.scale > 0:
-            return self._as(h, self.op("MaxPool", h.q, **n.attrs), h.span)
-        zero = int(h.zero)
-        if n.op == "Pad" and n.attr("mode") == "constant" and not n.attr("value"):
-            if not h.span[0] <= zero <= h.span[1] and self.array(h.q) is None:
-                return None
-            q = self.op("Pad", h.q, *n.inputs[1:], **{**n.attrs, "value": float(zero)})
-            return self._as(h, q, (min(h.span[0], zero), max(h.span[1], zero)))
-        if n.op == "Relu" and h.scale > 0:
-            q = h.q if zero <= h.span[0] else self.op("Clip", h.q, min=float(zero))
-            return self._as(h, q, (max(h.span[0], zero), max(h.span[1], zero)))
-        return None
-
-    def _elements(self, n: Node, h: Held) -> str:
-        """The integers that a node picks from those of its first operand; of constants, constants."""
-        a, rest = self.array(h.q), n.inputs[1:]
-        known = {v: self.old.constants.get(v) for v in rest}
-        if a is not None and all(known[v] is not None for v in rest if v):
-            (made,) = compute(n, {n.inputs[0]: a, "": None, **known})
-            return self.constant(np.ascontiguousarray(made), n.outputs[0], "bytes")
-        return self.op(n.op, h.q, *(self.need(v) if v else "" for v in rest), **n.attrs)
-
-    def _alike(self, a: Held, b: Held) -> bool:
-        return self.type(a.q).dtype == self.type(b.q).dtype
-
-    def _as(self, h: Held, q: str, span: tuple[int, int]) -> Held:
-        if self.array(q) is None:
-            self.spans[q] = span
-        return replace(h, q=q, span=span)
-
-    def _turned_weights(self, n: Node, h: Held) -> Held | None:
-        """Constants with a scale for each place of an axis, transposed."""
-        a = self.array(h.q)
-        if a is None or n.op not in ("Transpose", "Identity"):
-            return None
-        perm = tuple(n.attr("perm")) if n.op == "Transpose" else tuple(range(a.ndim))
-        perm = perm or tuple(reversed(range(a.ndim)))
-        q = self.constant(np.ascontiguousarray(a.transpose(perm)), h.q, "turned")
-        return replace(h, q=q, axis=perm.index(h.axis))
 
     # --- products
 
@@ -497,4 +304,4 @@ class _Integers(Writer):
 
     def _behind(self, v: str) -> Held | None:
         h = bytes_behind(self, self.makers, self.old_types, v)
-        return h and replace(h, span=self._span(h.q))
+        return h and replace(h, span=self.span_of(h.q))
