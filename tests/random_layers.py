@@ -208,6 +208,39 @@ def sampled(w: Writer) -> None:
 
 
 @kind()
+def deformed(w: Writer) -> None:
+    """A convolution whose taps are moved."""
+    if w.opset >= 19:
+        c, parts, group, size = w.rng.choice(
+            ((1, 1, 1, 5), (2, 2, 1, 4), (4, 2, 2, 6), (4, 1, 4, 5))
+        )
+        x, k = w.input(FLOAT, [w.rng.choice((1, 2)), c, size, size]), w.rng.choice((1, 2, 3))
+        stride, pad, step = w.rng.choice((1, 2)), w.rng.choice((0, 1)), w.rng.choice((1, 1, 2))
+        out = (size + 2 * pad - (k - 1) * step - 1) // stride + 1
+        if out > 0:
+            moved = w.input(FLOAT, [x.shape[0], parts * k * k * 2, out, out])
+            f, bias = (
+                w.weight(2 * group, c // group, k, k),
+                w.weight(2 * group) if w.flip() else None,
+            )
+            mask = w.weight(x.shape[0], parts * k * k, out, out) if w.flip() else None
+            a = {
+                "strides": [stride] * 2,
+                "pads": [pad] * 4,
+                "dilations": [step] * 2,
+                "kernel_shape": [k, k],
+            }
+            operands = (
+                [x, f, moved, bias, mask]
+                if mask
+                else [x, f, moved, bias]
+                if bias
+                else [x, f, moved]
+            )
+            w.emit("DeformConv", operands, 64 * k * k, group=group, offset_group=parts, **a)
+
+
+@kind()
 def regions(w: Writer) -> None:
     if w.opset >= 16:
         x = w.input(FLOAT, [2, w.rng.choice((1, 3)), 8, 8])

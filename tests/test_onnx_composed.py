@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 from onnx_models import agrees, f32, model, node
 
+from knapper.compiler.ir import evaluate
 from knapper.frontends.onnx import read
 from knapper.isa.errors import FrontendError
 
@@ -69,7 +71,35 @@ def test_columns_add_up_to_an_image() -> None:
 def test_a_cast_to_a_small_integer_keeps_its_low_bits() -> None:
     cast = node("Cast", ["x"], ["y"], to=TensorProto.INT4)
     graph = read(model([cast], {"x": (4,)}, opset=25))
-    from knapper.compiler.ir import evaluate
-
     (y,) = evaluate(graph, {"x": np.array([7, 8, -9, 2.9], np.float32)}).values()
     assert y.tolist() == [7, -8, 7, 2]
+
+
+@pytest.mark.parametrize(("group", "parts"), [(1, 1), (2, 1), (1, 2), (2, 4)])
+def test_taps_that_are_moved_see_what_onnxs_reference_sees(group: int, parts: int) -> None:
+    conv = node(
+        "DeformConv", ["x", "w", "o", "b", "m"], ["y"],
+        group=group, offset_group=parts, strides=[1, 2], pads=[1, 0, 1, 0], dilations=[2, 1],
+    )  # fmt: skip
+    feeds = {
+        "x": f32(2, 4, 5, 6), "w": f32(4, 4 // group, 2, 3), "o": f32(2, parts * 12, 5, 2), "b": f32(4), "m": f32(2, parts * 6, 5, 2),
+    }  # fmt: skip
+    proto = model([conv], {n: a.shape for n, a in feeds.items()}, opset=19)
+    (want,) = ReferenceEvaluator(proto).run(None, feeds)
+    np.testing.assert_allclose(evaluate(read(proto), feeds)["y"], want, 1e-4, 1e-4)
+
+
+def test_a_scan_of_opset_8_goes_over_each_element_of_a_batch() -> None:
+    add, keep = node("Add", ["s", "r"], ["t"]), node("Identity", ["t"], ["u"])
+    value = helper.make_tensor_value_info
+    ports = [[value(n, 1, [2]) for n in names] for names in ("sr", "tu")]
+    body = helper.make_graph([add, keep], "body", *ports)
+    scan = node(
+        "Scan", ["", "x", "y"], ["last", "all"], num_scan_inputs=1, body=body, directions=[1]
+    )
+    proto = model([scan], {"x": (3, 2), "y": (3, 4, 2)}, ["last", "all"], opset=8)
+    x, y = f32(3, 2), f32(3, 4, 2)
+    got = evaluate(read(proto), {"x": x, "y": y})
+    sums = x[:, None] + np.cumsum(y[:, ::-1], 1)
+    np.testing.assert_allclose(got["all"], sums, 1e-5, 1e-5)
+    np.testing.assert_allclose(got["last"], sums[:, -1], 1e-5, 1e-5)

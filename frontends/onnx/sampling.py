@@ -1,9 +1,11 @@
-"""GridSample: values of an image at places that a grid names, for any number of spatial axes.
+"""GridSample and DeformConv: values of an image at places that are computed, for any number of spatial axes.
 
     grid[n, …, (x, y)] in [-1, 1] ──► coordinate of a pixel ──► neighbours and weights, axis by axis ──► Σ weight · image[neighbour]
                                       border, reflection         1 (nearest), 2 (linear) or 4 (cubic) an axis
 
 The image becomes rows of channels, so that one GatherND with the batch finds a neighbour of all places and channels.
+
+DeformConv samples the pixel under each tap of its kernel, moved by an offset, and is a matrix product of the kernel with what it found.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from math import prod
 
 import numpy as np
 
-from knapper.compiler.ir import DTYPES, Attr
+from knapper.compiler.ir import DTYPES, Array, Attr
 from knapper.isa.errors import FrontendError
 
 from .builder import Builder, Call
@@ -110,17 +112,19 @@ class Sampler:
         n, c, sizes = shape[0], shape[1], shape[2:]
         length = prod(places[1:-1])
         rows = self.op("Reshape", x, shape=(n, c, prod(sizes)))
-        rows = self.op("Transpose", rows, perm=(0, 2, 1))
         flat = self.op("Reshape", grid, shape=(n, length, len(sizes)))
-        axes = [
-            list(self.neighbours(self.axis(flat, len(sizes) - 1 - i), size))
-            for i, size in enumerate(sizes)
-        ]
+        at = [self.axis(flat, len(sizes) - 1 - i) for i in range(len(sizes))]
+        return self.op("Transpose", self.at(rows, sizes, at), perm=(0, 2, 1))
+
+    def at(self, x: str, sizes: tuple[int, ...], places: list[str]) -> str:
+        """[N, L, C] of x[N, C, pixels] at coordinates [N, L], one tensor an axis."""
+        rows = self.op("Transpose", x, perm=(0, 2, 1))
+        axes = [list(self.neighbours(v, size)) for v, size in zip(places, sizes, strict=True)]
         total = ""
         for chosen in product(*axes):
             term = self.term(rows, sizes, [v for v, _ in chosen], [w for _, w in chosen if w])
             total = self.op("Add", total, term) if total else term
-        return self.op("Transpose", total, perm=(0, 2, 1))
+        return total
 
     def axis(self, flat: str, i: int) -> str:
         """One coordinate of all places. [N, L]"""
@@ -170,3 +174,70 @@ def _(b: Builder, call: Call) -> list[str]:
     sampler = Sampler(b, call, mode, padding, corners, b.type(x).dtype)
     final = (*shape[:2], *places[1:-1])
     return b.emit("Reshape", [sampler.sampled(x, grid)], {"shape": final}, call.outputs, call.loc)
+
+
+# --- DeformConv ---------------------------------------------------------------------------------------------------------
+
+
+class Deformed(Sampler):
+    """One whose places are pixels already."""
+
+    def coordinate(self, g: str, size: int) -> str:
+        return g
+
+
+@form("DeformConv", needs_op=False)
+def _(b: Builder, call: Call) -> list[str]:
+    """X [N, C, …], W [M, C/group, taps…], offset [N, groups · taps · axes, out…], B [M], mask [N, groups · taps, out…]."""
+    x, w, offset, bias, mask = (call.operand(i) for i in range(5))
+    shape, kernel = b.shape(x), b.shape(w)[2:]
+    n, c, sizes, out = *shape[:2], shape[2:], b.shape(offset)[2:]
+    d, taps, length = len(sizes), prod(kernel), prod(out)
+    group, parts = call.integer("group", 1), call.integer("offset_group", 1)
+    m = b.shape(w)[0]
+    fits = len(kernel) == d > 0 < min(group, parts) and c % parts == c % group == m % group == 0
+    fits = fits and b.shape(w)[1] == c // group and b.shape(offset)[1] == parts * taps * d
+    if not fits or (mask and b.shape(mask) != (n, parts * taps, *out)) or not n * length:
+        problem = f"DeformConv of {b.type(x)} by {b.type(w)}, moved by {b.type(offset)}"
+        raise FrontendError("E206", problem)
+    s = Deformed(b, call, "linear", "zeros", True, b.type(x).dtype)
+    base = b.constant(_taps(call, kernel, out).astype(DTYPES[s.dtype]), "taps")
+    moved = s.op("Add", s.op("Reshape", offset, shape=(n * parts, taps, d, length)), base)
+    places = []
+    for i in range(d):
+        one = s.op("Slice", moved, starts=(i,), ends=(i + 1,), axes=(2,), steps=(1,))
+        places.append(s.op("Reshape", one, shape=(n * parts, taps * length)))
+    pixels = s.op("Reshape", x, shape=(n * parts, c // parts, prod(sizes)))
+    found = s.at(pixels, sizes, places)
+    if mask:
+        found = s.op("Mul", found, s.op("Reshape", mask, shape=(n * parts, taps * length, 1)))
+    found = s.op("Reshape", found, shape=(n, parts, taps, length, c // parts))
+    found = s.op("Transpose", found, perm=(0, 1, 4, 2, 3))
+    depth = c // group * taps
+    columns = s.op("Reshape", found, shape=(n, group, depth, length))
+    rows = s.op("Reshape", w, shape=(1, group, m // group, depth))
+    y = s.op("Reshape", s.op("MatMul", rows, columns), shape=(n, m, *out))
+    if bias:
+        y = s.op("Add", y, s.op("Reshape", bias, shape=(m, *[1] * d)))
+    return [y]
+
+
+def _taps(call: Call, kernel: tuple[int, ...], out: tuple[int, ...]) -> Array:
+    """The pixel under each tap of each place, before it is moved. [taps, axes, places]"""
+    d = len(kernel)
+    strides, dilations = (call.integers(k, (1,) * d) for k in ("strides", "dilations"))
+    pads = call.integers("pads", (0,) * 2 * d)
+    steps = zip(strides, dilations, pads, strict=False)
+    axes = [
+        np.arange(k)[:, None] * dilation + np.arange(o) * stride - pad
+        for k, o, (stride, dilation, pad) in zip(kernel, out, steps, strict=True)
+    ]
+    grids = []
+    for i, a in enumerate(axes):
+        spread = a.reshape([n for j in range(d) for n in (a.shape if j == i else (1, 1))])
+        full = np.broadcast_to(
+            spread, [n for k, o in zip(kernel, out, strict=True) for n in (k, o)]
+        )
+        order = (*range(0, 2 * d, 2), *range(1, 2 * d, 2))
+        grids.append(full.transpose(order).reshape(prod(kernel), 1, prod(out)))
+    return np.concatenate(grids, 1)
