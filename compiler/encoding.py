@@ -2,6 +2,7 @@
 
     const %w: f16[64,128] tw{tile=16}                   the zeros of a constant: what pruning left, or somebody else's
     %y: f16[1,28,28,64] bitmap{pad=1} = BitmapEncode …  a value that is stored as non-zero values under bitmaps
+    … bitmap{density=0.9,pad=1}                         the share of them that is expected, if it is not a half: for predictions
 
 Of a weight, seen as the matrix [K, N] of its product (K in the order tap row, tap column, channel):
 
@@ -34,6 +35,10 @@ OPTIONS: dict[str, dict[str, type]] = {
     "bitmap": {"pad": int},
 }
 """What each encoding must say."""
+OPTIONAL: dict[str, dict[str, type]] = {"bitmap": {"density": float}}
+"""What it may say besides."""
+DENSITY = 0.5
+"""Of values under bitmaps that say nothing else: assumed, about what a ReLU leaves."""
 SEGMENT = 32
 """Positions under one bitmap word."""
 CHANNELS = 32
@@ -80,13 +85,22 @@ class Encoding:
         want = OPTIONS[self.name]
         if missing := [o for o in want if type(self.options.get(o)) is not want[o]]:
             return f"{self.name} needs {', '.join(missing)}"
-        if unknown := self.options.keys() - want.keys():
+        may = OPTIONAL.get(self.name, {})
+        if unknown := self.options.keys() - want.keys() - may.keys():
             return f"{self.name} has no option {min(unknown)!r}"
+        if not 0 <= self.density <= 1:
+            return f"{self.name}: density is {self.density}, not between 0 and 1"
         return self._range()
+
+    @property
+    def density(self) -> float:
+        """The share of a value under bitmaps that is expected not to be zero."""
+        return float(self.options.get("density", DENSITY))
 
     def _range(self) -> str:
         small = 0 if self.name == "bitmap" else 1
-        sizes = [s for v in self.options.values() for s in (v if isinstance(v, tuple) else (v,))]
+        given = [self.options[o] for o in OPTIONS[self.name]]
+        sizes = [s for v in given for s in (v if isinstance(v, tuple) else (v,))]
         if any(type(s) is not int or s < small for s in sizes):
             return f"{self.name}: its numbers must be integers of at least {small}"
         if self.name == "bw" and len(self["block"]) != 2:

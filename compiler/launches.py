@@ -330,7 +330,8 @@ class _Partition:
 
     def _encodes(self, n: Node, root: Node) -> bool:
         """Whether a product puts its own result under bitmaps: a sparse one, whose stream of positions is that of what it reads."""
-        return root.place == SPARSE and n.types[1].encoding == self.types[root.inputs[0]].encoding
+        mine, read = n.types[1].encoding, self.types[root.inputs[0]].encoding
+        return root.place == SPARSE and bool(mine and read and mine["pad"] == read["pad"])
 
     def _lies_over(self, t: Type, root: Node) -> bool:
         """Whether a matrix kernel can address an operand while it walks over its result.

@@ -24,6 +24,7 @@ from knapper.isa.errors import IRError, PassError, UsageError
 from . import ops  # noqa: F401  (declares the ops that graphs are made of)
 from .ir import Attr, Graph
 from .passes import PASSES, Pass
+from .passes.bitmap import Bitmap
 from .passes.place import Place
 from .passes.precision import Precision
 from .text import parse_passes, save, show
@@ -41,12 +42,15 @@ PRESETS: dict[str, str] = {
 def parse(text: str) -> tuple[Pass, ...]:
     """Passes from text such as `fold,squant{bits=4}`; PassError E301, E302 or E304 names what is known.
 
-    A precision's name stands for its preset: `fp32,place{kind=ffma}`.
+    A precision's name stands for its preset: `fp32,place{kind=ffma}`. Of several `bitmap` the last one counts, so that the preset's, which
+    would choose first, leaves all to `fp16,bitmap{force=true}`.
 
     >>> show_passes(parse("fold, fuse, place{kind=ffma}"))
     'fold,fuse,place{kind="ffma"}'
     """
-    found = tuple(p for name, options in _read(text) for p in _step(name, options))
+    every = [p for name, options in _read(text) for p in _step(name, options)]
+    choosing = [p for p in every if isinstance(p, Bitmap)]
+    found = tuple(p for p in every if p not in choosing[:-1] or p is choosing[-1])
     late = [
         p for p, after in pairwise(found) if isinstance(p, Place) and not isinstance(after, Place)
     ]

@@ -10,14 +10,18 @@ from knapper.compiler import text
 from knapper.compiler.codegen.generator import Group, generators
 from knapper.compiler.driver import Options, generate, optimize, plan
 from knapper.compiler.ir import DTYPES, Graph, Node, Type, infer
+from knapper.compiler.passes.bitmap import Bitmap
+from knapper.compiler.pipeline import parse, show_passes
 from knapper.compiler.plan import Plan
+from knapper.compiler.schedule import Scheduler
 from knapper.compiler.sparsity.bitmap import HEADER, SLOT, Layout
-from knapper.isa.errors import KnapperError
+from knapper.isa.errors import CompileError, KnapperError
 from knapper.isa.machine import Machine
 from knapper.isa.program import BASE, Launch, Operand, Port, Program
 from knapper.runtime.session import Session
 
 DSTC = Machine.load("dstc")
+DENSE = 'fp16,bitmap{layers="!*"}'
 SHAPES = [
     ((70, 64), 0), ((33, 48), 0), ((5, 3), 0), ((2, 3, 40), 0), ((1, 7, 9, 16), 1),
     ((2, 5, 6, 80), 1), ((3, 4, 3, 34), 2), ((1, 6, 5, 20), 0), ((1, 1, 1, 1), 3),
@@ -180,13 +184,46 @@ def test_the_choice_is_never_slower_by_prediction(
     batch: int, size: int, channels: int, density: float
 ) -> None:
     g = network(batch, size, channels, density)
-    chosen, dense = planned(g, "dstc"), planned(g, "dstc", "fp16")
+    chosen, dense = planned(g, "dstc"), planned(g, "dstc", DENSE)
+    assert "spwmma" not in kinds(dense)
     assert cycles(chosen) <= cycles(dense)
     found = kinds(chosen)
     if batch == 1:
         assert found == kinds(dense)
     else:
         assert found == ["hmma", "encode", *["spwmma"] * 4, "hmma"]
+
+
+def test_a_product_that_nothing_serves_dense_is_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is predicted to take."""
+    fused = optimize(network(1, 9, 24, 1.0), Options(DENSE, machine=DSTC))
+    assert Bitmap(machine=DSTC).run(fused) is fused
+
+    def refuse(*_: object) -> None:
+        raise CompileError("E410", "no generator serves it")
+
+    monkeypatch.setattr(Scheduler, "choices", refuse)
+    chosen = Bitmap(machine=DSTC).run(fused)
+    every = Bitmap(machine=DSTC, force=True).run(fused)
+    assert [n.place for n in chosen.nodes] == [n.place for n in every.nodes]
+
+
+def test_of_several_choices_the_last_one_counts() -> None:
+    passes = show_passes(parse('fp16,bitmap{layers="a"},bitmap{force=true}'))
+    assert passes.count("bitmap") == 1
+    assert passes.endswith("fuse,bitmap{force=true}")
+
+
+def test_a_type_says_which_density_was_expected(tmp_path: Path) -> None:
+    """And tiles are chosen for it."""
+    file, g = tmp_path / "d.json", network(32, 28, 128, 0.5)
+    file.write_text(json.dumps(dict.fromkeys(["r0", "q0", "r1", "q1"], 0.1)))
+    thin = planned(g, "dstc", f'fp16,bitmap{{force=true,densities="{file}"}}')
+    half, full = (planned(g, "dstc", f"fp16,bitmap{{force=true,density={d}}}") for d in (0.5, 1.0))
+    assert "bitmap{density=0.1,pad=1}" in text.show(thin.graph)
+    assert "bitmap{pad=1}" in text.show(half.graph)
+    costs = [[p.cycles(s) for s in p.steps if s.kind == "spwmma"][1] for p in (thin, half, full)]
+    assert costs[0] < costs[1] < costs[2]
 
 
 def test_layers_are_named_and_left_out() -> None:
@@ -198,7 +235,7 @@ def test_layers_are_named_and_left_out() -> None:
 
 
 def test_measured_densities_decide(tmp_path: Path) -> None:
-    g, file = network(32, 28, 128, 1.0), tmp_path / "d.json"
+    g, file = network(32, 28, 128, 0.5), tmp_path / "d.json"
     file.write_text(json.dumps(dict.fromkeys(["r0", "q0", "r1", "q1"], 1.0)))
     full = planned(g, "dstc", f'fp16,bitmap{{densities="{file}"}}')
     file.write_text(json.dumps(dict.fromkeys(["r0", "q0", "r1", "q1"], 0.1)))

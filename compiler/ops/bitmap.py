@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..encoding import Encoding
+from ..encoding import DENSITY, Encoding
 from ..ir import Array, Type, op, require
 from .elementwise import Example, Rng, draw
 from .shapes import of_kind
@@ -26,17 +26,22 @@ NARROW = frozenset({"f16", "bf16"})
 
 
 @op
-def BitmapEncode(x: Type, *, pad: int = 0) -> tuple[Type, Type]:
-    """x as it is, and x under bitmaps: [M, C], or [N, H, W, C] with up to `pad` pixels around it; 16-bit floats."""
+def BitmapEncode(x: Type, *, pad: int = 0, density: float = DENSITY) -> tuple[Type, Type]:
+    """x as it is, and x under bitmaps: [M, C], or [N, H, W, C] with up to `pad` pixels around it; 16-bit floats.
+
+    `density`: the share of x that is expected not to be zero. Results do not depend on it, predicted times do.
+    """
     of_kind("BitmapEncode", NARROW, x)
     require(x.rank >= 2 and x.count > 0, f"BitmapEncode: {x} has no rows of channels")
     require(pad >= 0, f"BitmapEncode: pad is {pad}")
     require(pad == 0 or x.rank == 4, f"BitmapEncode: {x} is no image that could be padded by {pad}")
-    return x, replace(x, encoding=Encoding("bitmap", {"pad": pad}))
+    require(0 <= density <= 1, f"BitmapEncode: density is {density}")
+    said = {"density": float(density)} if density != DENSITY else {}
+    return x, replace(x, encoding=Encoding("bitmap", {"pad": pad, **said}))
 
 
 @BitmapEncode.reference
-def _(x: Array, pad: int = 0) -> tuple[Array, Array]:
+def _(x: Array, pad: int = 0, density: float = DENSITY) -> tuple[Array, Array]:
     return x, x
 
 
@@ -44,5 +49,5 @@ def _(x: Array, pad: int = 0) -> tuple[Array, Array]:
 def _(rng: Rng) -> Iterator[Example]:
     x = draw(rng, (2, 5, 7, 20), "f16")
     x[x < 0] = 0
-    yield [x], {"pad": 1}
+    yield [x], {"pad": 1, "density": 0.75}
     yield [draw(rng, (9, 16), "bf16")], {}

@@ -9,6 +9,7 @@ Positions outside the value (the lead, what pads rows and images, the last segme
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from knapper.isa.instructions import EXIT, ISETP, LDG, MOV, PLOP, SHF
@@ -73,19 +74,23 @@ class Cut:
 
 
 def cost(layout: Layout, machine: Machine) -> float:
-    """The launch, a load, and what the busiest of issue slots, the bitmap unit and memory takes."""
-    cut, unit = Cut(layout), machine.units["bitmap"]
+    """The launch, a warp by itself, and what issue slots or the bitmap unit, L2 and DRAM take, none of which is ever quite busy.
+
+    L2 has the value, as far as it has room, and makes room for all of the buffer; half of it is what earlier launches left to be written.
+    """
+    cut, unit, l2 = Cut(layout), machine.units["bitmap"], machine.l2_bytes
     each = -(-cut.warps // (machine.sms * machine.subcores))
     busy = max(
         FIXED + 3 * CHANNELS // cut.vector + record.INSTRUCTIONS, 2 * unit.interval * CHANNELS
     )
-    dense = 2 * layout.shape[-1] * len(layout.positions)
+    dense, stored = 2 * layout.shape[-1] * len(layout.positions), layout.bytes
     moved = 1.5 * dense + layout.segments * layout.groups * HEADER
-    beyond = moved if dense > machine.l2_bytes else max(0.0, moved - machine.l2_bytes)
+    written = max(0, dense + stored - l2, min(stored, dense + stored - l2 // 2))
+    beyond = max(0, dense - l2) + written
     from_l2 = moved * machine.clock_hz / machine.l2_bytes_per_second
     from_dram = beyond * machine.clock_hz / machine.dram_bytes_per_second
-    slowest = max(each * busy, from_l2, from_dram)
-    return float(machine.launch_cycles + machine.l2_latency + slowest)
+    alone = machine.dram_latency + 2 * busy
+    return float(machine.launch_cycles + alone + math.hypot(each * busy, from_l2, from_dram))
 
 
 def emit(node: Node, layout: Layout, machine: Machine) -> Emitted:

@@ -1,4 +1,4 @@
-"""Predicted cycles of a sparse product: OHMMAs that are expected of the weights as they are and activations of an assumed density.
+"""Predicted cycles of a sparse product: OHMMAs that are expected of the weights as they are and activations of the density that their type says.
 
 A step of k of a warp tile takes ceil(nA / 8) · ceil(nB / 16) OHMMAs. nB is known; nA is binomial of 32, if zeros are spread evenly, so the
 expected number of OHMMAs is E[ceil(nA / 8)] · Σ ceil(nB / 16), over all rows of tiles. The other units of an SM are asked as the
@@ -22,8 +22,6 @@ from ...generator import Group
 from .. import cost
 from .shape import HALVES, Shape, weights
 
-DENSITY = 0.5
-"""Of activations of which nothing is known: assumed, about what a ReLU leaves."""
 NORM = 4
 """Chosen, after products and layers that were executed (docs/reproduce-notes.md)."""
 WEIGHT = cost.WEIGHT / 10
@@ -47,26 +45,46 @@ def groups_of(density: float, size: int = ROWS) -> float:
     return float(sum(-(-n // size) * p for n, p in enumerate(chances)))
 
 
-def predicted(s: Shape, group: Group, machine: Machine, density: float | None = None) -> float:
-    """Cycles of a launch; `density` of the activations."""
+def predicted(s: Shape, group: Group, machine: Machine) -> float:
+    """Cycles of a launch."""
     op, t = s.op, s.t
     blocks = s.grid[0] * s.grid[1]
     resident = cost.residency(blocks, s.warps, s.registers, s.shared_bytes, machine)
     resident = max(1, min(resident, machine.accumulator_bytes // (4 * WORDS * t.warps)))
-    w = _Work(s, group, machine, DENSITY if density is None else density, resident)
+    w = _Work(s, group, machine, op.density, resident)
     waits = machine.l2_latency + 2 * machine.units["lsu_shared"].latency
     results = RESULT * (2 + len(group.nodes)) * TILE + (INSTRUCTIONS if op.encoded else 0)
     alu = machine.units["alu"]
     epilogue = results * max(alu.latency, alu.interval * resident * t.warps / machine.subcores)
-    drained = w.results / (machine.dram_bytes_per_second / machine.clock_hz / machine.sms)
-    block = FIRST * waits + s.steps * w.step + epilogue + resident * drained
+    block = FIRST * waits + s.steps * w.step + epilogue + resident * w.drained
 
     def rounds(n: int) -> float:
         return block if n == resident else block * max(n / resident, 0.7)
 
     total = cost.in_rounds(blocks, resident, machine, rounds)
     executed = blocks * s.steps * s.warps * w.issued
-    return float(machine.launch_cycles + max(total, w.weights) + WEIGHT * executed)
+    moved = (w.dram.read + w.dram.written) * machine.clock_hz / machine.dram_bytes_per_second
+    return float(machine.launch_cycles + max(total, moved) + WEIGHT * executed)
+
+
+@dataclass(frozen=True)
+class Dram:
+    """Bytes of a launch."""
+
+    read: float
+    written: float
+
+
+def record(density: float) -> float:
+    """Bytes that are read of a record."""
+    return HEADER + 2 * TILE * TILE * density + LINE
+
+
+def apart(gap: int, blocks: int, wave: int) -> float:
+    """The share of blocks that run in another wave than the one so many before them."""
+    waves, rest = divmod(blocks, wave)
+    together = waves * max(0, wave - gap) + max(0, rest - gap)
+    return 1 - together / (blocks - gap) if blocks > gap else 0.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,7 @@ class _Work:
     @cached_property
     def step(self) -> float:
         """None of them is ever quite busy while others are nearly so: a norm of all."""
-        busy = (self.multiplying, self.issue, self.shared, self.l2)
+        busy = (self.multiplying, self.issue, self.shared, self.l2, self.from_dram)
         return float(sum(n**NORM for n in busy) ** (1 / NORM)) + WAIT
 
     @property
@@ -125,7 +143,7 @@ class _Work:
     def l2(self) -> float:
         """Records: those of A once more for each tap, as far as L1 does not hold them."""
         s, m = self.s, self.machine
-        a, b = (HEADER + 2 * TILE * TILE * d + LINE for d in (self.density, self.weight))
+        a, b = (record(d) for d in (self.density, self.weight))
         loaded = s.t.depth * ((s.t.wm + s.halo) * a + s.t.wn * b)
         once = s.t.depth * (
             min(s.t.wm + self._beside, s.t.wm * s.op.taps) * a / s.op.taps + s.t.wn * b
@@ -143,18 +161,51 @@ class _Work:
         return -(-(max(shifts) - min(shifts)) // TILE)
 
     @property
-    def weights(self) -> float:
-        """Cycles of all weights' records from DRAM, which no launch has made."""
-        op, m = self.s.op, self.machine
-        nbytes = op.columns * op.taps * op.groups * HEADER + 2.0 * float(self.counts.sum())
-        return nbytes * m.clock_hz / m.dram_bytes_per_second
+    def from_dram(self) -> float:
+        """What of a step's records L2 does not hold."""
+        return self.resident * self.dram.read / self.s.steps / self._blocks / self._dram_rate
 
     @property
-    def results(self) -> float:
-        """Bytes of a block's results that go to DRAM meanwhile: those of more than L2 has room for."""
-        stored = sum(t.bytes for t in self.group.outputs.values())
-        beyond = max(0.0, 1 - self.machine.l2_bytes / max(stored, 1))
-        return beyond * stored / (self.s.grid[0] * self.s.grid[1])
+    def drained(self) -> float:
+        """Cycles in which a block's results, or what they replace in L2, go to DRAM."""
+        return self.dram.written / self._blocks / self._dram_rate
+
+    @property
+    def _blocks(self) -> int:
+        return self.s.grid[0] * self.s.grid[1]
+
+    @property
+    def _dram_rate(self) -> float:
+        """Bytes a cycle, of an SM."""
+        m = self.machine
+        return m.dram_bytes_per_second / m.clock_hz / min(self._blocks, m.sms)
+
+    @cached_property
+    def dram(self) -> Dram:
+        """Bytes of a launch that go to and from DRAM.
+
+        Blocks go down the rows of C: a wave that ends before the column does reads A, the next column reads it again, and that
+        hits if no more than L2 holds has passed meanwhile. A was made just before, and lies in L2 with its whole buffer, whatever is used of it.
+        """
+        s, op, m, l2 = self.s, self.s.op, self.machine, self.machine.l2_bytes
+        down, across, _ = s.grid
+        a = op.layout.segments * op.groups * record(self.density)
+        b = op.columns * op.taps * op.groups * HEADER + 2.0 * float(self.counts.sum())
+        beside, stored = self._operands, sum(t.bytes for t in self.group.outputs.values())
+        wave = min(self._blocks, m.sms * self.resident)
+        window = max(down, wave)
+        passed = a + b * min(1, window / self._blocks) + (beside + stored) * window / self._blocks
+        crossing = apart(down, self._blocks, wave) if across > 1 and passed > l2 else 0.0
+        recent = op.layout.bytes + beside
+        missing = max(0.0, 1 - l2 / recent)
+        read = (a + beside) * missing + b + (across - 1) * a * crossing
+        return Dram(read, max(0.0, recent + stored - l2))
+
+    @property
+    def _operands(self) -> int:
+        """Bytes of what the epilogue reads besides."""
+        g, op = self.group, self.s.op
+        return sum(t.bytes for v, t in g.inputs.items() if v not in g.constants and v != op.p.a)
 
     @property
     def counts(self) -> np.ndarray:

@@ -75,12 +75,12 @@ def _of(group: Group) -> Operation:
     return op
 
 
-def cheapest(group: Group, machine: Machine, density: float | None = None) -> float | None:
-    """Predicted cycles of the best tile, if activations are of that density; None if the engine does not serve the group."""
+def cheapest(group: Group, machine: Machine) -> float | None:
+    """Predicted cycles of the best tile; None if the engine does not serve the group."""
     if SPWMMA_GENERATOR.serves(group, machine) is not None:
         return None
     op = _of(group)
-    return min(predicted(s, group, machine, density) for s in shapes(op, machine))
+    return min(predicted(s, group, machine) for s in shapes(op, machine))
 
 
 SPWMMA_GENERATOR = register(Spwmma())

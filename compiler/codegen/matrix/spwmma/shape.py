@@ -57,6 +57,8 @@ class Operation:
 
     p: Product
     layout: Layout
+    density: float
+    """Of the activations, as their type says."""
     plain: Group
     encoded: Encoded | None
 
@@ -129,7 +131,7 @@ def _operation(group: Group) -> Operation | str:
             return f"%{encoded.bitmap} is encoded with another pad than %{p.a}"
         if encoded.layout.shape != p.out_type.shape:
             return f"%{encoded.bitmap} has another shape than the product"
-    return Operation(p, layout, plain, encoded)
+    return Operation(p, layout, coded.density, plain, encoded)
 
 
 def _unfit(group: Group, p: Product, layout: Layout) -> str | None:
