@@ -16,6 +16,7 @@ from knapper.compiler.ir import Graph, evaluate
 from knapper.compiler.passes.prune import Prune, weights
 from knapper.compiler.pipeline import parse
 from knapper.compiler.pipeline import run as run_passes
+from knapper.compiler.sparsity import sidecar
 from knapper.frontends import cli
 from knapper.frontends.networks.sketch import Sketch, he
 from knapper.frontends.onnx import read
@@ -131,6 +132,78 @@ def test_a_model_is_pruned_and_its_masks_prune_it_again(
     before, after = (onnx.load(f) for f in (dense, pruned))
     assert [n.op_type for n in before.graph.node] == [n.op_type for n in after.graph.node]
     onnx.checker.check_model(after)
+
+
+def test_masks_are_those_that_were_given_or_chosen(model: onnx.ModelProto, tmp_path: Path) -> None:
+    """Not what is zero: a weight that stays may be a zero."""
+    dense, chosen, again = (tmp_path / n for n in ("m.onnx", "a.json", "b.json"))
+    zeros = onnx.ModelProto.FromString(model.SerializeToString())
+    first = zeros.graph.initializer[0]
+    w = onnx.numpy_helper.to_array(first).copy()
+    w[:, :4] = 0
+    first.CopyFrom(onnx.numpy_helper.from_array(w, first.name))
+    onnx.save(zeros, dense)
+    assert knap("prune", dense, "--pattern", "vw", "--sparsity", 0.25, "--masks", chosen) == 0
+    read = sidecar.read(chosen)
+    assert all(m.mask.mean() == pytest.approx(0.75, abs=0.01) for m in read.values())
+    assert knap("prune", dense, "--apply", chosen, "--masks", again) == 0
+    assert again.read_bytes() == chosen.read_bytes()
+
+
+def test_open_sizes_are_chosen_and_stay_open_in_what_is_written(
+    model: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = onnx.ModelProto.FromString(model.SerializeToString())
+    for port in (*opened.graph.input, *opened.graph.output):
+        port.type.tensor_type.shape.dim[0].dim_param = "batch"
+    dense, pruned = tmp_path / "m.onnx", tmp_path / "p.onnx"
+    onnx.save(opened, dense)
+    assert knap("prune", dense, "-o", pruned) != 0
+    assert "--shape" in capsys.readouterr().err
+    assert knap("prune", dense, "--shape", "batch=2", "-o", pruned) == 0
+    dim = onnx.load(pruned).graph.input[0].type.tensor_type.shape.dim[0]
+    assert dim.dim_param == "batch"
+
+
+def recurrent() -> onnx.ModelProto:
+    """An LSTM, a matrix behind it, and a small one whose weights are tiny."""
+    s = Sketch("recurrent")
+
+    def drawn(*shape: int, scale: float = 1.0) -> str:
+        return s.constant(s.rng.standard_normal(shape, np.float32) * np.float32(scale))
+
+    y = s.node("LSTM", "input", drawn(1, 64, 8), drawn(1, 64, 16), hidden_size=16)
+    flat = s.node("Reshape", y, s.constant(np.array([5, 16], np.int64)))
+    z = s.node("MatMul", flat, drawn(16, 64))
+    out = s.node("MatMul", z, drawn(64, 4, scale=1e-4))
+    return s.model({"input": (5, 1, 8)}, {"output": (out, TensorProto.FLOAT, (5, 4))})
+
+
+def test_what_is_left_alone_or_wiped_out_is_told(
+    model: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(recurrent(), tmp_path / "m.onnx")
+    assert knap("prune", tmp_path / "m.onnx", "--pattern", "ew", "--sparsity", 0.5) == 0
+    told = capsys.readouterr().err
+    assert "1,536 weights of LSTM are left as they are" in told
+    assert "has no weight left" in told
+    onnx.save(model, tmp_path / "n.onnx")
+    assert knap("prune", tmp_path / "n.onnx", "--sparsity", 0.5, "-g", 16) == 0
+    assert not capsys.readouterr().err
+
+
+def test_an_exported_program_is_pruned_into_an_onnx_file(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+    program = torch.export.export(net.eval(), (torch.zeros(4, 32),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    done = tmp_path / "p.onnx"
+    assert knap("prune", tmp_path / "m.pt2", "--pattern", "ew", "-o", done) == 0
+    held = [onnx.numpy_helper.to_array(i) for i in onnx.load(done).graph.initializer]
+    zeros = [np.mean(w == 0) for w in held if w.ndim == 2]
+    assert np.average(zeros) == pytest.approx(0.75, abs=0.01)
+    assert knap("prune", tmp_path / "m.pt2", "-o", tmp_path / "q.pt2") != 0
 
 
 @pytest.mark.parametrize(

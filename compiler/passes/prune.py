@@ -12,7 +12,7 @@ matrix of the others' kind. `layers` says which (names of weights, nodes, patter
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,6 +28,11 @@ from ..sparsity.ranking import EXACT
 from ..sparsity.view import View, views
 from .base import Pass
 from .fold import Fold
+
+PRODUCTS = frozenset(
+    {"Attention", "Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"}
+)
+"""What multiplies by matrices that may be constants."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +64,18 @@ class Prune(Pass):
     def run(self, g: Graph) -> Graph:
         """Multiply weights by masks, and say in their types what the zeros are."""
         g = Fold().run(g)  # weights may be stored in another type, or transposed
+        return masked(g, self.chosen(g))
+
+    def chosen(self, g: Graph) -> dict[str, sidecar.Mask]:
+        """The mask of each weight of a folded graph that is pruned: as they are given, or ranked."""
         layers = {w.name: w for w in weights(g) if w.meant(self.layers)}
         if not layers:
             raise PassError("E304", f"prune: no weights are called {self.layers!r}", hint=_known(g))
         if self.masks:
-            read = self._given(layers)
-            kept = {n: layers[n].view.back(s.mask, layers[n].array.shape) for n, s in read.items()}
-            encodings = {n: s.encoding for n, s in read.items()}
-        else:
-            kept = self._ranked(layers)
-            encodings = dict.fromkeys(layers, self.recipe.encoding)
-        made = {n: layers[n].masked(m) for n, m in kept.items()}
-        return g.with_(constants={**g.constants, **made}, encodings={**g.encodings, **encodings})
+            return self._given(layers)
+        encoding = self.recipe.encoding
+        ranked = self._ranked(layers)
+        return {n: sidecar.Mask(layers[n].view.matrix(m), encoding) for n, m in ranked.items()}
 
     def _ranked(self, layers: dict[str, Weight]) -> dict[str, Array]:
         recipe = self.recipe
@@ -149,13 +154,33 @@ def weights(g: Graph) -> Iterator[Weight]:
             yield Weight(name, nodes[0], array, looks[0])
 
 
+def masked(g: Graph, masks: Mapping[str, sidecar.Mask]) -> Graph:
+    """The graph with weights zero where masks say so, and what the zeros are in their types."""
+    layers = {w.name: w for w in weights(g) if w.name in masks}
+    made = {n: w.masked(w.view.back(masks[n].mask, w.array.shape)) for n, w in layers.items()}
+    encodings = {n: masks[n].encoding for n in layers}
+    return g.with_(constants={**g.constants, **made}, encodings={**g.encodings, **encodings})
+
+
+def alone(g: Graph) -> dict[str, Node]:
+    """The constant matrices that products read, but `weights` are not: of recurrent layers, groups of channels, and the like."""
+    pruned = {w.name for w in weights(g)}
+    found: dict[str, Node] = {}
+    for n in g.nodes:
+        for v in n.inputs if n.op in PRODUCTS else ():
+            w = g.constants.get(v)
+            if w is not None and w.dtype.kind in "fV" and min((*w.shape[-2:], w.ndim)) > 1:
+                found.setdefault(v, n)
+    return {v: n for v, n in found.items() if v not in pruned}
+
+
 def _names(layers: dict[str, Weight]) -> str:
     return f"there are {', '.join(list(layers)[:8])}"
 
 
 def _known(g: Graph) -> str:
-    return (
-        _names({w.name: w for w in weights(g)})
-        if any(weights(g))
-        else "prune wants products with constant weights"
-    )
+    if layers := {w.name: w for w in weights(g)}:
+        return _names(layers)
+    others = sorted({n.op for n in alone(g).values()})
+    but = f", not those of {', '.join(others)}" if others else ""
+    return f"prune wants products with constant weights{but}"

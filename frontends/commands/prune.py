@@ -3,26 +3,31 @@
     knapper prune model.onnx --pattern tw --sparsity 0.75 -g 64 -o pruned.onnx --masks masks.json
 
 The model stays as it is but for those weights, so that any framework can go on training it under the masks. Compiling `pruned.onnx`
-finds the zeros by itself.
+finds the zeros by itself. Layers that lost all of their weights are told of, and weights that no pattern is for.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from knapper.compiler.ir import Array, Graph
 from knapper.compiler.passes.fold import Fold
-from knapper.compiler.passes.prune import Prune, Weight, weights
+from knapper.compiler.passes.prune import Prune, Weight, alone, masked, weights
 from knapper.compiler.sparsity import sidecar
-from knapper.isa.errors import FrontendError, raise_all
+from knapper.isa.errors import FrontendError, UsageError, raise_all
 
 from .. import files
+from ..pytorch import ENDING as PYTORCH
 from ..tables import Table, show
 from .build import read_model
+
+log = logging.getLogger("knapper")
 
 OPTIONS = ("pattern", "sparsity", "granularity", "mode", "delta", "scores", "masks", "layers")
 
@@ -32,18 +37,36 @@ def prune(a: argparse.Namespace) -> None:
     for path in (a.output, a.masks_out):
         if path:
             files.check_place(path)
+    if a.output and Path(a.output).suffix == PYTORCH:
+        raise UsageError("E704", f"-o {a.output}: what is written is an ONNX file")
     dense = Fold().run(read_model(a))
     how = Prune(**{o: v for o in OPTIONS if (v := getattr(a, o)) is not None})
-    pruned = how.run(dense)
-    kept = {w.name: w for w in weights(pruned) if w.name in pruned.encodings}
+    masks = how.chosen(dense)
+    pruned = masked(dense, masks)
+    kept = {w.name: w for w in weights(pruned) if w.name in masks}
     if a.output:
         files.write(a.output, _model(a.model, pruned, kept))
     if a.masks_out:
-        masks = {n: sidecar.Mask(w.matrix != 0, pruned.encodings[n]) for n, w in kept.items()}
         files.write(a.masks_out, sidecar.show(masks))
     rows = [*_rows(dense, kept)]
-    patterns = {n: str(pruned.encodings[n]) for n in kept}
+    patterns = {n: str(m.encoding) for n, m in masks.items()}
     show(a, lambda: rows, [_table(rows, patterns)], lambda: _text(rows, patterns))
+    for told in _warnings(dense, rows):
+        log.warning(told)
+
+
+def _warnings(dense: Graph, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Layers without any weight, and weights that no pattern is for."""
+    for r in rows:
+        if not r["density"] and dense.constants[r["weight"]].any():
+            name = r["weight"]
+            yield f"{name} has no weight left: its layer computes its bias; --layers '!{name}' leaves it as it is"
+    others = alone(dense)
+    for op in sorted({n.op for n in others.values()}):
+        mine = [v for v, n in others.items() if n.op == op]
+        size = sum(dense.constants[v].size for v in mine)
+        names = ", ".join(mine[:4]) + ", …" * (len(mine) > 4)
+        yield f"{size:,} weights of {op} are left as they are: {names}"
 
 
 def _rows(dense: Graph, kept: Mapping[str, Weight]) -> Iterator[dict[str, Any]]:
