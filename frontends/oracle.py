@@ -18,16 +18,20 @@ NUMPY = {
     "tensor(bool)": np.bool_,
 }  # fmt: skip
 
+BESIDE = "session.model_external_initializers_file_folder_path"
+
 
 class Oracle:
-    """A model in onnxruntime, on the CPU."""
+    """A model in onnxruntime, on the CPU. `folder`: where the external data of a model is that is given as bytes."""
 
-    def __init__(self, model: str | Path | bytes, threads: int = 1) -> None:
+    def __init__(self, model: str | Path | bytes, threads: int = 1, folder: str = "") -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what goes wrong is raised, and said once, by us
+        if folder:
+            options.add_session_config_entry(BESIDE, folder)
         from .pytorch import source
 
         try:

@@ -92,16 +92,20 @@ def _ours(subject: Subject) -> dict[str, Any]:
 
 def intermediates(model: str | Path, graph: Graph, feed: Mapping[str, Array]) -> dict[str, Array]:
     """Every value that the model and the graph both name, as onnxruntime computes it."""
-    from ..pytorch import proto as opened
+    from ..pytorch import source
 
-    proto = opened(model)
+    found = source(model)
+    if isinstance(found, bytes):
+        proto, folder = onnx.ModelProto.FromString(found), ""
+    else:  # what lies beside a model stays there
+        proto, folder = onnx.load(found, load_external_data=False), str(Path(found).resolve().parent)  # fmt: skip
     made = {v for n in graph.nodes for v in n.outputs}
     declared = {o.name for o in proto.graph.output}
     for n in proto.graph.node:
         for name in n.output:
             if name in made and name not in declared:
                 proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    return Oracle(proto.SerializeToString()).run(feed)
+    return Oracle(proto.SerializeToString(), folder=folder).run(feed)
 
 
 def _filled(theirs: Array, ours: Array) -> Array | None:

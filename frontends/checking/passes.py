@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from knapper.isa.errors import KnapperError
 from ..compare import Difference, difference
 from .finding import Cut, Finding
 from .subject import Levels, Subject, outputs, precise, values
+
+GRIDS = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Change:
     env: Mapping[str, Any]
     """All values behind it."""
 
+    @cached_property
+    def exact(self) -> bool:
+        """Whether it may change no more than the order of sums: nothing is stored in 16 bits, nor rounded to the steps of a grid."""
+        return precise(self.after) and not any(n.op in GRIDS for n in self.before.nodes)
+
     def worst(self) -> tuple[Difference | None, str]:
         """How far its outputs are from those before it, and what is wrong with them beyond that."""
         ours, theirs = outputs(self.after, self.env), outputs(self.before, self.was)
@@ -44,7 +52,7 @@ class Change:
                 return None, e.message
             if not d.count:
                 continue
-            if not d.fits(None, precise(self.after)):
+            if not d.fits(None, self.exact):
                 return d, f"output {name!r}: {d}"
             if worst is None or d.max_rel > worst.max_rel:
                 worst = d
@@ -63,11 +71,14 @@ def changes(subject: Subject, levels: Levels) -> Iterator[Change]:
 
 
 def at_pass(subject: Subject, levels: Levels) -> Finding | None:
-    """The first pass that changes outputs beyond what its precision allows."""
+    """The first pass that changes outputs, or values between that it leaves their names, beyond what its precision allows."""
     for c in changes(subject, levels):
         _, problem = c.worst()
-        if problem:
-            return _finding(c, levels, problem)
+        node, value = first_value(c)
+        if problem and not node:
+            node, value = first_node(c)
+        if problem or node:
+            return _finding(c, levels, problem, node, value)
     return None
 
 
@@ -77,34 +88,31 @@ def largest(subject: Subject, levels: Levels) -> tuple[Change, Difference] | Non
     return max(found, key=lambda f: f[1].max_rel, default=None)
 
 
-def _finding(c: Change, levels: Levels, problem: str) -> Finding:
-    node, value = first_node(c)
+def _finding(c: Change, levels: Levels, problem: str, node: Node | None, value: str) -> Finding:
     place = f" at node {node.loc or node.outputs[0]} ({node.op})" if node else ""
-    text = f"pass {c.text} is the first that changes values{place}; {problem}"
+    text = f"pass {c.text} is the first that changes values{place}"
+    text += f"; {problem}" if problem else ""
     rest = ",".join(levels.texts[c.index :])
     cut = Cut(c.before, c.was, value, rest) if value else None
     loc, op = (node.loc, node.op) if node else ("", "")
     return Finding("pass", text, loc, op, step=c.text, cut=cut)
 
 
-def first_node(c: Change) -> tuple[Node | None, str]:
-    """The first node, in the order of the graph before the pass, whose value is another one behind it; and that value.
+def first_value(c: Change) -> tuple[Node | None, str]:
+    """The first value, in the order of the graph before the pass, that has its name, type and shape behind it, but is another one."""
+    found = ((n, v) for n in c.before.nodes for v in n.outputs if v and v in c.env)
+    return next(((n, v) for n, v in found if _apart(c, v, v)), (None, ""))
 
-    Values are matched by name, where that and the shape stayed, else by the last value of the model's node that they are of.
-    """
+
+def first_node(c: Change) -> tuple[Node | None, str]:
+    """The first node of the model whose last value is another one behind the pass, else that of an output that is."""
     makers = c.before.producers()
     last = {n.loc: v for n in c.after.nodes if n.loc for v in n.outputs[:1]}
-    final = {n.loc: n for n in c.before.nodes if n.loc}
-    for n in c.before.nodes:
-        for v in n.outputs:
-            if not v:
-                continue
-            match = v if v in c.env else last.get(n.loc, "") if final.get(n.loc) is n else ""
-            if match and _apart(c, v, match):
-                return n, v
+    for n in {n.loc: n for n in c.before.nodes if n.loc}.values():
+        if (match := last.get(n.loc)) and _apart(c, n.outputs[0], match):
+            return n, n.outputs[0]
     for name, v in c.before.outputs.items():
-        after = c.after.outputs[name]
-        if v in makers and _differs(np.asarray(c.env[after]), np.asarray(c.was[v]), c):
+        if v in makers and _differs(np.asarray(c.env[c.after.outputs[name]]), np.asarray(c.was[v]), c):  # fmt: skip
             return makers[v], v
     return None, ""
 
@@ -115,10 +123,13 @@ def _apart(c: Change, before: str, after: str) -> bool:
 
 def _differs(ours: Array, theirs: Array, c: Change) -> bool:
     """Whether a value is beyond what the pass allows; another layout or type of it says nothing."""
-    if ours.dtype != theirs.dtype or sorted(ours.shape) != sorted(theirs.shape):
+    if ours.dtype != theirs.dtype:
         return False
-    looks = [ours] if ours.shape == theirs.shape else []
-    if ours.ndim == 4:
-        looks += [x for x in (ours.transpose(0, 3, 1, 2), ours.transpose(2, 3, 0, 1)) if x.shape == theirs.shape]  # fmt: skip
+    turned = [ours, ours.transpose(0, -1, *range(1, ours.ndim - 1))] if ours.ndim > 2 else [ours]
+    looks = [x for x in turned if x.shape == theirs.shape]
+    if (
+        not c.exact and ours.dtype.kind in "iu" and ours.dtype.itemsize < 4
+    ):  # on a grid, a tie may go the other way
+        return all(np.abs(x.astype(np.int64) - theirs).max(initial=0) > 1 for x in looks) and bool(looks)  # fmt: skip
     found = [difference("", x, theirs) for x in looks]
-    return bool(found) and not any(not d.count or d.fits(None, precise(c.after)) for d in found)
+    return bool(found) and not any(not d.count or d.fits(None, c.exact) for d in found)
