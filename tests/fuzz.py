@@ -25,6 +25,7 @@ import queue
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -106,10 +107,12 @@ def graph(seed: int) -> Specimen:
 
 
 def damaged_model(seed: int) -> Specimen:
-    """A model with one to three changes."""
+    """A model with one to three changes; one of ten is a file that is simply damaged."""
     rng = random.Random(seed)
-    damaged = mutations.model(_base(rng.randrange(BASES)).model, rng)
-    return Specimen("model", damaged.SerializeToString())
+    whole = _base(rng.randrange(BASES)).model
+    if not rng.randrange(10):
+        return Specimen("model", mutations.bits(whole.SerializeToString(), rng))
+    return Specimen("model", mutations.model(whole, rng).SerializeToString())
 
 
 def damaged_image(seed: int) -> Specimen:
@@ -186,8 +189,11 @@ def oracle(model: ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array] |
 
 
 def compiles(s: Specimen) -> str:
-    """A damaged model may still be one."""
-    knapper.compile(ModelProto.FromString(s.data), precision="fp32")
+    """A damaged file may still be a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "damaged.onnx"
+        path.write_bytes(s.data)
+        knapper.compile(path, precision="fp32")
     return "compiled"
 
 

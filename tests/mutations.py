@@ -7,10 +7,18 @@ image      ─► bytes of one section changed ─► sealed again, so that the 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+)
 
 from knapper.isa import elf, image
 
@@ -27,7 +35,17 @@ def model(proto: ModelProto, rng: random.Random) -> ModelProto:
 
 
 def _node(p: ModelProto, rng: random.Random) -> NodeProto:
-    return rng.choice(p.graph.node) if p.graph.node else p.graph.node.add()
+    """Any node, also of the graphs inside others."""
+    found = list(_nodes(p.graph))
+    return rng.choice(found) if found else p.graph.node.add()
+
+
+def _nodes(g: GraphProto) -> Iterator[NodeProto]:
+    for n in g.node:
+        yield n
+        for a in n.attribute:
+            if a.HasField("g"):
+                yield from _nodes(a.g)
 
 
 def drop(p: ModelProto, rng: random.Random) -> None:
