@@ -56,7 +56,7 @@ AT_NODE = re.compile(r"translating node %(\w+) : .*?target=(?:torch\.ops\.)?([\w
 
 
 def opened(model: Any, example: Any = None) -> Any:
-    """A PyTorch model as an opened ONNX model; a path, ModelProto or opened model of ONNX as it is.
+    """A PyTorch or TFLite model as an opened ONNX model; a path, ModelProto or opened model of ONNX as it is.
 
     Args:
         model: also a `torch.nn.Module`, a `torch.export.ExportedProgram`, or the path of a file of `torch.export.save`.
@@ -66,7 +66,7 @@ def opened(model: Any, example: Any = None) -> Any:
     """
     if isinstance(model, str | Path):
         _refuse(example, str(model))
-        return _file(Path(model)) if Path(model).suffix == ENDING else model
+        return DOORS[end](Path(model)) if (end := Path(model).suffix) in DOORS else model
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
         return _module(model, example)
@@ -172,6 +172,16 @@ def _no_pickles() -> Iterator[None]:
             os.environ[name] = before
         if others is not None:
             os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = others
+
+
+def _tflite(path: Path) -> Model:
+    from .tflite import opened
+
+    return opened(path)
+
+
+DOORS = {ENDING: _file, ".tflite": _tflite}
+"""Endings of files that are no ONNX models, and what makes such of them."""
 
 
 # --- modules ------------------------------------------------------------------------------------------------------------

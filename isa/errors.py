@@ -15,7 +15,7 @@ CODES: dict[str, str] = {
     "E110": "A line of .plan text cannot be read. The message shows the place; the grammar is in compiler/plan.lark.",
     "E111": "A .plan does not fit its graph: a launch or buffer is missing, given twice, or names a value that the graph has not.",
     # 2xx model files
-    "E201": "The file is not a model, an ONNX one or an exported program of PyTorch: missing, empty, cut off, damaged, or of another kind.",
+    "E201": "The file is not a model (ONNX, TFLite, an exported program of PyTorch): missing, empty, cut off, damaged, or of another kind.",
     "E202": "The model has something that is no dense tensor of a supported element type: strings, sequences, sparse initializers, 8-bit floats.",
     "E203": "An operator, or this use of it, is not supported. `knapper ops` lists operators; a plugin can add one.",
     "E204": "Something that must be known when compiling (a shape, axes, a branch) is computed from the network's inputs. Bind one with --const.",
@@ -24,7 +24,7 @@ CODES: dict[str, str] = {
     "E207": "External data of a model is missing, too short, or outside the model's folder.",
     "E208": "The model's opset is newer than the installed `onnx` package knows.",
     "E209": "The model file is inconsistent: a value used before it is defined, or twice; data that does not fill its tensor.",
-    "E210": "A PyTorch model needs torch and onnxscript, which are not installed: pip install 'knapper[torch]'.",
+    "E210": "A PyTorch or TFLite model needs packages that are not installed: pip install 'knapper[torch]', 'knapper[tflite]'.",
     "E211": "PyTorch cannot export a module, or its exporter to ONNX fails on what was exported; the message is PyTorch's.",
     # 3xx passes and pipelines
     "E301": "There is no pass of that name, or it is not in this pipeline. The hint lists those that are.",
