@@ -1,6 +1,7 @@
 """Golden plans (`tests/plan`, `pytest --bless`) of a pruned network: what the text says of zeros, and which kernels they choose.
 
-Three products of a residual network in fp16. The same weights are tiles on `volta-8tc`, two of four on `ampere`, and gathered on `tpu-v2`.
+Three products of a residual network in fp16. The same weights are tiles on `volta-8tc`, two of four on `ampere`, gathered on `tpu-v2`; single
+weights, with the zeros of ReLUs, are outer products on `dstc`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ CASES = {
     "tilewise": ("volta-8tc", "pattern=tw,sparsity=0.75,granularity=64"),
     "tilewise_gather": ("tpu-v2", "pattern=tw,sparsity=0.75,granularity=64"),
     "two_of_four": ("ampere", "pattern=nm"),
+    "two_sides": ("dstc", "pattern=ew,sparsity=0.9"),
 }
 """File → target, and how weights are pruned."""
 
