@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -107,3 +107,30 @@ def test_weights_along_another_axis() -> None:
 
 def test_layers_get_eight_bits_by_what_they_lose() -> None:
     assert ant.promoted([1, 3, 2, 0], [0, 0, 2, 1]) == [2, 1, 0, 3]
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 1 << 16),
+    rows=st.integers(1, 6),
+    n=st.integers(1, 300),
+    name=st.sampled_from(["i2", "i3", "i4", "i5", "flint4", "pot4", "uflint4"]),
+    kind=st.sampled_from(["normal", "laplace", "few", "zeros"]),
+)
+def test_scales_that_a_histogram_rules_out_are_not_the_best(
+    seed: int, rows: int, n: int, name: str, kind: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = {
+        "normal": lambda: rng.normal(size=(rows, n)),
+        "laplace": lambda: rng.laplace(size=(rows, n)),
+        "few": lambda: rng.choice([-1.0, 0.25, 0.5], (rows, n)),
+        "zeros": lambda: np.zeros((rows, n)),
+    }[kind]()
+    x /= np.maximum(np.abs(x).max(1, keepdims=True), 1e-9)
+    values = FORMATS[name].values
+    scales = search.FREE.fractions / values[-1]
+    every = search._losses(x, values, scales)
+    k, loss = search._among_few(x, values, scales)
+    np.testing.assert_allclose(loss, every.min(1), 1e-9, 1e-15)
+    np.testing.assert_allclose(every[np.arange(rows), k], every.min(1), 1e-9, 1e-15)
