@@ -216,7 +216,8 @@ def speedups() -> Iterator[Claim]:
     pitches: dict[str, Callable[[Lab], Lab]] = {"measured": measured, "ideal": ideal}
     for pitch, at in pitches.items():
         yield Claim(
-            f"D-5.{pitch}", f"a whole product of {SIDE}³ with its memory, 95 % zeros on both sides: speed-up, {pitch} pitch", (10, math.inf), "published", 0.0,
+            f"D-5.{pitch}", f"a whole product of {SIDE}³ with its memory, 95 % zeros on both sides: speed-up, {pitch} pitch",
+            (10, math.inf), "published", 0.0,
             partial(at_pitch, at=at, of=most),
             "abstract: up to one order of magnitude; ours: the product's launch on volta-8tc by that on dstc, both executed", "launch_cycles",
         )  # fmt: skip
