@@ -68,13 +68,13 @@ class Rodata:
             self.end += max(aligned(a.nbytes), ALIGN)
         return self.at[key]
 
-    def data(self) -> bytes:
+    def data(self) -> memoryview:
         """The section, padded to whole alignment units."""
         room = np.zeros(self.end - BASE, np.uint8)
         for o, a in zip(self.objects, self.chunks, strict=True):
             start = o.address - BASE
             room[start : start + a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
-        return room.tobytes()
+        return room.data.toreadonly()
 
 
 @dataclass

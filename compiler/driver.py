@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from knapper import __version__
-from knapper.isa import caches, files, image
+from knapper.isa import caches, image
 from knapper.isa.errors import raise_all
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 
-from . import plan_text, text
 from . import ops as _declared  # noqa: F401  the op set
 from . import pipeline as pipelines
+from . import plan_text, text
 from .assemble import assemble
 from .cache import KernelCache, folder
 from .groups import is_view
@@ -184,7 +184,7 @@ class Files:
             from knapper.isa import asm
 
             asm.save(level, self.folder / f"{name}.s")
-            files.write(self.folder / f"{name}.elf", image.write(level))
+            image.save(level, self.folder / f"{name}.elf")
 
 
 def is_fused(graph: Graph) -> bool:

@@ -62,7 +62,8 @@ class Image:
 
     def save(self, path: str | Path) -> None:
         """Write the ELF file."""
-        files.write(path, elf.write(self.program))
+        with files.told(path):
+            elf.save(self.program, path)
 
     def session(self) -> Session:
         """A new emulator with this program loaded, which keeps the network's states from run to run: `with image.session() as s: …`."""
@@ -201,4 +202,4 @@ def load(path: str | Path) -> Image:
     if Path(path).suffix in (".onnx", ".pt2"):
         hint = f"compile it first: knapper compile {path} -o {Path(path).with_suffix('.elf')}"
         raise UsageError("E704", "is a model, not an image", where=str(path), hint=hint)
-    return Image(elf.read(files.read(path), str(path)))
+    return Image(elf.read(files.mapped(path), str(path)))

@@ -11,7 +11,7 @@ from knapper.isa import files
 from knapper.isa.errors import UsageError
 
 
-def write(path: str | Path, content: bytes | str) -> None:
+def write(path: str | Path, content: bytes | str | files.Writer) -> None:
     """Write a file next to its place and move it there; UsageError E705 if that cannot be done."""
     data = content.encode() if isinstance(content, str) else content
     with told(path):
@@ -43,4 +43,4 @@ def told(path: str | Path) -> Iterator[None]:
         raise UsageError("E705", problem, where=str(path), hint=hint) from None
 
 
-read = files.read
+read, mapped = files.read, files.mapped

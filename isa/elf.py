@@ -124,8 +124,11 @@ def _pad(data: bytes, align: int) -> bytes:
     return data + bytes(-len(data) % align)
 
 
-def build(sections: Iterable[Section]) -> bytearray:
-    """A whole file. Sections get the numbers 1, 2, …; a `.shstrtab` comes last. Those with ALLOC, and notes, become segments."""
+def pieces(sections: Iterable[Section]) -> list[bytes | memoryview]:
+    """A whole file, one piece behind the other; a section's data are a piece of their own, number 2 n + 1 for section n, and not copied.
+
+    Sections get the numbers 1, 2, …; a `.shstrtab` comes last. Those with ALLOC, and notes, become segments.
+    """
     names = Strings()
     listed = [Section("", 0), *sections, Section(".shstrtab", STRTAB)]
     starts = [names.add(s.name) for s in listed]
@@ -135,20 +138,25 @@ def build(sections: Iterable[Section]) -> bytearray:
         for i, s in enumerate(listed)
         if s.type == NOTE or (s.flags & ALLOC and not s.flags & CODE)
     ]
-    out = bytearray(HEADER.size + PROGRAM.size * len(segments))
+    end = HEADER.size + PROGRAM.size * len(segments)
+    out: list[bytes | memoryview] = []
     offsets = []
     for s in listed:
-        out += bytes(-len(out) % s.align)
-        offsets.append(len(out) if s.type else 0)
-        out += s.data
-    out += bytes(-len(out) % 8)
-    end = len(out)
-    for s, start, offset in zip(listed, starts, offsets, strict=True):
-        out += _section_header(s, start, offset)
-    HEADER.pack_into(out, 0, *_header(len(segments), end, len(listed)))
-    for n, i in enumerate(segments):
-        PROGRAM.pack_into(out, HEADER.size + n * PROGRAM.size, *_segment(listed[i], offsets[i]))
-    return out
+        out += [bytes(-end % s.align), s.data]
+        end += len(out[-2])
+        offsets.append(end if s.type else 0)
+        end += len(s.data)
+    out.append(bytes(-end % 8))
+    end += len(out[-1])
+    out += map(_section_header, listed, starts, offsets)
+    head = [HEADER.pack(*_header(len(segments), end, len(listed)))]
+    head += (PROGRAM.pack(*_segment(listed[i], offsets[i])) for i in segments)
+    return [b"".join(head), *out[1:]]
+
+
+def build(sections: Iterable[Section]) -> bytearray:
+    """A whole file."""
+    return bytearray().join(pieces(sections))
 
 
 def _header(segments: int, section_table: int, sections: int) -> tuple[bytes | int, ...]:

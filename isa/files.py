@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import IO
 
 from .errors import UsageError
 
+MANY = 1 << 20
+"""Bytes from which on a file is mapped."""
 Writer = Callable[[IO[bytes]], object]
 """Writes a file's content."""
 
@@ -38,6 +41,20 @@ def read(path: str | Path) -> bytes:
     """A file's bytes; UsageError E705 if the system does not give them."""
     try:
         return Path(path).read_bytes()
+    except OSError as e:
+        raise unreadable(path, e) from None
+
+
+def mapped(path: str | Path) -> bytes | memoryview:
+    """A file's bytes, which stay in the file if they are many; UsageError E705 if the system does not give them.
+
+    Whoever writes a file with `write` leaves the old one to those who have it mapped.
+    """
+    try:
+        with Path(path).open("rb") as f:
+            if Path(path).is_file() and os.fstat(f.fileno()).st_size >= MANY:
+                return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+            return f.read()
     except OSError as e:
         raise unreadable(path, e) from None
 

@@ -43,6 +43,8 @@ ISA = (1, 0)
 OWNER = b"knapper"
 VERSION, CHECKSUM, PROGRAM = 1, 0x101, 0x102
 """Note types: 1 is ELF's own NT_VERSION, the others are ours."""
+NOTES = 3
+"""Which of the pieces has the notes: those of section 1."""
 TEXT = ".text."
 
 
@@ -51,6 +53,17 @@ TEXT = ".text."
 
 def write(program: Program) -> bytes:
     """The image of a program. IsaError E522 if it is not a valid one."""
+    return b"".join(pieces(program))
+
+
+def save(program: Program, path: str | Path) -> None:
+    """Write the image to a file; the weights are not copied for it."""
+    found = pieces(program)
+    files.write(path, lambda f: f.writelines(found))
+
+
+def pieces(program: Program) -> list[bytes | memoryview]:
+    """The image, one piece behind the other."""
     if found := list(verify.problems(program)):
         raise found[0] if len(found) == 1 else Problems(found)
     head = [
@@ -79,8 +92,14 @@ def write(program: Program) -> bytes:
     ]
     first = len(head) + 1
     symbols = elf.symbol_table(_symbols(program, first), first + len(kernels) + len(tables))
-    image = elf.build([*head, *kernels, *tables, *symbols])
-    return bytes(seal(image))
+    parts = elf.pieces([*head, *kernels, *tables, *symbols])
+    checksum = 0
+    for piece in parts:
+        checksum = zlib.crc32(piece, checksum)
+    notes = bytearray(parts[NOTES])
+    (at,) = (at for kind, at, _ in elf.notes(memoryview(notes), OWNER) if kind == CHECKSUM)
+    struct.pack_into("<I", notes, at, checksum)
+    return [*parts[:NOTES], bytes(notes), *parts[NOTES + 1 :]]
 
 
 def seal(image: bytearray) -> bytearray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -48,17 +49,29 @@ class Memory:
 
     def __init__(self, program: Program) -> None:
         kept = {past for past, _ in program.state}
+        self.constant, self.inputs = len(program.rodata), program.inputs
         self.kept = tuple(port for port in program.inputs if port.name in kept)
         self.writable = program.arena_address - BASE
         size = self.writable + program.arena_bytes
         require(2 * size + 2 * size // SECTOR, f"emulating the network's {size:,} bytes of memory")
         try:
-            self.data, self.written = aligned(size), np.zeros(size, np.bool_)
+            self.data = aligned(size)
         except MemoryError:  # there is as much, but not for this process
             raise MachineFault("E612", f"{size:,} bytes of memory are not to be had") from None
         self.data[: len(program.rodata)] = np.frombuffer(program.rodata, np.uint8)
-        self.written[: len(program.rodata)] = True
-        self.reset()
+
+    @cached_property
+    def written(self) -> NDArray[np.bool_]:
+        """A flag a byte. It is made for the first launch of a checked run: then there are weights, inputs and states."""
+        flags = np.zeros(len(self.data), np.bool_)
+        flags[: self.constant] = True
+        for port in self.inputs:
+            flags[self._bytes(port)] = True
+        return flags
+
+    def _mark(self, where: slice, holds: bool) -> None:
+        if "written" in self.__dict__:
+            self.written[where] = holds
 
     def clear(self) -> None:
         """Forget what an earlier run left in the arena, but for the states."""
@@ -72,11 +85,10 @@ class Memory:
         """Make the states zero, as they are at the beginning."""
         for where in map(self._bytes, self.kept):
             self.data[where] = 0
-            self.written[where] = True
 
     def _forget(self, where: slice) -> None:
         self.data[where] = 0
-        self.written[where] = False
+        self._mark(where, False)
 
     def _bytes(self, port: Port) -> slice:
         start = port.address - BASE
@@ -86,7 +98,7 @@ class Memory:
         """Copy an input of the port's shape and dtype to its place."""
         where = self._bytes(port)
         self.data[where] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        self.written[where] = True
+        self._mark(where, True)
 
     def get(self, port: Port) -> Array:
         """A copy of an output."""

@@ -203,13 +203,13 @@ def _save(level: Level, output: Path) -> Path | None:
             return text.save(level, output)
         if isinstance(level, Plan):
             return plan_text.save(level, output)
+        if not isinstance(level, bytes) and output.suffix != ".s":
+            image.save(level, output)
+            return None
     if isinstance(level, bytes):
         files.write(output, level)
         return None
-    if output.suffix == ".s":
-        return write_assembly(level, output)
-    files.write(output, image.write(level))
-    return None
+    return write_assembly(level, output)
 
 
 def describe(level: Level) -> str:
