@@ -65,13 +65,13 @@ class File:
 
     def op(
         self, name: str, operands: Sequence[str], results: Sequence[str], kind: str = "", *,
-        custom: bytes | None = None, **options: Any,
+        custom: bytes | None = None, version: int = 1, **options: Any,
     ) -> None:  # fmt: skip
         """`kind`: the name of its options table, without `Options`."""
         code = schema.OperatorCodeT()
         code.builtinCode = getattr(schema.BuiltinOperator, "CUSTOM" if custom is not None else name)
         code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-        code.version = 1
+        code.version = version
         code.customCode = name if custom is not None else None
         o = schema.OperatorT()
         o.opcodeIndex = len(self.codes)

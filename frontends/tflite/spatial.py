@@ -18,6 +18,8 @@ from .file import enumerated
 
 FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 """Axes of an image: to channels first, and back."""
+C_SAME = 1
+"""kTfLitePaddingSame, in options that are a struct of C."""
 
 
 def pads(call: Call, i: int, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int] = (1, 1, 1)) -> dict[str, Any]:  # fmt: skip
@@ -118,7 +120,7 @@ def _(call: Call) -> None:
 @converts("TRANSPOSE_CONV")
 def _(call: Call) -> None:
     strides = positive(call.option("strideH"), call.option("strideW"))
-    _transposed(call, (2, 1, 3), strides)
+    _transposed(call, (2, 1, 3), strides, same=call.named("Padding", "padding") == "SAME")
 
 
 @converts("Convolution2DTransposeBias")
@@ -126,11 +128,13 @@ def _(call: Call) -> None:
     """MediaPipe's: its options are a struct of C, (padding, stride of columns, stride of rows)."""
     if len(call.op.blob) < 12:
         raise FrontendError("E206", "has no options", hint="is the file damaged?")
-    _, across, down = np.frombuffer(call.op.blob, np.int32, 3)
-    _transposed(call, (0, 1, 2), positive(int(down), int(across)))
+    padding, across, down = map(int, np.frombuffer(call.op.blob, np.int32, 3))
+    _transposed(call, (0, 1, 2), positive(down, across), same=padding == C_SAME)
 
 
-def _transposed(call: Call, operands: tuple[int, int, int], strides: Sequence[int]) -> None:
+def _transposed(
+    call: Call, operands: tuple[int, int, int], strides: Sequence[int], *, same: bool
+) -> None:
     """The result's size says how much is cut off: half of it before, the odd one behind."""
     x, w, b = operands
     image_rank(call, x, 4)
@@ -141,7 +145,7 @@ def _transposed(call: Call, operands: tuple[int, int, int], strides: Sequence[in
     kernel = call.shape(w)[1:3]
     begin, end, more = [], [], []
     for n, m, k, s in zip(size, source, kernel, strides, strict=True):
-        cut = max((-(-n // s) - 1) * s + k - n, 0) // 2 if n >= k or n > (m - 1) * s else 0
+        cut = max((-(-n // s) - 1) * s + k - n, 0) // 2 if same else 0
         rest = (m - 1) * s + k - cut - n
         begin.append(cut)
         end.append(max(rest, 0))
