@@ -169,6 +169,8 @@ def crop(w: Writer) -> None:
 @kind()
 def filled(w: Writer) -> None:
     """From a shape that is computed when compiling."""
+    if w.opset < 9:
+        return
     x = w.pick(ranks=range(1, 4))
     names = [w.name() for _ in range(2)]
     shape = Value(names[0], INT, (x.rank,), 40, True)
@@ -185,7 +187,7 @@ def filled(w: Writer) -> None:
 @kind()
 def indexed_pool(w: Writer) -> None:
     """MaxPool says where its values were; MaxUnpool puts them back."""
-    if not w.smooth:
+    if not w.smooth and w.opset >= 9:
         x = w.input(FLOAT, [1, w.rng.choice((1, 3)), 8, 8])
         n = w.rng.choice((2, 3))
         names = [w.name() for _ in range(2)]
@@ -254,7 +256,7 @@ def regions(w: Writer) -> None:
 @kind()
 def boxes(w: Writer) -> None:
     """The number of its rows is the data's: an output, that nothing reads."""
-    if not w.smooth:
+    if not w.smooth and w.opset >= 10:
         n, classes = w.rng.choice((4, 9)), w.rng.choice((1, 2))
         low = w.numbers(FLOAT, [1, n, 2])
         corners = w.given(np.concatenate([low, low + 1 + np.abs(w.numbers(FLOAT, [1, n, 2]))], -1))
@@ -373,7 +375,7 @@ def loop(w: Writer) -> None:
 def scan(w: Writer) -> None:
     """A running sum of rows, squashed."""
     x = w.pick(ranks=[2, 3], bound=50)
-    if x.shape[0] > 8:
+    if x.shape[0] > 8 or w.opset < 9:
         return
     row, a = x.shape[1:], w.name("b")
     turn = body("turn", [

@@ -199,7 +199,7 @@ def blocks_of_scales(w: Writer) -> None:
 @kind()
 def dynamic(w: Writer) -> None:
     """Quantized by its own range; only the values back, since a tie may fall either way in 16 bits."""
-    if not w.smooth:
+    if not w.smooth and w.opset >= 11:
         x = w.pick(exact=True, bound=100)
         names = [w.name() for _ in range(3)]
         w.add("DynamicQuantizeLinear", [x], [

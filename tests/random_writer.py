@@ -20,7 +20,7 @@ Array = NDArray[Any]
 DIMS = (1, 1, 2, 3, 3, 4, 7, 8, 17, 33)
 LARGEST = 1 << 12
 """Elements of a value, at most."""
-OPSETS = range(13, 26)
+OPSETS = range(7, 29)
 FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 INTS = (TensorProto.INT32, TensorProto.INT64)
 
@@ -98,7 +98,7 @@ class Writer:
         dtype = helper.np_dtype_to_tensor_dtype(a.dtype)
         bound = float(np.abs(a.astype(np.float64)).max(initial=0))
         value = Value(self.name("c"), dtype, a.shape, bound)
-        if self.flip(4):
+        if self.flip(4) and self.opset >= 9:  # before, constants were floats
             tensor = numpy_helper.from_array(a, value.name)
             self.nodes.append(helper.make_node("Constant", [], [value.name], value=tensor))
         else:
@@ -175,13 +175,21 @@ class Writer:
         for n in self.nodes:
             if n.op_type == "Constant" and n.output[0] in types:
                 data[n.output[0]] = n.attribute[0].t
-        schema = onnx.defs.get_schema(op, self.opset)
         opsets = [helper.make_opsetid("", self.opset)]
         try:
+            schema = onnx.defs.get_schema(op, self.opset)
+            if not schema.min_input <= len(operands) <= schema.max_input:
+                return None
+            if not attributes.keys() <= schema.attributes.keys():
+                return None
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, node, types, data, opset_imports=opsets, ir_version=10
             )
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
+        except (
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            onnx.defs.SchemaError,
+        ):
             return None
         made = []
         for name in names:
@@ -205,9 +213,19 @@ class Writer:
 
     def final(self, op: str, operands: Sequence[Value], dtype: int, shape: Sequence[int | str], **attributes: Any) -> None:  # fmt: skip
         """Write a node whose result is an output, of a size that the data decides."""
+        if not self.knows(op):
+            return
         info = helper.make_tensor_value_info(self.name(), dtype, shape)
         self.nodes.append(helper.make_node(op, [v.name for v in operands], [info.name], **attributes))  # fmt: skip
         self.finals.append(info)
+
+    def knows(self, op: str) -> bool:
+        """Whether the opset has the operator."""
+        try:
+            onnx.defs.get_schema(op, self.opset)
+        except onnx.defs.SchemaError:
+            return False
+        return True
 
     def axis(self, x: Value) -> int:
         """An axis, from the front or the back."""
