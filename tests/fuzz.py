@@ -56,7 +56,7 @@ BOUNDS = {"fp32": 1e-4, "fp16": 3e-2}
 TARGETS = ("volta-8tc", "volta-8tc", "volta-8tc", "sma3", "tpu-v2", "dstc")
 BASES = 60
 """Models that are damaged are few, so that their kernels and images are there already."""
-SLICE = {"graph": 25, "model": 100, "image": 100}
+SLICE = {"graph": 100, "model": 500, "image": 500}
 """Cases of a child process."""
 HANG = 120.0
 """Seconds without a word after which a case is one that does not end."""
