@@ -4,6 +4,8 @@ Exported networks carry hundreds of shape computations (Shape, Gather, Concat, C
 Shapes are static here, so Shape of anything is a constant, and one walk in the order of the nodes
 folds whole chains. What would grow the program is left to run: a result larger than its operands
 and than `limit` bytes, such as a ConstantOfShape that makes a megabyte out of two numbers.
+
+What has no elements is a constant whatever it depends on: x[:, 0:0], which TorchScript's exporter makes of a roll by nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class Fold(Pass):
         operands = [w.array(w.now(v)) for v in n.inputs if v]
         if n.op == KEPT:
             return False
+        if not any(t.count for t in n.types):
+            return True
         if n.op not in SHAPE_ONLY and any(a is None for a in operands):
             return False
         made = sum(t.bytes for t in n.types)
@@ -49,6 +53,8 @@ class Fold(Pass):
 
 
 def _values(n: Node, w: Writer) -> list[Array]:
+    if not any(t.count for t in n.types):
+        return [np.zeros(t.shape, DTYPES[t.dtype]) for t in n.types]
     env = {v: _known(w, w.now(v)) for v in n.inputs}
     results = compute(n, env)
     return [_stored(a, t) for a, t in zip(results, n.types, strict=False)]

@@ -54,6 +54,13 @@ def if_forward(w: Writer, x: str, a: Ints) -> str | None:
     return x if all(step > 0 for step in a) else None
 
 
+def without_empty(w: Writer, **_: object) -> str | None:
+    """Only operands that have elements, unless none has."""
+    n = w.root
+    filled = [v for v in n.inputs if w.type(v).count]
+    return w.again(n, *filled) if filled and len(filled) < len(n.inputs) else None
+
+
 NOTHING = [
     P.Identity(x) >> same,
     P.Dropout(x) >> same,
@@ -63,6 +70,7 @@ NOTHING = [
     P.Div(x, 1.0) >> same,  # x / 1 = x
     P.Pow(x, 1.0) >> same,  # x ^ 1 = x
     *(P.__getattr__(name)(x) >> same for name in ("Concat", "Sum", "Mean", "Max", "Min")),
+    P.Concat(...) >> without_empty,
     P.Split(x) >> same,
     P.Expand(x) >> same,
     P.Tile(x) >> same,
