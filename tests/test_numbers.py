@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from knapper.isa import numbers
 from knapper.isa.description import EVENTS, TABLES, TARGETS
 from knapper.isa.machine import Machine
 
+made = cache(numbers.page)  # it reads all files
 PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
 
 
@@ -48,7 +50,7 @@ def chain(name: str) -> list[str]:
 
 
 def body(title: str) -> str:
-    return numbers.page().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return made().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
 def section(title: str) -> dict[str, str]:
