@@ -117,13 +117,13 @@ def compile(
     calibration: Source | Calibration | Ranges | None = None,
     state: Mapping[str, str] | None = None,
 ) -> Image:
-    """Compile an ONNX or PyTorch model for a target.
+    """Compile an ONNX, PyTorch or TFLite model for a target.
 
     compile("model.onnx", "sma3")              compile("model.pt2", "sma3")
     compile(module, (x,), target="sma3")       compile(exported_program, "sma3")
 
     Args:
-        model: the path of an .onnx file, or of a .pt2 file of `torch.export.save`; a loaded ModelProto; a `torch.nn.Module`, which
+        model: the path of an .onnx or .tflite file, or of a .pt2 file of `torch.export.save`; a loaded ModelProto; a `torch.nn.Module`, which
             is exported in eval mode, or a `torch.export.ExportedProgram`.
         example_or_target: the second thing to say of a model: example inputs of a module, else the target.
         target: the name of a built-in target, or the path of a .toml file. Default: volta-8tc.
@@ -199,7 +199,7 @@ def _quantizing(
 def load(path: str | Path) -> Image:
     """Read a compiled image; IsaError names what is wrong with a damaged one, UsageError E704 for a model."""
     extensions.installed()
-    if Path(path).suffix in (".onnx", ".pt2"):
+    if Path(path).suffix in (".onnx", ".pt2", ".tflite"):
         hint = f"compile it first: knapper compile {path} -o {Path(path).with_suffix('.elf')}"
         raise UsageError("E704", "is a model, not an image", where=str(path), hint=hint)
     return Image(elf.read(files.mapped(path), str(path)))

@@ -70,6 +70,14 @@ def ints(*v: int) -> Array:
 CASES: dict[str, Callable[[File], Sequence[str]]] = {}
 
 
+def whole(v: int) -> Array:
+    return np.array(v, np.int32)
+
+
+def number(v: float) -> Array:
+    return np.array(v, np.float32)
+
+
 def case(name: str) -> Callable[[Any], Any]:
     def register(f: Any) -> Any:
         CASES[name] = f
@@ -103,30 +111,60 @@ def f32(*shape: int) -> Array:
 
 RELU6 = schema.ActivationFunctionType.RELU6
 SAME, VALID = 0, 1
-for padding, stride, dilation, size in ((SAME, 1, 1, 7), (SAME, 2, 1, 7), (SAME, 2, 1, 8), (VALID, 2, 1, 7), (SAME, 1, 2, 9), (VALID, 1, 2, 9)):  # fmt: skip
+for padding, stride, dilation, size in ((SAME, 1, 1, 7), (SAME, 2, 1, 7), (SAME, 2, 1, 8), (VALID, 2, 1, 7), (SAME, 1, 2, 9), (VALID, 1, 2,
+    9)):  # fmt: skip
     out = -(-size // stride) if padding == SAME else -(-(size - 2 * dilation) // stride)
-    how = {"padding": padding, "strideW": stride, "strideH": stride, "dilationWFactor": dilation, "dilationHFactor": dilation}  # fmt: skip
+    how: dict[str, Any] = {
+        "padding": padding,
+        "strideW": stride,
+        "strideH": stride,
+        "dilationWFactor": dilation,
+        "dilationHFactor": dilation,
+    }
     key = f"{padding}{stride}{dilation}{size}"
-    CASES[f"CONV_2D {key}"] = one("CONV_2D", (1, size, size, 3), (1, out, out, 4), "Conv2D", more=[f32(4, 3, 3, 3), f32(4)], fusedActivationFunction=RELU6, **how)  # fmt: skip
-    CASES[f"DEPTHWISE {key}"] = one("DEPTHWISE_CONV_2D", (2, size, size, 3), (2, out, out, 6), "DepthwiseConv2D", more=[f32(1, 3, 3, 6), f32(6)], depthMultiplier=2, **how)  # fmt: skip
+    CASES[f"CONV_2D {key}"] = one("CONV_2D", (1, size, size, 3), (1, out, out, 4), "Conv2D", more=[f32(4, 3, 3, 3), f32(4)],
+        fusedActivationFunction=RELU6, **how)  # fmt: skip
+    CASES[f"DEPTHWISE {key}"] = one("DEPTHWISE_CONV_2D", (2, size, size, 3), (2, out, out, 6), "DepthwiseConv2D", more=[f32(1, 3, 3, 6),
+        f32(6)], depthMultiplier=2, **how)  # fmt: skip
 CASES["CONV_2D groups"] = one("CONV_2D", (1, 5, 5, 4), (1, 5, 5, 6), "Conv2D", more=[f32(6, 3, 3, 2), f32(6)], strideW=1, strideH=1)  # fmt: skip
 for padding, stride, size, k in ((SAME, 2, 8, 3), (SAME, 2, 7, 3), (VALID, 2, 9, 3), (SAME, 2, 8, 2), (SAME, 1, 4, 3), (SAME, 3, 10, 2)):  # fmt: skip
     small = -(-size // stride) if padding == SAME else (size - k) // stride + 1
-    CASES[f"TRANSPOSE_CONV {padding}{stride}{size}{k}"] = one("TRANSPOSE_CONV", (1, small, small, 3), (1, size, size, 4), "TransposeConv", more=[ints(1, size, size, 4), f32(4, k, k, 3), f32(4)], order=(1, 2, 0, 3), padding=padding, strideW=stride, strideH=stride)  # fmt: skip
-CASES["CONV_3D"] = one("CONV_3D", (1, 4, 5, 5, 2), (1, 2, 3, 3, 3), "Conv3D", more=[f32(3, 3, 3, 2, 3), f32(3)], padding=SAME, strideD=2, strideH=2, strideW=2)  # fmt: skip
-CASES["FULLY_CONNECTED"] = one("FULLY_CONNECTED", (2, 3, 4), (6, 5), "FullyConnected", more=[f32(5, 4), f32(5)], fusedActivationFunction=1)  # fmt: skip
+    CASES[f"TRANSPOSE_CONV {padding}{stride}{size}{k}"] = one("TRANSPOSE_CONV", (1, small, small, 3), (1, size, size, 4), "TransposeConv",
+        more=[ints(1, size, size, 4), f32(4, k, k, 3), f32(4)], order=(1, 2, 0, 3), padding=padding, strideW=stride, strideH=stride)  # fmt: skip
+CASES["CONV_3D"] = one("CONV_3D", (1, 4, 5, 5, 2), (1, 2, 3, 3, 3), "Conv3D", more=[f32(3, 3, 3, 2, 3), f32(3)], padding=SAME, strideD=2,
+    strideH=2, strideW=2)  # fmt: skip
+CASES["FULLY_CONNECTED"] = one(
+    "FULLY_CONNECTED",
+    (2, 3, 4),
+    (6, 5),
+    "FullyConnected",
+    more=[f32(5, 4), f32(5)],
+    fusedActivationFunction=1,
+)
 CASES["FULLY_CONNECTED flat"] = one("FULLY_CONNECTED", (2, 3, 4), (2, 5), "FullyConnected", more=[f32(5, 12)])  # fmt: skip
 CASES["FULLY_CONNECTED kept"] = one("FULLY_CONNECTED", (2, 3, 4), (2, 3, 5), "FullyConnected", more=[f32(5, 4), None], keepNumDims=True)  # fmt: skip
 CASES["BATCH_MATMUL"] = one("BATCH_MATMUL", (2, 3, 4), (2, 3, 5), "BatchMatMul", more=[f32(2, 5, 4)], adjY=True)  # fmt: skip
 CASES["BATCH_MATMUL x"] = one("BATCH_MATMUL", (2, 4, 3), (2, 3, 5), "BatchMatMul", more=[f32(2, 4, 5)], adjX=True)  # fmt: skip
 for op in ("MAX_POOL_2D", "AVERAGE_POOL_2D", "L2_POOL_2D"):
-    CASES[f"{op} same"] = one(op, (1, 7, 7, 3), (1, 4, 4, 3), "Pool2D", padding=SAME, strideW=2, strideH=2, filterWidth=3, filterHeight=3)  # fmt: skip
-    CASES[f"{op} valid"] = one(op, (1, 7, 7, 3), (1, 3, 3, 3), "Pool2D", padding=VALID, strideW=2, strideH=2, filterWidth=2, filterHeight=2, fusedActivationFunction=1)  # fmt: skip
+    CASES[f"{op} same"] = one(
+        op,
+        (1, 7, 7, 3),
+        (1, 4, 4, 3),
+        "Pool2D",
+        padding=SAME,
+        strideW=2,
+        strideH=2,
+        filterWidth=3,
+        filterHeight=3,
+    )
+    CASES[f"{op} valid"] = one(op, (1, 7, 7, 3), (1, 3, 3, 3), "Pool2D", padding=VALID, strideW=2, strideH=2, filterWidth=2,
+        filterHeight=2, fusedActivationFunction=1)  # fmt: skip
 for op in ("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"):
     kind = {"RESIZE_BILINEAR": "ResizeBilinear"}.get(op, "ResizeNearestNeighbor")
     for corners, half in ((0, 0), (1, 0), (0, 1)):
         for size in (9, 3):
-            CASES[f"{op} {corners}{half} {size}"] = one(op, (1, 5, 5, 2), (1, size, size, 2), kind, more=[ints(size, size)], alignCorners=bool(corners), halfPixelCenters=bool(half))  # fmt: skip
+            CASES[f"{op} {corners}{half} {size}"] = one(op, (1, 5, 5, 2), (1, size, size, 2), kind, more=[ints(size, size)],
+                alignCorners=bool(corners), halfPixelCenters=bool(half))  # fmt: skip
 CASES |= {
     "RESHAPE": one("RESHAPE", (2, 3, 4), (6, 4), "Reshape", more=[ints(-1, 4)]),
     "RESHAPE option": one("RESHAPE", (2, 3, 4), (6, 4), "Reshape", newShape=[6, 4]),
@@ -135,14 +173,17 @@ CASES |= {
     "EXPAND_DIMS": one("EXPAND_DIMS", (3, 4), (3, 4, 1), more=[ints(-1)]),
     "TRANSPOSE": one("TRANSPOSE", (2, 3, 4), (4, 2, 3), more=[ints(2, 0, 1)]),
     "SLICE": one("SLICE", (4, 5), (2, 4), more=[ints(1, 1), ints(2, -1)]),
-    "STRIDED_SLICE": one("STRIDED_SLICE", (4, 5, 6), (2, 5, 2), "StridedSlice", more=[ints(1, 0, 5), ints(3, 0, 1), ints(1, 1, -2)], beginMask=2, endMask=2),
-    "STRIDED_SLICE ends": one("STRIDED_SLICE", (4, 5, 6), (5, 1, 3), "StridedSlice", more=[ints(-1, 0, 0, 0), ints(0, 0, 0, 6), ints(1, 1, 1, 2)], shrinkAxisMask=1, newAxisMask=4, beginMask=2, endMask=2),
-    "STRIDED_SLICE dots": one("STRIDED_SLICE", (4, 5, 6), (4, 5), "StridedSlice", more=[ints(0, 2), ints(0, 3), ints(1, 1)], ellipsisMask=1, shrinkAxisMask=2),
+    "STRIDED_SLICE": one("STRIDED_SLICE", (4, 5, 6), (2, 5, 2), "StridedSlice", more=[ints(1, 0, 5), ints(3, 0, 1), ints(1, 1, -2)],
+        beginMask=2, endMask=2),
+    "STRIDED_SLICE ends": one("STRIDED_SLICE", (4, 5, 6), (5, 1, 3), "StridedSlice", more=[ints(-1, 0, 0, 0), ints(0, 0, 0, 6), ints(1, 1,
+        1, 2)], shrinkAxisMask=1, newAxisMask=4, beginMask=2, endMask=2),
+    "STRIDED_SLICE dots": one("STRIDED_SLICE", (4, 5, 6), (4, 5), "StridedSlice", more=[ints(0, 2), ints(0, 3), ints(1, 1)],
+        ellipsisMask=1, shrinkAxisMask=2),
     "REVERSE_V2": one("REVERSE_V2", (3, 4), (3, 4), more=[ints(1)]),
     "SPLIT": one("SPLIT", (4, 6), (4, 2), "Split", more=[ints(1)], order=(1, 0), results=3, numSplits=3),
     "UNPACK": one("UNPACK", (3, 4), (4,), "Unpack", results=3, num=3, axis=0),
     "PAD": one("PAD", (2, 3), (5, 4), more=[np.array([[1, 2], [0, 1]], np.int32)]),
-    "PADV2": one("PADV2", (2, 3), (5, 4), more=[np.array([[1, 2], [0, 1]], np.int32), np.float32(7)]),
+    "PADV2": one("PADV2", (2, 3), (5, 4), more=[np.array([[1, 2], [0, 1]], np.int32), number(7)]),
     "MIRROR_PAD reflect": one("MIRROR_PAD", (4, 3), (7, 5), "MirrorPad", more=[np.array([[1, 2], [1, 1]], np.int32)], mode=0),
     "MIRROR_PAD symmetric": one("MIRROR_PAD", (4, 3), (7, 6), "MirrorPad", more=[np.array([[1, 2], [3, 0]], np.int32)], mode=1),
     "TILE": one("TILE", (2, 3), (4, 9), more=[ints(2, 3)]),
@@ -160,12 +201,13 @@ CASES |= {
     "SOFTMAX": one("SOFTMAX", (3, 4), (3, 4), "Softmax", beta=0.5),
     "GELU": one("GELU", (3, 4), (3, 4), "Gelu", approximate=True),
     "L2_NORMALIZATION": one("L2_NORMALIZATION", (3, 4), (3, 4), "L2Norm"),
-    "LOCAL_RESPONSE_NORMALIZATION": one("LOCAL_RESPONSE_NORMALIZATION", (1, 3, 3, 6), (1, 3, 3, 6), "LocalResponseNormalization", radius=2, bias=1.0, alpha=0.3, beta=0.7),
-    "CUMSUM": one("CUMSUM", (3, 4), (3, 4), "Cumsum", more=[np.int32(1)], exclusive=True, reverse=True),
-    "ARG_MAX": one("ARG_MAX", (3, 4), (3,), "ArgMax", more=[np.int32(-1)], out=np.int32, outputType=2),
+    "LOCAL_RESPONSE_NORMALIZATION": one("LOCAL_RESPONSE_NORMALIZATION", (1, 3, 3, 6), (1, 3, 3, 6), "LocalResponseNormalization", radius=2,
+        bias=1.0, alpha=0.3, beta=0.7),
+    "CUMSUM": one("CUMSUM", (3, 4), (3, 4), "Cumsum", more=[whole(1)], exclusive=True, reverse=True),
+    "ARG_MAX": one("ARG_MAX", (3, 4), (3,), "ArgMax", more=[whole(-1)], out=np.int32, outputType=2),
     "CAST": one("CAST", (3, 4), (3, 4), "Cast", out=np.int32, outDataType=2),
     "FAKE_QUANT": one("FAKE_QUANT", (3, 4), (3, 4), "FakeQuant", min=-1.3, max=1.9, numBits=4),
-    "ONE_HOT": one("ONE_HOT", (3,), (3, 5), "OneHot", more=[np.int32(5), np.float32(2), np.float32(-1)], dtype=np.int32, out=np.float32, axis=-1),
+    "ONE_HOT": one("ONE_HOT", (3,), (3, 5), "OneHot", more=[whole(5), number(2), number(-1)], dtype=np.int32, out=np.float32, axis=-1),
     "FILL": one("FILL", (), (2, 3), more=[ints(2, 3)], order=(1, 0)),
     "RELU of i32": one("ADD", (3,), (3,), "Add", more=[ints(-4, 0, 5)], dtype=np.int32, fusedActivationFunction=1),
     "FLOOR_DIV": one("FLOOR_DIV", (5,), (5,), more=[ints(-2, 3, -3, 2, 5)], dtype=np.int32),
@@ -176,7 +218,8 @@ CASES |= {
     "ADD_N": one("ADD_N", (3, 4), (3, 4), more=[f32(3, 4), f32(3, 4)]),
     "REVERSE_SEQUENCE": one("REVERSE_SEQUENCE", (2, 4), (2, 4), "ReverseSequence", more=[ints(2, 4)], seqDim=1, batchDim=0),
 }  # fmt: skip
-for op in ("RELU", "RELU6", "RELU_N1_TO_1", "ELU", "LOGISTIC", "TANH", "HARD_SWISH", "ABS", "NEG", "EXP", "SIN", "COS", "FLOOR", "CEIL", "ROUND", "SQUARE", "SIGN", "LOG_SOFTMAX", "ZEROS_LIKE", "RELU_0_TO_1"):  # fmt: skip
+for op in ("RELU", "RELU6", "RELU_N1_TO_1", "ELU", "LOGISTIC", "TANH", "HARD_SWISH", "ABS", "NEG", "EXP", "SIN", "COS", "FLOOR", "CEIL",
+    "ROUND", "SQUARE", "SIGN", "LOG_SOFTMAX", "ZEROS_LIKE", "RELU_0_TO_1"):  # fmt: skip
     CASES[op] = one(op, (3, 8), (3, 8))
 for op in ("ADD", "SUB", "MUL", "DIV"):
     CASES[op] = one(op, (1, 3, 1, 4), (2, 3, 5, 4), op.title(), more=[f32(2, 1, 5, 1)], fusedActivationFunction=RELU6)  # fmt: skip
@@ -199,7 +242,7 @@ def _(f: File) -> Sequence[str]:
     f.op("SQRT", ["a"], ["b"])
     f.op("RSQRT", ["a"], ["c"])
     f.op("LOG", ["a"], ["d"])
-    f.op("POW", ["a", f.constant("p", np.float32(1.7))], ["e"], "Pow")
+    f.op("POW", ["a", f.constant("p", number(1.7))], ["e"], "Pow")
     return ["b", "c", "d", "e"]
 
 
@@ -210,7 +253,7 @@ def _(f: File) -> Sequence[str]:
     ys = [f.tensor(n, s) for n, s in (("a", (2, 6)), ("b", (2, 2, 3)), ("c", (2, 1)), ("d", (2, 5)))]  # fmt: skip
     f.op("CONCATENATION", ["x", "z"], ["a"], "Concatenation", axis=-1)
     f.op("PACK", ["x", "z"], ["b"], "Pack", axis=1, valuesCount=2)
-    sizes, axis = f.constant("s", ints(1, -1)), f.constant("axis", np.int32(1))
+    sizes, axis = f.constant("s", ints(1, -1)), f.constant("axis", whole(1))
     f.op("SPLIT_V", ["a", sizes, axis], ["c", "d"], "SplitV", numSplits=2)
     return ys
 
@@ -220,8 +263,8 @@ def _(f: File) -> Sequence[str]:
     f.input("x", 2, 6)
     f.tensor("y", (2, 3))
     f.tensor("where", (2, 3), np.int32)
-    f.op("TOPK_V2", ["x", f.constant("k", np.int32(3))], ["y", "where"], "TopKV2")
-    f.op("RANGE", [f.constant(n, np.int32(v)) for n, v in (("b", 1), ("e", 4), ("s", 1))], [f.tensor("r", (3,), np.int32)], "Range")  # fmt: skip
+    f.op("TOPK_V2", ["x", f.constant("k", whole(3))], ["y", "where"], "TopKV2")
+    f.op("RANGE", [f.constant(n, whole(v)) for n, v in (("b", 1), ("e", 4), ("s", 1))], [f.tensor("r", (3,), np.int32)], "Range")  # fmt: skip
     f.op("MUL", ["where", "r"], [f.tensor("z", (2, 3), np.int32)], "Mul")
     return ["y", "where", "z"]
 
@@ -237,7 +280,7 @@ def _(f: File) -> Sequence[str]:
     f.op("LOGICAL_NOT", ["q"], ["n"], "LogicalNot")
     f.op("LOGICAL_OR", ["q", "n"], ["o"], "LogicalOr")
     f.tensor("column", (3, 1), np.bool_)
-    f.op("EXPAND_DIMS", ["q", f.constant("one", np.int32(1))], ["column"], "ExpandDims")
+    f.op("EXPAND_DIMS", ["q", f.constant("one", whole(1))], ["column"], "ExpandDims")
     f.op("SELECT_V2", ["column", "x", "z"], ["b"])
     return ["a", "n", "o", "b"]
 
@@ -310,7 +353,8 @@ EXACT = {
     "REDUCE_MAX": quantized("REDUCE_MAX", (2, 3, 4), (2, 4), "Reducer", more=[ints(1)]),
 }  # fmt: skip
 NEAR = {
-    "AVERAGE_POOL_2D": quantized("AVERAGE_POOL_2D", (1, 7, 7, 3), (1, 4, 4, 3), "Pool2D", padding=SAME, strideW=2, strideH=2, filterWidth=3, filterHeight=3),
+    "AVERAGE_POOL_2D": quantized("AVERAGE_POOL_2D", (1, 7, 7, 3), (1, 4, 4, 3), "Pool2D", padding=SAME, strideW=2, strideH=2,
+        filterWidth=3, filterHeight=3),
     "RESIZE_BILINEAR": quantized("RESIZE_BILINEAR", (1, 5, 5, 2), (1, 9, 9, 2), "ResizeBilinear", more=[ints(9, 9)], halfPixelCenters=True),
     "LOGISTIC": quantized("LOGISTIC", (3, 8), (3, 8), scale=1 / 256, zero=-128),
     "TANH": quantized("TANH", (3, 8), (3, 8), scale=1 / 128, zero=0),
@@ -351,7 +395,7 @@ def test_concatenation_brings_integers_to_one_scale(tmp_path: Path) -> None:
     f.input("x", 2, 3, dtype=np.int8, scale=0.05, zero=-3)
     f.input("z", 2, 3, dtype=np.int8, scale=0.05, zero=-3)
     f.op("CONCATENATION", ["x", "z"], [q8(f, "y", 2, 6)], "Concatenation", axis=1)
-    f.op("SPLIT", [f.constant("axis", np.int32(1)), "y"], [q8(f, "a", 2, 3), q8(f, "b", 2, 3)], "Split", numSplits=2)  # fmt: skip
+    f.op("SPLIT", [f.constant("axis", whole(1)), "y"], [q8(f, "a", 2, 3), q8(f, "b", 2, 3)], "Split", numSplits=2)  # fmt: skip
     f.op("DEQUANTIZE", ["b"], [f.tensor("real", (2, 3))], "Dequantize")
     f.op("QUANTIZE", ["real"], [f.tensor("again", (2, 3), np.uint8, scale=0.1, zero=100)], "Quantize")  # fmt: skip
     compared(f, ["y", "a", "real", "again"], tmp_path / "one.tflite")

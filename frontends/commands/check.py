@@ -105,13 +105,24 @@ def _subject(a: argparse.Namespace, graph: Graph, levels: Levels) -> tuple[Subje
     feed = {**consts(a.const), **arrays}
     expected = Oracle(a.model).run(feed)
     values: Mapping[str, Array] = {}
-    note = ""
+    note = _interpreted(Path(a.model), feed, expected)
     try:
         values = intermediates(a.model, graph, feed)
     except (KnapperError, ValueError) as e:
         note = f"onnxruntime does not tell values between nodes: {str(e).splitlines()[0]}"
     inputs = {n: arrays[n] for n in graph.inputs}
     return Subject(a.model, graph, inputs, expected, ORACLE, values), note
+
+
+def _interpreted(model: Path, feed: Mapping[str, Array], converted: Mapping[str, Array]) -> str:
+    """How far what a TFLite model is converted to is from TFLite; E706 if it is something else."""
+    from ..tflite.file import ENDING
+
+    if model.suffix != ENDING:
+        return ""
+    from ..tflite.interpreter import agreement
+
+    return agreement(model, feed, converted)
 
 
 def begun(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, Array]:
