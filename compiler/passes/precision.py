@@ -11,7 +11,7 @@ it is (and `fuse` finds again: the Casts move no boundary).
     are rounded now, biases and other constants stay float32.
   * A launch that only moves elements works on the stored type itself.
   * Network inputs and outputs keep the model's types: what a launch reads of an input, or what it
-    makes for outputs only, is not rounded at all. Nor are the boxes and scores of a detector.
+    makes for outputs only, is not rounded at all. Nor are the boxes and scores of a detector, nor what TopK orders.
   * A state is no input and no output: it stays on the machine, in the stored type.
   * What is kept from zero by less than the stored type has, Clip(1e-12) or + 1e-8, stays float32 in
     memory: rounded to 0 it would be divided by.
@@ -44,8 +44,8 @@ MOVERS = (INJECTIVE | MOVES) - {"Trilu"}
 WRITERS = {"ScatterElements", "ScatterND"}
 """Ops that move elements unless they combine them with others."""
 COPIES = MOVERS | {"GatherElements", "GatherND"}
-POSITIONS = {"NonMaxSuppression": range(4), "RoiAlign": range(1, 2)}
-"""Op → operands that are coordinates in an image, or are compared with others: f16 has no quarter of a pixel beyond 512."""
+POSITIONS = {"NonMaxSuppression": range(4), "RoiAlign": range(1, 2), "TopK": range(1)}
+"""Op → operands that are coordinates in an image, or are compared with others: f16 has no quarter of a pixel beyond 512, and makes near scores equal."""
 FLOORS: Mapping[str, Callable[[float], float]] = {"Sqrt": math.sqrt, **dict.fromkeys(COPIES, float)}
 """Op → the least value of its result, from that of its first operand."""
 
