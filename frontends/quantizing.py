@@ -6,7 +6,6 @@ fold,dead,simplify,bn,… ─┬─► quantize{weights=i4} ─► layout,precis
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -105,8 +104,7 @@ class Request:
                 how = replace(how, source=seen)
             ranges = calibrate(read, found[:at], how, model, found[at].wanted)  # type: ignore[attr-defined]  # what asks has `wanted`
         assert ranges is not None
-        digest = hashlib.sha256(ranges.show().encode()).hexdigest()[:16]
-        meta = {**options.meta, "ranges": digest}
+        meta = {**options.meta, "ranges": ranges.digest}
         return replace(options, ranges=ranges, samples=seen, meta=meta)
 
 

@@ -29,6 +29,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,17 @@ class Ranges:
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
+
+    @property
+    def digest(self) -> str:
+        """What tells them from others, in letters."""
+        h = blake2b(repr((self.method, self.weights)).encode(), digest_size=8)
+        for name, s in self.values.items():
+            plain = [getattr(s, n) for n in FIELDS if n not in ("counts", "sums")]
+            h.update(repr((name, plain)).encode())
+            for a in (s.counts, *s.sums):
+                h.update(np.ascontiguousarray(a).data)
+        return h.hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the file."""

@@ -86,7 +86,8 @@ def _among_few(x: Array, values: Array, scales: Array) -> tuple[Array, Array]:
     some = possible.sum(1) <= LEFT
     k, loss = np.empty(len(x), np.int64), np.empty(len(x))
     if some.any():
-        few = np.argsort(~possible[some], axis=1, kind="stable")[:, :LEFT]
+        most = int(possible[some].sum(1).max())
+        few = np.argsort(~possible[some], axis=1, kind="stable")[:, :most]
         at, loss[some] = _least(_losses(x[some], values, scales[few]))
         k[some] = few[np.arange(len(few)), at]
     if not some.all():
