@@ -57,6 +57,16 @@ def turned(w: Writer, k: str, perm: Ints, split: Ints, spread: Ints, joined: Int
     return repeat(w, w.op("Transpose", k, perm=perm), spread[2])
 
 
+def apart(w: Writer, k: str, perm: Ints, joined: Ints) -> str | None:
+    """(k as batches)ᵀ as heads = (k as heads)ᵀ, which is how PyTorch's exporter spells it"""
+    shape, whole, made = w.type(k).shape, w.root.types[0].shape, w.maker(k)
+    if perm != (0, 2, 1) or len(joined) != 4 or whole[2:] != shape[:0:-1]:
+        return None
+    base = made.inputs[0] if made is not None and made.op == "Reshape" else k
+    heads = w.op("Reshape", base, shape=(*whole[:2], *shape[1:]))
+    return w.op("Transpose", heads, perm=(0, 1, 3, 2))
+
+
 def grouped(w: Writer, q: str, k: str, split: Ints, spread: Ints, joined: Ints) -> str | None:
     """q · repeat(k): the heads of a group are rows of one product"""
     n, shape = w.root, w.type(q).shape
@@ -105,6 +115,7 @@ def as_it_lies(w: Writer, q: str, k: str, perm: Ints) -> str | None:
 
 RULES: list[Rule] = [
     P.Mul(REPEATED, c) >> scaled,
+    P.Reshape(P.Transpose(k, perm=perm), shape=joined) >> apart,
     P.Transpose(REPEATED, perm=perm) >> turned,
     P.MatMul(q, REPEATED) >> grouped,
     P.Mul(P.Reshape(P.Mul(q, c), shape=joined), Const("d")) >> once,
