@@ -6,7 +6,8 @@
 
 What is done to all heads alike goes before the repetition, a factor goes to the smaller operand, and keys that few rows meet
 are read as they lie instead of being turned around first. So a step of a language model reads its cache once, and copies nothing
-of it. Sums keep their order over k; only a factor is multiplied elsewhere, and rounds there.
+of it; and what it writes to a cache it writes where that lies. Sums keep their order over k; only a factor is multiplied elsewhere,
+and rounds there.
 """
 
 from __future__ import annotations
@@ -113,6 +114,20 @@ def as_it_lies(w: Writer, q: str, k: str, perm: Ints) -> str | None:
     return w.again(n, q, k, trans_b=True)
 
 
+def scatter_rows(
+    w: Writer, k: str, at: str, new: str, split: Ints, perm: Ints, how: str
+) -> str | None:
+    """Whole slices of k turned around and back: a scatter along the axis that was in front meanwhile (PyTorch's index_put)"""
+    count, *tuples = w.type(at).shape
+    if tuples != [1] or not split or tuple(split[i] for i in perm) != (*range(len(split)),):
+        return None
+    axis, turned = split[0], w.op("Transpose", new, perm=perm)
+    shape = tuple(count if i == axis else 1 for i in range(len(split)))
+    places = w.op("Reshape", at, shape=shape)
+    spread = w.op("Expand", places, shape=w.type(turned).shape)
+    return w.op("ScatterElements", k, spread, turned, axis=axis, reduction=how)
+
+
 RULES: list[Rule] = [
     P.Mul(REPEATED, c) >> scaled,
     P.Reshape(P.Transpose(k, perm=perm), shape=joined) >> apart,
@@ -122,4 +137,9 @@ RULES: list[Rule] = [
     P.MatMul(q, P.Transpose(P.Mul(k, c), perm=perm)) >> factor,
     P.MatMul(q, P.Mul(k, c)) >> factor,
     P.MatMul(q, P.Transpose(k, perm=perm)) >> as_it_lies,
+    P.Transpose(
+        P.ScatterND(P.Transpose(k, perm=split), Var("at"), Var("new"), reduction=Bound("how")),
+        perm=perm,
+    )
+    >> scatter_rows,
 ]

@@ -3,7 +3,6 @@
     x · min(max(x + 3, 0), 6) / 6   → HardSwish          x · sigmoid(x)                     → Swish
     min(max(x, 0), 6)               → Clip               x · (1 + erf(x / √2)) / 2          → Gelu
     exp(x - max x) / Σ exp(…)       → Softmax            (x - mean) / √(var + ε) · γ + β    → LayerNormalization
-    scatter(xᵀ, rows, new)ᵀ         → ScatterElements
 
 One op is one launch and rounds once, so the result is at least as near to the formula as the model's
 own, but not the same to the last bit; the rules for Clip, Relu and LeakyRelu are exact. A rule's
@@ -223,27 +222,4 @@ NORMS = [
     P.Add(P.LayerNormalization(x, scale, axis=a, epsilon=Bound("epsilon")), bias) >> biased_norm,
 ]
 
-# --- scatters -----------------------------------------------------------------------------------
-
-
-def scatter_rows(
-    w: Writer, x: str, at: str, new: str, a: tuple[int, ...], b: tuple[int, ...], how: str
-) -> str | None:
-    """Whole slices of x turned around and back: a scatter along the axis that was in front meanwhile (PyTorch's index_put)"""
-    count, *tuples = w.type(at).shape
-    if tuples != [1] or not a or tuple(a[i] for i in b) != (*range(len(a)),):
-        return None
-    axis, turned = a[0], w.op("Transpose", new, perm=b)
-    shape = tuple(count if i == axis else 1 for i in range(len(a)))
-    places = w.op("Reshape", at, shape=shape)
-    spread = w.op("Expand", places, shape=w.type(turned).shape)
-    return w.op("ScatterElements", x, spread, turned, axis=axis, reduction=how)
-
-
-at, new, how = Var("at"), Var("new"), Bound("how")
-SCATTERS = [
-    P.Transpose(P.ScatterND(P.Transpose(x, perm=a), at, new, reduction=how), perm=b)
-    >> scatter_rows,
-]
-
-RULES: list[Rule] = [*CLIPPING, *ACTIVATIONS, *GELU, *NORMS, *SCATTERS]
+RULES: list[Rule] = [*CLIPPING, *ACTIVATIONS, *GELU, *NORMS]
