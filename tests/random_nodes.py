@@ -262,7 +262,7 @@ def norm(w: Writer) -> None:
     elif op == "GroupNormalization" and w.opset >= 21 and space > 1:
         groups = w.rng.choice([g for g in range(1, c + 1) if c % g == 0])
         w.emit(op, [x, s, w.weight(c)], 40, num_groups=groups)
-    elif op == "LRN":
+    elif op == "LRN" and x.rank == 4:  # onnxruntime's is of images alone
         w.emit(op, [x], x.bound, size=w.rng.choice((1, 3, 5)))
 
 

@@ -18,6 +18,7 @@ from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError
 
 from . import composed as _composed  # noqa: F401  registers its forms
 from . import conversions as _conversions  # noqa: F401
+from . import grams as _grams  # noqa: F401
 from . import inline, loops
 from . import sampling as _sampling  # noqa: F401
 from . import selected as _selected  # noqa: F401

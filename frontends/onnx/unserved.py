@@ -24,7 +24,7 @@ FAMILIES = (
         "sequences and optionals are not served: use tensors, Split and Concat",
     ),
     _family(
-        "StringNormalizer StringSplit StringConcat RegexFullMatch TfIdfVectorizer LabelEncoder",
+        "StringNormalizer StringSplit StringConcat RegexFullMatch LabelEncoder",
         "strings are not served: tokenize outside of the network",
     ),
     _family(
@@ -33,7 +33,10 @@ FAMILIES = (
     ),
     _family(
         "DynamicQuantizeLSTM",
-        "keep LSTM in float: quantize_dynamic(…, op_types_to_quantize=[\"MatMul\"]), or compile the float model with --quantize",
+        'keep LSTM in float: quantize_dynamic(…, op_types_to_quantize=["MatMul"]), or compile the float model with --quantize',
+    ),
+    _family(
+        "ImageDecoder", "compressed pictures are not served: decode them outside of the network"
     ),
 )
 INSTEAD = {op: family.instead for family in FAMILIES for op in family.ops}
