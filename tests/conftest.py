@@ -28,6 +28,7 @@ from shop import Knapper, small_model
 import knapper
 from knapper.compiler import pipeline, text
 from knapper.compiler.ir import Graph
+from knapper.compiler.tvm import client
 from knapper.frontends import cli
 from knapper.isa.errors import KnapperError
 
@@ -142,3 +143,13 @@ def run(
         return code, out, err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache of kernels for this file, and one worker."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KNAPPER_CACHE", str(folder))
+        yield folder
+    client.stop()

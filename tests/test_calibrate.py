@@ -323,7 +323,7 @@ def test_ranges_of_other_weights_are_refused(samples: Array) -> None:
     for precision in ("fp16", "bf16", "fp32"):
         knapper.compile(one, precision=precision, calibration=ranges)
     knapper.compile(network(2), calibration=ranges)  # a batch changes nothing
-    with pytest.raises(PassError, match="E306.*other weights.*knapper calibrate"):
+    with pytest.raises(PassError, match=r"E306.*other weights.*knapper calibrate"):
         knapper.compile(other, calibration=ranges)
 
 

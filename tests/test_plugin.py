@@ -106,7 +106,10 @@ def test_the_pass_and_the_plan_compute_what_the_network_says() -> None:
 def test_a_target_without_the_extension_is_told_so() -> None:
     plugins.load(FILE)
     fused = driver.optimize(distances(), driver.Options(pipeline()))
-    with pytest.raises(KnapperError, match=r"E415.*L1Distance.*volta-8tc has no extension 'sad'.*hint: .*volta-8tc-sad"):
+    with pytest.raises(
+        KnapperError,
+        match=r"E415.*L1Distance.*volta-8tc has no extension 'sad'.*hint: .*volta-8tc-sad",
+    ):
         driver.schedule(fused, Machine.load("volta-8tc"))
 
 

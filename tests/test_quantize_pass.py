@@ -341,7 +341,7 @@ def test_normalizations_know_ranges() -> None:
     assert not nodes(made, "BatchNormalization")
     batch = fresh[0]
     assert decibels(evaluate(g, batch)["out_y"], evaluate(made, batch)["out_y"]) > 20
-    with pytest.raises(PassError, match="quantize{ranges=bn} comes before bn"):
+    with pytest.raises(PassError, match=r"quantize{ranges=bn} comes before bn"):
         Quantize(ranges="bn").run(G)
 
 

@@ -401,7 +401,7 @@ def test_a_plan_without_the_pass_is_refused() -> None:
 def test_an_update_in_place_is_not_to_be_had_by_asking() -> None:
     g, _ = CASES["read behind"]
     with pytest.raises(KnapperError) as e:
-        driver.compile_graph(g, MACHINE, 'fp32,place{kind=update,nodes=ScatterND}')
+        driver.compile_graph(g, MACHINE, "fp32,place{kind=update,nodes=ScatterND}")
     assert e.value.code == "E412"
 
 

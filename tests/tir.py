@@ -6,11 +6,13 @@ As `compiler/tvm/tir.py` describes it; tests of the translation write it with th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from knapper.compiler import ops  # noqa: F401  declares them
 from knapper.compiler.codegen.simd.translate import Translated, translate
-from knapper.compiler.ir import Array, Type
+from knapper.compiler.driver import Options, finish
+from knapper.compiler.ir import Array, Graph, Type
 from knapper.isa.machine import Machine
 from knapper.isa.program import ALIGN, BASE, Launch, Operand, Port, Program
 from knapper.runtime.session import EngineName, Session
@@ -91,3 +93,8 @@ def each(value: Json, *inputs: Array, dtype: str) -> Array:
     return run(
         kernel(["store", len(inputs), var(T), value], list(inputs), (dtype, 64)), list(inputs)
     )
+
+
+def compiled(graph: Graph, cache: Path) -> Program:
+    """A graph of launches, by SIMD kernels."""
+    return finish(graph, MACHINE, Options(cache=cache))
