@@ -13,13 +13,16 @@ import numpy as np
 import onnx
 import pytest
 import random_models
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_writer import OPSETS
 
 FOUND = sorted((Path(__file__).parent / "fuzzed").glob("*.npz"))
 """Cases that failed once."""
 SEEDS = st.integers(0, 1 << 30)
+DRAWN = settings.default.max_examples
+FEW = settings(max_examples=DRAWN if DRAWN > 1000 else 25)
+"""Cases of each kind, unless thousands are asked for: a model is compiled for each."""
 
 
 def check(s: fuzz.Specimen) -> None:
@@ -28,16 +31,19 @@ def check(s: fuzz.Specimen) -> None:
     assert what not in fuzz.BAD, f"{what}: {why}\n{text}"
 
 
+@FEW
 @given(seed=SEEDS)
 def test_random_models_have_the_oracles_values(seed: int) -> None:
     check(fuzz.graph(seed))
 
 
+@FEW
 @given(seed=SEEDS)
 def test_a_damaged_model_gets_an_error_with_a_code(seed: int) -> None:
     check(fuzz.damaged_model(seed))
 
 
+@FEW
 @given(seed=SEEDS)
 def test_a_damaged_image_runs_to_an_end_or_gets_an_error_with_a_code(seed: int) -> None:
     check(fuzz.damaged_image(seed))
