@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,6 +167,14 @@ def test_every_target_says_it_in_the_same_bits(target: str, decode: Image, preci
             np.testing.assert_array_equal(a.outputs["logits"], b.outputs["logits"])
         for name, cache in ours.state.items():
             np.testing.assert_array_equal(cache, theirs.state[name])
+
+
+def test_the_example(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["decoder", "--tokens", "2"])
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "decoder"), run_name="__main__")
+    *_, last, rows = capsys.readouterr().out.splitlines()
+    assert last.split()[0] == "3"
+    assert rows == "4 rows of each cache are full"
 
 
 def test_the_model_is_valid_onnx_and_onnxruntime_continues_its_cache_alike() -> None:
