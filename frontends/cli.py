@@ -436,8 +436,15 @@ def _conformance(commands: Any) -> None:
 
 
 def _ops(commands: Any) -> None:
-    p = _command(commands, "ops", "commands.tables:ops", "the operators of the graph")
+    p = _command(
+        commands, "ops", "commands.ops:ops", "the operators, with types and limits",
+        "Types and limits come of the declarations, cases of ONNX's own suite (`knapper conformance`).",
+    )  # fmt: skip
     p.add_argument("name", nargs="?", metavar="OP", help="all about one")
+    p.add_argument(
+        "--onnx", action="store_true", help="ONNX's operators: opsets, how they are served, cases"
+    )
+    p.add_argument("--markdown", metavar="FILE", help="write the page of the documentation, too")
     as_table(p)
 
 

@@ -12,6 +12,7 @@ from shop import Knapper
 
 from knapper.frontends.commands.conformance import measured, page
 from knapper.frontends.conformance import Outcome, bound, cases, core, outcome, summary
+from knapper.frontends.tally import RESULTS, dumps, results, tally
 from knapper.isa.machine import Machine
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
@@ -29,14 +30,20 @@ def test_no_value_is_wrong(found: list[Outcome]) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_is_what_the_suite_gives(
+def test_the_stored_results_are_what_the_suite_gives(
     found: list[Outcome], request: pytest.FixtureRequest
 ) -> None:
+    made = dumps(tally(found))
     if request.config.getoption("--bless"):
-        PAGE.write_text(page(found))
-    assert PAGE.read_text() == page(found), (
-        "`pytest --bless tests/test_conformance.py` accepts this"
-    )
+        RESULTS.write_text(made)
+        PAGE.write_text(page(tally(found)))
+    assert RESULTS.read_text() == made, "`pytest --bless tests/test_conformance.py` accepts this"
+
+
+def test_the_page_is_what_is_stored() -> None:
+    stored = [*results().values()]
+    assert PAGE.read_text() == page(stored)
+    assert dumps(stored) == RESULTS.read_text()
 
 
 def test_the_core_list_names_cases_of_the_suite() -> None:

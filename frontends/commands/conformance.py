@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from knapper.isa.errors import KnapperError, UsageError, raise_all
 from knapper.isa.machine import Machine
 
 from .. import files
-from ..conformance import VERDICTS, Case, Outcome, by_op, cases, core, outcome, summary
+from ..conformance import VERDICTS, Case, Outcome, by_op, cases, outcome, summary
 from ..progress import Progress
 from ..tables import Table
 from ..tables import show as show_tables
+from ..tally import Tally, tally, total
 from .options import TARGET
 
 COLUMNS = ("op", *VERDICTS)
@@ -45,7 +47,7 @@ def conformance(a: argparse.Namespace) -> None:
         )
     found = measured(chosen, machine, a.pipeline or "fp32", a.quiet)
     if a.markdown:
-        files.write(a.markdown, page(found).encode())
+        files.write(a.markdown, page(tally(found)).encode())
     one = shown(found, a.verbose)
     show_tables(
         a,
@@ -74,21 +76,16 @@ def shown(found: list[Outcome], verbose: int) -> Table:
     return Table([[r[c] or "" for c in COLUMNS] for r in by_op(found)], COLUMNS)
 
 
-def page(found: list[Outcome]) -> str:
+def page(rows: Sequence[Tally]) -> str:
     """The page of the documentation."""
-    listed = core()
-    named = [o for o in found if o.name in listed]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    lines += ["| " + " | ".join(str(r[c] or "") for c in COLUMNS) + " |" for r in by_op(found)]
-    known = {(o.op, _reason(o)) for o in found if o.verdict in ("wrong", "disputed", "refused")}
-    reasons = [f"- {op}: {why}" for op, why in sorted(known)]
-    totals = [f"- the whole suite: {summary(found)}", f"- the core list: {summary(named)}"]
+    lines += [f"| {' | '.join([r.op, *(str(r.counts.get(v) or '') for v in VERDICTS)])} |" for r in rows]  # fmt: skip
+    reasons = [f"- {r.op}: {why}" for r in rows for why in r.reasons]
+    totals = [
+        f"- the whole suite: {total(r.counts for r in rows)}",
+        f"- the core list: {total(r.core for r in rows)}",
+    ]
     return "\n".join([HEAD, *totals, "", *lines, "", "Not passed, and why:", "", *reasons, ""])
-
-
-def _reason(o: Outcome) -> str:
-    """What is the matter, without the case's and the node's own names."""
-    return o.why.split("): ", 1)[-1].split(" (hint", 1)[0].replace(f"{o.name}: ", "")
 
 
 def failures(found: list[Outcome]) -> list[KnapperError]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from knapper.isa.errors import CODES, UsageError
 
-from ..tables import Table, show, table
+from ..tables import Table, show
 
 
 def versions() -> dict[str, str]:
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _chosen(kind: str, name: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
+def matching(kind: str, name: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of that name, whatever the case, or those that begin with it; UsageError E704 with the nearest names."""
     wanted = (name or "").lower()
     exact = {k: v for k, v in known.items() if k.lower() == wanted}
@@ -49,51 +49,6 @@ def first_line(doc: str | None) -> str:
     return (doc or "").strip().split("\n")[0]
 
 
-# --- ops ----------------------------------------------------------------------------------------------------------------
-
-
-def ops(a: argparse.Namespace) -> None:
-    """`knapper ops`."""
-    from knapper.compiler import ops as _declared  # noqa: F401  the op set
-    from knapper.compiler.ir import OPS
-
-    chosen = _chosen("operator", a.name, OPS)
-    rows = [
-        {
-            "op": o.name,
-            "domain": o.domain,
-            "operands": _operands(o.parameters),
-            "attributes": _attributes(o.attrs),
-            "about": first_line(o.infer.__doc__),
-            "facets": sorted(o.facets),
-        }
-        for o in sorted(chosen.values(), key=lambda o: o.name)
-    ]
-    if len(rows) > 1 or a.json:
-        _print(a, rows, ["op", "operands", "attributes"])
-        return
-    (op,) = chosen.values()
-    about = [(k, v if isinstance(v, str) else ", ".join(v)) for k, v in rows[0].items()]
-    show(
-        a, list, [Table(about, ("", op.name))], lambda: f"{table(about)}\n\n{inspect.getdoc(op.infer)}"
-    )  # fmt: skip
-
-
-def _operands(parameters: Mapping[str, inspect.Parameter]) -> str:
-    return ", ".join(_operand(p) for p in parameters.values() if p.kind is not p.KEYWORD_ONLY)
-
-
-def _operand(p: inspect.Parameter) -> str:
-    """`x`, `[bias]` where it may be left out, `*xs` for any number."""
-    if p.kind is p.VAR_POSITIONAL:
-        return f"*{p.name}"
-    return p.name if p.default is p.empty else f"[{p.name}]"
-
-
-def _attributes(attrs: Mapping[str, inspect.Parameter]) -> str:
-    return ", ".join(n if p.default is p.empty else f"{n}={p.default}" for n, p in attrs.items())
-
-
 # --- passes -------------------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +57,7 @@ def passes(a: argparse.Namespace) -> None:
     from knapper.compiler.passes import PASSES
     from knapper.compiler.pipeline import PRESETS
 
-    chosen = _chosen("pass", a.name, PASSES)
+    chosen = matching("pass", a.name, PASSES)
     rows: list[dict[str, Any]] = [
         {
             "pass": name,
@@ -181,7 +136,7 @@ def isa(a: argparse.Namespace) -> None:
     from knapper.isa import instructions as _declared  # noqa: F401  the instruction set
     from knapper.isa.core import BY_NAME
 
-    chosen = _chosen("instruction", a.name, BY_NAME)
+    chosen = matching("instruction", a.name, BY_NAME)
     rows = [
         {
             "mnemonic": c.mnemonic,
@@ -218,7 +173,7 @@ def _field(name: str, kind: Any, b: Any) -> tuple[str, str, str, str, str]:
 
 def explain(a: argparse.Namespace) -> None:
     """`knapper explain`."""
-    chosen = _chosen("error code", a.code, CODES)
+    chosen = matching("error code", a.code, CODES)
     _print(
         a, [{"code": c, "meaning": text} for c, text in sorted(chosen.items())], ["code", "meaning"]
     )
