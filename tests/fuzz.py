@@ -60,6 +60,8 @@ SLICE = {"graph": 100, "model": 500, "image": 500}
 """Cases of a child process."""
 HANG = 120.0
 """Seconds without a word after which a case is one that does not end."""
+MISTAKEN = {"LRN"}
+"""Operators that ONNX's reference gets wrong: its LRN goes over the batch where it should go over channels."""
 BAD = ("wrong", "traceback", "hang", "crash")
 
 
@@ -174,6 +176,8 @@ def oracle(model: ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array] |
     except KnapperError:  # it does not like what it sees; ONNX's reference does not look
         return None
     if runtime is None:
+        if any(n.op_type in MISTAKEN for n in model.graph.node):
+            return None
         from onnx.reference import ReferenceEvaluator
 
         names = [o.name for o in model.graph.output]
