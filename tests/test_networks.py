@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
     "bert_base": lambda batch=1: transformers.bert_base(batch, 16, layers=2),
     "minilm": lambda batch=1: transformers.minilm(batch, 16, layers=2),
     "detector": partial(build, "detector", size=64),
+    "detector_head": partial(build, "detector_head"),
     "segmentation": partial(build, "segmentation", size=32),
 }
 """Every network at a size that is quick to build and run."""

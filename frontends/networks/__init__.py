@@ -20,7 +20,7 @@ from onnx import ModelProto
 from knapper.isa.errors import UsageError
 
 from .classifiers import alexnet, resnet18, resnet50, vgg16
-from .detectors import detector
+from .detectors import detector, detector_head
 from .inception import inception_v1
 from .segmenters import segmentation
 from .transformers import bert_base, minilm
@@ -53,6 +53,7 @@ NETWORKS: dict[str, Network] = {
     "bert_base": Network(bert_base, 128, "sequence"),
     "minilm": Network(minilm, 128, "sequence"),
     "detector": Network(detector, 256),
+    "detector_head": Network(detector_head, 16, "feature map"),
     "segmentation": Network(segmentation, 128),
 }
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto
 
+from knapper.isa.errors import UsageError
+
 from .sketch import Array, Sketch, windows
 
 WIDTHS = (32, 64, 128, 128)
@@ -52,6 +54,37 @@ def detector(batch: int = 1, size: int = 256) -> ModelProto:
             "corrections": (corrections, f, (n, 4 * CLASSES)),
             "masks": (masks, f, (n, CLASSES, 2 * MASK, 2 * MASK)),
         },
+    )
+
+
+STRIDE, BEST = 16, 200
+"""Of `detector_head`: pixels between positions, and boxes that TopK hands to NonMaxSuppression."""
+
+
+def detector_head(batch: int = 1, size: int = 16) -> ModelProto:
+    """What follows a detector's convolutions: scores, deltas and features to `boxes`, `classes`, `corrections`, by way of the 200 best.
+
+    Raises UsageError E707 for more than one image: TopK's indices are then those of one.
+    """
+    if batch != 1:
+        raise UsageError("E707", f"detector_head takes one image, not {batch}")
+    s, side = Sketch("detector_head"), size * STRIDE
+    anchors = anchor_boxes(size, STRIDE)
+    scores = s.node("Sigmoid", "scores")
+    best, at = s.two("TopK", scores, s.ints(BEST), axis=2, largest=1, sorted=1)
+    boxes = _decoded(s, s.node("Mul", "deltas", s.scalar(0.15)), anchors, side)
+    boxes = s.node("Gather", boxes, s.node("Reshape", at, s.ints(-1)), axis=1)
+    limits = (s.ints(PROPOSALS), s.scalar(0.7), s.scalar(0.05))
+    chosen = s.node("NonMaxSuppression", boxes, best, *limits)
+    rois = s.node("GatherND", boxes, s.node("Gather", chosen, s.ints(0, 2), axis=1))
+    image = s.node("Squeeze", s.node("Gather", chosen, s.ints(0), axis=1), s.ints(1))
+    classes, corrections = _heads(s, "features", rois, image, 1 / STRIDE)
+    widths = {"boxes": 4, "classes": CLASSES, "corrections": 4 * CLASSES}
+    values = zip(widths.items(), (rois, classes, corrections), strict=True)
+    inputs = {"features": (1, WIDTHS[-1], size, size), "scores": (1, 1, len(anchors))}
+    return s.model(
+        {**inputs, "deltas": (1, len(anchors), 4)},
+        {n: (v, TensorProto.FLOAT, ("n", w)) for (n, w), v in values},
     )
 
 

@@ -15,6 +15,8 @@ PIP = {
     "silero_vad": "--no-deps silero-vad==6.2.3",
     "tokenizers": "'knapper[networks]'",
     "safetensors": "'knapper[networks]'",
+    "torch": "'knapper[torch]'",
+    "onnxscript": "'knapper[torch]'",
 }
 """Package → what pip installs it by."""
 

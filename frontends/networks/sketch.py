@@ -58,6 +58,13 @@ class Sketch:
         self.nodes.append(helper.make_node(op, inputs, [name], name, domain=domain, **attrs))
         return name
 
+    def two(self, op: str, *inputs: str, **attrs: Any) -> tuple[str, str]:
+        """A node with two results."""
+        name = self._numbered(op.lower())
+        results = (f"{name}.0", f"{name}.1")
+        self.nodes.append(helper.make_node(op, inputs, results, name, **attrs))
+        return results
+
     def _numbered(self, stem: str) -> str:
         self._counts[stem] = self._counts.get(stem, 0) + 1
         return f"{stem}{self._counts[stem]}"
