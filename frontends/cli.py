@@ -378,7 +378,7 @@ def _prune(commands: Any) -> None:
         commands, "prune", "commands.prune:prune", "make the weights of a model zero that matter least",
         "All weights of convolutions and matrix products are ranked together. Compiling finds the zeros; `knapper passes prune` has more options.",
     )  # fmt: skip
-    p.add_argument("model", metavar="MODEL", help="ONNX, or a .pt2 of PyTorch")
+    p.add_argument("model", metavar="MODEL", help="an .onnx file, or a .pt2 file of PyTorch")
     p.add_argument(
         "--pattern", metavar="P", help="ew, vw, nm, bw, tw, tw1, tew or tvw (default: tw)"
     )
