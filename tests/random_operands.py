@@ -15,7 +15,7 @@ from knapper.isa.machine import Machine
 from knapper.isa.modifiers import SR, Bits32, Direction, IntType, Logic, Width
 from knapper.isa.operands import Guard, Label, Modifier, Pred, Reg, Src, Unsigned, UReg, alignment
 
-EXTENSIONS = ("tensor", "types", "sparse24", "conv", "systolic", "sparse")
+EXTENSIONS = ("tensor", "types", "sparse24", "conv", "systolic", "fusion", "sparse")
 VOLTA, SMA, DSTC = (Machine.load(name).to_dict() for name in ("volta-8tc", "sma3", "dstc"))
 ACCUMULATORS = 5 * 1024  # words of accumulator memory
 TARGET = {
@@ -56,7 +56,7 @@ SPECIAL: list[type[Instr]] = [
     i.BMENC,
 ]
 CONTROL = {i.EXIT, i.BRA, i.BSSY, i.BSYNC, i.BAR}
-SYSTOLIC = [cls for cls in TABLE.values() if cls.extension == "systolic"]
+SYSTOLIC = [cls for cls in TABLE.values() if cls.extension in ("systolic", "fusion")]
 BUILT_IN = [
     cls for op, cls in TABLE.items() if op not in CUSTOM and cls.extension in ("base", *EXTENSIONS)
 ]

@@ -11,6 +11,7 @@ from random_operands import CALM, FREE, MINE, SCALAR, SHARED, THREADS, Operands
 
 from knapper.isa import instructions as i
 from knapper.isa.modifiers import (
+    Beside,
     Bits32,
     Cmp,
     Element,
@@ -18,6 +19,7 @@ from knapper.isa.modifiers import (
     IntType,
     Logic,
     Mode,
+    Nibble,
     Pair,
     Space,
     Start,
@@ -30,6 +32,15 @@ ANYWHERE = 0x3BE
 """Bits of an address in a warp's shared memory behind which 64 bytes are left."""
 RUN = 0x3F000000 | ANYWHERE
 """Of such an address, and how many values lie there."""
+
+
+KINDS: list[tuple[Any, Any, Any, int]] = [
+    (i.SMA_LDB, i.LSMA, Element, 16),
+    (i.SMA_LDB, i.LSMA, Element, 16),
+    (i.ISMA_LDB, i.ILSMA, Pair, 16),
+    (i.ISMA_LDB_N, i.ILSMA_N, Beside, 32),
+]
+"""How weights are loaded and multiplied by, the types of what they are multiplied with, columns of a unit."""
 
 
 class Products(Operands):
@@ -71,23 +82,23 @@ class Products(Operands):
         self.mark(end)
 
     def group(self) -> None:
-        """Weights, and products with them; sometimes of another type than they were loaded as, of floats or of bytes."""
-        pairs = self.rng.random() < 0.4
-        load, product = (i.ISMA_LDB, i.ILSMA) if pairs else (i.SMA_LDB, i.LSMA)
-        types: list[Any] = list(Pair if pairs else Element)
+        """Weights, and products with them; sometimes of another type than they were loaded as, of floats, of bytes or of nibbles."""
+        load, product, kinds, across = self.rng.choice(KINDS)
+        types: list[Any] = list(kinds)
         type, units = self.rng.choice(types), Extent(self.rng.randrange(1, 4))
         place = (
             MINE,
             Signed(self.rng.choice([0, 4, 64])),
             Unsigned(self.rng.choice([0, 32, 36, 96])),
         )
-        self.emit(load(type, units, *place))
+        nibbles = load is i.ISMA_LDB_N
+        self.emit(load(self.rng.choice(list(Nibble)) if nibbles else type, units, *place))
         self.emit(i.SMA_SWAP(units))
         for _ in range(self.rng.randrange(1, 3)):
             type = self.rng.choice([type, type, *types])
             space, start = self.rng.choice(list(Space)), self.rng.choice(list(Start))
             u = Extent(self.rng.randrange(1, units + 1))
-            columns = u * (8 if type is Element.F32 else 16)
+            columns = u * (8 if type is Element.F32 else across)
             m = self.rng.randrange(1, (256 if space is Space.ACC else 32 * 16) // columns + 1)
             c = (
                 Src.of(64 + self.rng.randrange(256 - m * columns + 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +16,7 @@ from knapper.isa.core import Instr
 from knapper.isa.machine import Machine
 from knapper.isa.modifiers import (
     SR,
+    Beside,
     Bits32,
     Byte,
     Cmp,
@@ -26,6 +27,7 @@ from knapper.isa.modifiers import (
     Half,
     IntType,
     Mode,
+    Nibble,
     Pair,
     Rounding,
     Scalar,
@@ -199,18 +201,22 @@ class Program:
         ]  # fmt: skip
 
     def groups(self) -> None:
-        """Systolic commands on floats or bytes, a COMMIT, perhaps a WAIT."""
+        """Systolic commands on floats, bytes or nibbles, a COMMIT, perhaps a WAIT."""
         rng = self.rng
-        load, product, type = rng.choice(
-            ((i.SMA_LDB, i.LSMA, Element.F16), (i.ISMA_LDB, i.ILSMA, Pair.S8))
+        load, weights, product, type, across = rng.choice(
+            (
+                (i.SMA_LDB, Element.F16, i.LSMA, Element.F16, 16),
+                (i.ISMA_LDB, Pair.S8, i.ILSMA, Pair.S8, 16),
+                (i.ISMA_LDB_N, Nibble.S4, i.ILSMA_N, Beside.U8, 32),
+            )
         )
         for _ in range(rng.randrange(1, 4)):
             at: dict[str, Any] = {"base": self.ureg(), "offset": Signed(0), "pitch": Unsigned(16)}
-            units, m = Extent(rng.randrange(1, 3)), Extent(rng.choice((1, 2, 16, 40)))
+            units, m = Extent(rng.randrange(1, 3)), Extent(rng.choice((1, 2, 16, 640 // across)))
             if rng.random() < 0.7:
-                self.emit(load(type=type, units=units, **at))
+                self.emit(load(type=weights, units=units, **at))
                 self.emit(i.SMA_SWAP(units=units))
-            words = -(-int(m) * 16 * int(units) // 32)
+            words = -(-int(m) * across * int(units) // 32)
             c = Src.of(Reg(rng.randrange(0, REGISTERS - words + 1, min(words, 4))))
             start = rng.choice((Start.ADD, Start.SET))
             self.emit(product(type=type, start=start, space=Space.REG, c=c, units=units, m=m, **at))
@@ -318,6 +324,8 @@ def random_case(seed: int, sparse: bool = False) -> Case:
     rng = random.Random(seed)
     systolic = rng.random() < 0.4 and not sparse
     machine = random_machine(rng, "dstc" if sparse else "sma2" if systolic else "volta-8tc")
+    if systolic:  # and nibbles
+        machine = replace(machine, extensions=(*machine.extensions, "fusion"))
     p = random_program(rng, systolic, sparse)
     warps = rng.choice((1, 2, 3, 4, 6, 9))
     kinds = []
