@@ -24,6 +24,8 @@ or unsigned, each as its command says. A product on weights of another kind than
 as in BitFusion and ANT: a byte by a byte takes all four, a byte by a nibble two. So a unit has twice the columns, W[8, 32 u] of pairs, in the
 same time, on operands of the same size; C has twice the words. Codes of flint and powers of two, which machines of extension `types` have, are
 decoded at the array's edge, to base << exponent, as in ANT. All of that for these arrays is assumed.
+What is not there: nibbles of A, so 4 by 4 bits take the time of 8 by 4, not half of it; nibbles behind IM2COL.IPUSH, whose weights are bytes, so a
+convolution from vector memory multiplies bytes by bytes; codes of A, which are decoded where they are stored.
 
 **Commands are asynchronous.** `SMA.LDB`, `SMA.SWAP` and `LSMA` join the warp's queue; `SMA.COMMIT` makes those since the last one a group, which the
 controller takes as one transaction; `SMA.WAIT n` waits until at most n groups of the warp are pending. Until then nobody may count on
