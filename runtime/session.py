@@ -306,16 +306,18 @@ class Session:
         self._engines.clear()
 
     def provenance(self, inputs: Mapping[str, Array], engine: str, checked: bool) -> dict[str, Any]:
-        """What made these numbers: the program's own record, the inputs, the engine."""
+        """What made these numbers: the program's own record, the inputs, what earlier runs left, the engine."""
         digests = {
             n: hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[:16]
             for n, a in sorted(inputs.items())
         }
+        kept = [past for past, _ in self.program.state if past not in inputs]
         return {
             **self.program.meta,
             "engine": engine,
             "checked": checked,
             "inputs": digests,
+            **({"kept": kept} if kept else {}),
             "numpy": np.__version__,
         }
 
