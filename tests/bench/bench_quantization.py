@@ -1,18 +1,26 @@
-"""What quantizing ResNet-18's weights takes: SQuant and ANT's search beside rounding to the nearest in numpy, CPU seconds and ratios.
+"""What quantizing takes, CPU seconds and ratios, the least of three.
 
-PYTHONPATH=.ns python tests/bench/bench_quantization.py
+    weights       of ResNet-18: SQuant and ANT's search beside rounding to the nearest, in numpy
+    compiling     ResNet-18 and ResNet-50 with caches that are warm: floats, weights rounded to the nearest, by SQuant
+    emulating     ResNet-50 in int8 beside fp16, a thread
+
+PYTHONPATH=.ns python tests/bench/bench_quantization.py [weights] [compiling] [emulating]
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import knapper
 from knapper.compiler.quantization import ant, squant
+from knapper.frontends.networks import build
 
 Array = NDArray[Any]
 STAGES = ((64, 64, 4), (128, 64, 1), (128, 128, 3), (256, 128, 1), (256, 256, 3), (512, 256, 1), (512, 512, 3))  # fmt: skip
@@ -39,8 +47,13 @@ def seconds(work: Callable[[Array], object], layers: list[Array]) -> tuple[float
     return min(found)
 
 
-def main() -> None:
-    """Print a row a method."""
+def least(work: Callable[[], object]) -> float:
+    """CPU seconds, the best of three."""
+    return seconds(lambda _: work(), [np.zeros(0)])[1]
+
+
+def of_weights() -> None:
+    """A row a method."""
     layers = weights()
     methods: dict[str, Callable[[Array], object]] = {
         "nearest": lambda w: squant.quantize(w, 4, "e"),
@@ -54,6 +67,47 @@ def main() -> None:
         wall, cpu = seconds(work, layers)
         base = base or cpu
         print(f"{name:<18} {wall:7.2f} {cpu:7.2f} {cpu / base:10.1f}x")
+
+
+HOW = {
+    "fp16": None,
+    "i4, nearest": "i4,float",
+    "i4, squant": "i4,float,weight_method=squant",
+    "i4, squant's own scales": "i4,float,weight_method=squant,weight_scale=minmax",
+}
+
+
+def of_compiling() -> None:
+    """A row a network and a way; weights alone, which needs no data."""
+    print(f"\n{'compiling':<36} {'CPU s':>7}")
+    for network in ("resnet18", "resnet50"):
+        model = build(network)
+        for name, how in HOW.items():
+            knapper.compile(model, quantize=how)
+            cpu = least(partial(knapper.compile, model, quantize=how))
+            print(f"{network + ' ' + name:<36} {cpu:7.2f}")
+
+
+def of_emulating() -> None:
+    """A row a precision."""
+    model, base = build("resnet50"), 0.0
+    x = {"input": np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)}
+    print(f"\n{'ResNet-50 on volta-8tc':<36} {'CPU s':>7} {'of fp16':>9}")
+    for name, how in (("fp16", None), ("i8", "i8,ranges=uniform")):
+        with knapper.compile(model, quantize=how).session() as session:
+            session.run(x, threads=1)
+            cpu = least(partial(session.run, x, threads=1))
+        base = base or cpu
+        print(f"{name:<36} {cpu:7.3f} {cpu / base:8.2f}x")
+
+
+PARTS = {"weights": of_weights, "compiling": of_compiling, "emulating": of_emulating}
+
+
+def main() -> None:
+    """What is named, or everything."""
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()
 
 
 if __name__ == "__main__":
