@@ -60,11 +60,12 @@ def turned(w: Writer, k: str, perm: Ints, split: Ints, spread: Ints, joined: Int
 
 def apart(w: Writer, k: str, perm: Ints, joined: Ints) -> str | None:
     """(k as batches)ᵀ as heads = (k as heads)ᵀ, which is how PyTorch's exporter spells it"""
-    shape, whole, made = w.type(k).shape, w.root.types[0].shape, w.maker(k)
+    shape, whole = w.type(k).shape, w.root.types[0].shape
     if perm != (0, 2, 1) or len(joined) != 4 or whole[2:] != shape[:0:-1]:
         return None
-    base = made.inputs[0] if made is not None and made.op == "Reshape" else k
-    heads = w.op("Reshape", base, shape=(*whole[:2], *shape[1:]))
+    while (made := w.maker(k)) is not None and made.op == "Reshape":
+        k = made.inputs[0]
+    heads = w.op("Reshape", k, shape=(*whole[:2], *shape[1:]))
     return w.op("Transpose", heads, perm=(0, 1, 3, 2))
 
 
