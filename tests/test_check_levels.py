@@ -7,24 +7,33 @@ from __future__ import annotations
 
 import ctypes
 import json
+import random
 import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import random_models
+from onnx import TensorProto, helper, numpy_helper
 from random_programs import Writer, numbers
 from shop import SHAPE, Knapper
 
 from knapper.compiler import driver, text
-from knapper.compiler.ir import OPS, Graph
+from knapper.compiler.ir import OPS, Graph, evaluate
 from knapper.compiler.passes import PASSES, Pass
 from knapper.compiler.pipeline import PRESETS
 from knapper.compiler.plan import Plan
+from knapper.frontends.checking.search import check, first_divergence
+from knapper.frontends.checking.subject import REFERENCE, Subject, Way
+from knapper.frontends.onnx import read
 from knapper.isa import instructions as i
 from knapper.isa.core import Instr
+from knapper.isa.machine import Machine
 from knapper.isa.program import BASE, Kernel, Program
 from knapper.runtime.fast.engine import FastEngine
 from knapper.runtime.fast.layout import STATE
@@ -205,6 +214,51 @@ def test_an_error_that_outputs_hide_is_seen_at_its_level(
     assert "E706: " in err
     assert "the outputs are near enough, but launch conv_1" in err
     assert "the engines part at kernel" in err
+
+
+def test_a_graph_that_its_references_do_not_take_is_one_error(run: Knapper, tmp_path: Path) -> None:
+    (tmp_path / "outside.ir").write_text(
+        "graph @outside(%x: f32[4], %i: i64[1]) {\n"
+        "  %y: f32[1] = Gather %x, %i {axis=0}\n"
+        "  return %y\n}\n"
+    )
+    np.savez(tmp_path / "in.npz", x=np.zeros(4, np.float32), i=np.array([9]))
+    code, _, err = run("check", "outside.ir", "--input", "in.npz")
+    assert (code, "E706: outside.ir: the references of its ops do not take" in err) == (2, True)
+    code, out, err = run("check", "outside.ir", "--input", "in.npz", "--input", "i=random:0")
+    assert code == 0, err
+    assert out.splitlines()[1].split()[0] == "y"
+
+
+# --- nothing is broken --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_levels_of_what_is_right_are_within_what_they_may(seed: int) -> None:
+    """Passes that lay values out in another way, merge nodes or fold them are none that change values."""
+    case = random_models.draw(random.Random(seed))
+    graph = read(case.model, {n: a.shape for n, a in case.inputs.items()})
+    feed = {n: np.asarray(case.inputs[n]) for n in graph.inputs}
+    way = Way(Machine.load("volta-8tc"))
+    subject = Subject("random", graph, feed, evaluate(graph, feed), REFERENCE)
+    verdict = check(subject, way, lambda levels, fed: Session(levels.program).run(fed).outputs)
+    found = first_divergence(verdict)
+    assert (found.level, verdict.problems) == ("none", []), found.text
+
+
+def test_states_are_what_the_model_says_they_are(run: Knapper, tmp_path: Path) -> None:
+    """They begin as zeros, and are stored in 16 bits."""
+    node = helper.make_node
+    nodes = [node("MatMul", ["x", "w"], ["m"], "product"), node("Add", ["m", "past"], ["present"], "add")]  # fmt: skip
+    ports = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 4]) for n in ("x", "past", "present")}  # fmt: skip
+    w = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    graph = helper.make_graph(nodes, "kept", [ports["x"], ports["past"]], [ports["present"]], [w])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "kept.onnx")
+    for more in ((), ("--levels",), ("--input", "random:1")):
+        code, out, err = run("check", "kept.onnx", "--state", "past=present", *more)
+        assert code == 0, err
+        assert re.search(r"^present +16 ", out, re.MULTILINE)
 
 
 # --- both engines, side by side -----------------------------------------------------------------------------------------

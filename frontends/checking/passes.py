@@ -47,7 +47,7 @@ class Change:
         worst: Difference | None = None
         for name, r in theirs.items():
             try:
-                d = difference(name, ours[name], r, "the graph before it")
+                d = difference(name, self._wide(ours[name], r), r, "the graph before it")
             except KnapperError as e:
                 return None, e.message
             if not d.count:
@@ -57,6 +57,10 @@ class Change:
             if worst is None or d.max_rel > worst.max_rel:
                 worst = d
         return worst, ""
+
+    def _wide(self, ours: Array, theirs: Array) -> Array:
+        """A state, which may be stored in 16 bits, in the type that it had."""
+        return ours.astype(theirs.dtype) if self.after.state and ours.dtype.kind not in "biu" else ours  # fmt: skip
 
 
 def changes(subject: Subject, levels: Levels) -> Iterator[Change]:
@@ -122,14 +126,18 @@ def _apart(c: Change, before: str, after: str) -> bool:
 
 
 def _differs(ours: Array, theirs: Array, c: Change) -> bool:
-    """Whether a value is beyond what the pass allows; another layout or type of it says nothing."""
-    if ours.dtype != theirs.dtype:
+    """Whether a value is beyond what the pass allows. Another type of it says nothing, nor do its elements in another order: a layout."""
+    if ours.dtype != theirs.dtype or ours.size != theirs.size:
         return False
-    turned = [ours, ours.transpose(0, -1, *range(1, ours.ndim - 1))] if ours.ndim > 2 else [ours]
-    looks = [x for x in turned if x.shape == theirs.shape]
-    if (
-        not c.exact and ours.dtype.kind in "iu" and ours.dtype.itemsize < 4
-    ):  # on a grid, a tie may go the other way
-        return all(np.abs(x.astype(np.int64) - theirs).max(initial=0) > 1 for x in looks) and bool(looks)  # fmt: skip
-    found = [difference("", x, theirs) for x in looks]
-    return bool(found) and not any(not d.count or d.fits(None, c.exact) for d in found)
+    looks = [(ours, theirs)] if ours.shape == theirs.shape else []
+    looks.append((np.sort(ours, axis=None), np.sort(theirs, axis=None)))
+    return not any(_near(y, r, c) for y, r in looks)
+
+
+def _near(ours: Array, theirs: Array, c: Change) -> bool:
+    """Whether one value may be made of the other by the pass."""
+    if not c.exact and ours.dtype.kind in "iu" and ours.dtype.itemsize < 4:
+        step = np.abs(ours.astype(np.int64) - theirs.astype(np.int64)).max(initial=0)
+        return bool(step <= 1)  # on a grid, a tie may go the other way
+    d = difference("", ours, theirs)
+    return not d.count or d.fits(None, c.exact)

@@ -13,6 +13,7 @@ from knapper.compiler import driver
 from knapper.compiler.ir import DTYPES, OPS, Array, Graph, evaluate
 from knapper.compiler.pipeline import Step as Pass
 from knapper.compiler.plan import Plan
+from knapper.isa.errors import UsageError
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 from knapper.isa.rows import trimmed
@@ -53,7 +54,11 @@ class Subject:
         inputs = {n: feed[n] for n in graph.inputs}
         if expected:
             return Subject(name, graph, inputs, expected, "what is expected", values)
-        return Subject(name, graph, inputs, evaluate(graph, inputs), REFERENCE)
+        try:
+            return Subject(name, graph, inputs, evaluate(graph, inputs), REFERENCE)
+        except (ArithmeticError, LookupError, ValueError) as e:  # an index that is outside, say
+            problem = f"the references of its ops do not take these inputs: {e}"
+            raise UsageError("E706", problem, where=name) from None
 
     @cached_property
     def fused(self) -> bool:
