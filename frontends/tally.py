@@ -52,8 +52,9 @@ def tally(found: Sequence[Outcome]) -> list[Tally]:
 
 
 def reason(o: Outcome) -> str:
-    """What is the matter, without the case's and the node's own names."""
-    return o.why.split("): ", 1)[-1].split(" (hint", 1)[0].replace(f"{o.name}: ", "")
+    """What is the matter and what helps, without the case's and the node's own names."""
+    said, _, hint = o.why.split("): ", 1)[-1].replace(f"{o.name}: ", "").partition(" (hint: ")
+    return f"{said}; {hint.removesuffix(')')}" if hint else said
 
 
 def total(counts: Iterable[Mapping[str, int]]) -> str:
