@@ -54,11 +54,8 @@ MISNAMED = ("E301", "E302", "E510")
 
 
 def main() -> NoReturn:
-    """The console script."""
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except KeyboardInterrupt:  # while it was still looking at what was typed
-        sys.exit(_interrupted())
+    """What `start` calls."""
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -72,7 +69,8 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
-        return _interrupted()
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except KnapperError as e:
         return _report(e, arguments)
     except Exception as e:  # the last line of defence: whatever it is, the user gets one line
@@ -81,11 +79,6 @@ def run(argv: Sequence[str]) -> int:
         summary = f"{type(e).__name__}: {e}".splitlines()[0]
         print(f"internal error: {summary} (please report it, with --traceback)", file=sys.stderr)
         return INTERNAL
-
-
-def _interrupted() -> int:
-    print("interrupted", file=sys.stderr)
-    return INTERRUPTED
 
 
 def _talk(level: int) -> None:

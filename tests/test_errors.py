@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import knapper
-from knapper.frontends import cli
+from knapper.frontends import cli, start
 from knapper.isa.errors import CODES, KnapperError
 
 ROOT = Path(__file__).parent.parent
@@ -271,7 +271,7 @@ def test_an_interrupt_before_there_is_a_command_is_one_line(
 
     monkeypatch.setattr(cli, "parser", interrupted)
     with pytest.raises(SystemExit) as e:
-        cli.main()
+        start.main()
     assert (e.value.code, capsys.readouterr().err) == (130, "interrupted\n")
 
 
