@@ -492,6 +492,7 @@ def test_the_command_line(run: Knapper, tmp_path: Path) -> None:
         (("--state", "past"), "expected NAME=VALUE"),
         (("--state", "past=present", "--state", "past=y"), "past is present already"),
         (("--state", "past=nothing"), "E104"),
+        (("--state", "past=present", "--emit", "onnx"), "an ONNX file cannot say it"),
     ],
 )
 def test_mistakes_on_the_command_line(run: Knapper, tmp_path: Path, words: Any, told: str) -> None:

@@ -90,6 +90,8 @@ def _refuse_idle(a: argparse.Namespace) -> None:
         if getattr(a, option):
             name = f"--{option.replace('_', '-')}"
             raise UsageError("E704", f"{name} does not apply: {source} has it decided already")
+    if a.emit == "onnx" and a.state:
+        raise UsageError("E704", "--state does not apply: an ONNX file cannot say it")
     refuse_both(a)
     refuse_samples(a)
 
