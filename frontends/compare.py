@@ -134,10 +134,11 @@ def ulps(y: NDArray[Any], r: NDArray[Any], dtype: Any) -> NDArray[Any]:
     >>> ulps(np.array([1 + 2**-10, 4.0]), np.array([1.0, 2.0]), np.float16).tolist()
     [1.0, 1024.0]
     """
-    info = ml_dtypes.finfo(dtype)
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]  # the package has no annotation for it
     _, exponent = np.frexp(r)
     step = np.where(r == 0, 0, np.ldexp(1.0, exponent - 1 - int(info.nmant)))
-    return np.abs(y - r) / np.maximum(step, float(info.smallest_subnormal))
+    apart: NDArray[Any] = np.abs(y - r) / np.maximum(step, float(info.smallest_subnormal))
+    return apart
 
 
 def differences(

@@ -45,7 +45,7 @@ WRITERS = {"ScatterElements", "ScatterND"}
 """Ops that move elements unless they combine them with others."""
 COPIES = MOVERS | {"GatherElements", "GatherND"}
 POSITIONS = {"NonMaxSuppression": range(4), "RoiAlign": range(1, 2), "TopK": range(1)}
-"""Op → operands that are coordinates in an image, or are compared with others: f16 has no quarter of a pixel beyond 512, and makes near scores equal."""
+"""Op → operands that are places in an image, or compared with others: f16 has no quarter of a pixel beyond 512; near scores become equal."""
 FLOORS: Mapping[str, Callable[[float], float]] = {"Sqrt": math.sqrt, **dict.fromkeys(COPIES, float)}
 """Op → the least value of its result, from that of its first operand."""
 
