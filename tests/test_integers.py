@@ -283,3 +283,25 @@ def test_a_graph_without_quantization_is_left_alone() -> None:
     g = net.graph(net.op("Relu", net.input("f32", 2)))
     (integers,) = pipeline.parse("integers")
     assert integers.run(g) is g
+
+
+@pytest.mark.parametrize("rounded_before", [False, True])
+def test_a_normalization_between_roundings_is_part_of_the_products_launch(
+    rounded_before: bool,
+) -> None:
+    """Its weights are bytes, so it cannot be folded into them: into the factor behind the sums, or one epilogue with two roundings."""
+    net = Net(exact=False)
+    x, w = net.input("u8", 1, 4, 6, 6), net.constant(net.bytes("i8", 8, 4, 3, 3))
+    y = net.op("Conv", net.real(x, 3), net.real(w, 0, 8, axis=0), pads=(1, 1, 1, 1))
+    if rounded_before:
+        y = net.real(net.rounded(y, about=20.0))
+    vectors = [net.constant(net.rng.uniform(0.5, 2, 8).astype(np.float32)) for _ in range(4)]
+    y = net.op("Relu", net.op("BatchNormalization", y, *vectors))
+    g = net.graph(net.rounded(y, about=20.0))
+    made = pipeline.run(g, pipeline.preset("fp32"))
+    (conv,) = (n for n in made.nodes if n.op == "Conv")
+    assert conv.types[0].dtype == "i32"
+    assert {n.group for n in made.nodes if n.op != "Transpose"} == {conv.group}
+    feed = {x: net.rng.integers(0, 256, (1, 4, 6, 6)).astype(np.uint8)}
+    (want,), (got,) = (list(evaluate(h, feed).values()) for h in (g, made))
+    assert np.abs(want.astype(int) - got.astype(int)).max() <= 1
