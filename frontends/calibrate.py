@@ -156,10 +156,10 @@ def observe(g: Graph, values: Iterable[str], how: Calibration, model: Any = None
     batch = _batch(g.inputs)
     found = _Merged(how.method)
 
-    def worker(stop: Any) -> Callable[[Job], Mapping[str, Statistics]]:
+    def worker(stop: Any) -> Callable[[Job], Mapping[str, Statistics | None]]:
         run = network.open(stop)
 
-        def work(job: Job) -> Mapping[str, Statistics]:
+        def work(job: Job) -> Mapping[str, Statistics | None]:
             x = job()
             count = len(next(iter(x.values())))
             y = {**x, **run({n: _filled(a, batch) for n, a in x.items()})}
@@ -174,24 +174,31 @@ def observe(g: Graph, values: Iterable[str], how: Calibration, model: Any = None
         found.take,
         lambda done: how.tell(min(done * batch, total), total, ""),
     )
-    return Ranges(found.values, how.method)
+    seen = {v: s for v, s in found.values.items() if s is not None}
+    return Ranges(seen, how.method, infinite=frozenset(found.values.keys() - seen.keys()))
 
 
 class _Merged:
-    """Statistics so far."""
+    """Statistics so far; None of a value that was infinite once."""
 
     def __init__(self, method: str) -> None:
-        self.values: dict[str, Statistics] = {}
+        self.values: dict[str, Statistics | None] = {}
 
-    def take(self, more: Mapping[str, Statistics]) -> None:
+    def take(self, more: Mapping[str, Statistics | None]) -> None:
         for v, s in more.items():
-            self.values[v] = self.values[v].merged(s) if v in self.values else s
+            if v not in self.values:
+                self.values[v] = s
+            elif (before := self.values[v]) is not None:
+                self.values[v] = None if s is None else before.merged(s)
 
 
-def _of(name: str, y: Array, count: int, batch: int) -> Statistics:
-    """A value's, without what fills the last batch."""
+def _of(name: str, y: Array, count: int, batch: int) -> Statistics | None:
+    """A value's, without what fills the last batch; None if some of it is infinite."""
+    own = y[:count] if y.ndim and len(y) == batch else y
+    if np.isinf(own).any():
+        return None
     try:
-        return Statistics.of(y[:count] if y.ndim and len(y) == batch else y)
+        return Statistics.of(own)
     except PassError as e:
         raise PassError(e.code, e.message, where=f"%{name}") from None
 

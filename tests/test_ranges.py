@@ -70,6 +70,14 @@ def test_what_is_not_finite_is_named() -> None:
         Ranges().with_({"relu1": np.array([1.0, np.nan], np.float32)})
 
 
+def test_what_is_infinite_once_has_no_range() -> None:
+    """A mask of attention, say: it stays a float, and is named in the file."""
+    mask = np.array([0, -np.inf], np.float32)
+    seen = Ranges.observe([{"mask": np.zeros(2, np.float32), "x": mask + 1}, {"mask": mask}])
+    assert (set(seen.values), seen.infinite) == (set(), {"mask", "x"})
+    assert Ranges.parse(seen.show()).infinite == {"mask", "x"}
+
+
 def test_channels() -> None:
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     assert [s.high for s in by_channel(x, 1)] == [15, 19, 23]

@@ -134,12 +134,16 @@ class Quantize(Pass):
         return Ranges.load(self.ranges) if self.ranges else None
 
     def _known(self, g: Graph, layers: dict[str, Layer], ranges: Ranges | None) -> dict[str, Layer]:
-        """Where normalizations tell the ranges: an input that they do not know of is not rounded."""
-        if ranges is None or self.ranges != BN:
+        """An input that is infinite somewhere is not rounded; nor, where normalizations tell the ranges, one that they do not know of."""
+        if ranges is None:
             return layers
         inputs = {n.outputs[0]: n.inputs[0] for n in g.nodes}
+
+        def rounded(v: str) -> bool:
+            return v not in ranges.infinite and (self.ranges != BN or v in ranges)
+
         return {
-            v: layer if inputs[v] in ranges else replace(layer, activations=FLOAT)
+            v: layer if rounded(inputs[v]) else replace(layer, activations=FLOAT)
             for v, layer in layers.items()
         }
 
@@ -324,8 +328,9 @@ class _Quantizer(Writer):
 
     def _between(self, n: Node, v: str) -> str:
         """An operand from memory, rounded; one from a register, or a constant, as it is."""
+        endless = self.ranges is not None and v in self.ranges.infinite
         unknown = self.options.ranges == BN and self.ranges is not None and v not in self.ranges
-        if v not in self.place or unknown or self._register(n, v):
+        if v not in self.place or unknown or endless or self._register(n, v):
             return self.now(v)
         return self._pair(v, self.options.between, "")[0]
 

@@ -218,6 +218,8 @@ class Ranges:
     method: str = "mse"
     weights: str = ""
     """Of the network that was observed; "" where nobody says."""
+    infinite: frozenset[str] = frozenset()
+    """Values that have infinite elements, as masks of attention do: no scale reaches them, they stay floats."""
 
     @staticmethod
     def observe(batches: Iterable[Mapping[str, Array]], method: str = "mse") -> Ranges:
@@ -228,16 +230,19 @@ class Ranges:
         return r
 
     def with_(self, batch: Mapping[str, Array]) -> Ranges:
-        """With one batch more; PassError E306 names the value that is not finite."""
-        values = dict(self.values)
+        """With one batch more; PassError E306 names the value that is empty or has a NaN."""
+        values, infinite = dict(self.values), self.infinite
         for name, x in batch.items():
-            if np.asarray(x).dtype.kind == "f":
+            if np.isinf(x).any():
+                infinite |= {name}
+                values.pop(name, None)
+            elif np.asarray(x).dtype.kind == "f" and name not in infinite:
                 try:
                     new = Statistics.of(x)
                 except PassError as e:
                     raise PassError(e.code, e.message, where=f"%{name}") from None
                 values[name] = values[name].merged(new) if name in values else new
-        return replace(self, values=values)
+        return replace(self, values=values, infinite=infinite)
 
     def __getitem__(self, name: str) -> Statistics:
         return self.values[name]
@@ -248,7 +253,9 @@ class Ranges:
     @property
     def digest(self) -> str:
         """What tells them from others, in letters."""
-        h = blake2b(repr((self.method, self.weights)).encode(), digest_size=8)
+        h = blake2b(
+            repr((self.method, self.weights, sorted(self.infinite))).encode(), digest_size=8
+        )
         for name, s in self.values.items():
             plain = [getattr(s, n) for n in FIELDS if n not in ("counts", "sums")]
             h.update(repr((name, plain)).encode())
@@ -266,7 +273,7 @@ class Ranges:
             name: {n: _plain(getattr(s, n)) for n in FIELDS} for name, s in self.values.items()
         }
         head = {"schema": SCHEMA, "method": self.method, "weights": self.weights}
-        return json.dumps({**head, "values": values}) + "\n"
+        return json.dumps({**head, "infinite": sorted(self.infinite), "values": values}) + "\n"
 
     @staticmethod
     def load(path: str | Path) -> Ranges:
@@ -303,7 +310,9 @@ class Ranges:
         if not isinstance(held["weights"], str):
             raise TypeError(f"weights are {held['weights']!r}")
         values = {str(name): _statistics(name, v) for name, v in held["values"].items()}
-        return Ranges(values, held["method"], held["weights"])
+        return Ranges(
+            values, held["method"], held["weights"], frozenset(map(str, held["infinite"]))
+        )
 
 
 FIELDS = tuple(f.name for f in fields(Statistics))

@@ -47,6 +47,9 @@ def calibrate_model(a: argparse.Namespace) -> None:
     more = f"\n{rest} more; -v shows them" if rest else ""
     show(a, lambda: facts(ranges), [seen], lambda: seen.text() + more)
     seconds = time.perf_counter() - started
+    if ranges.infinite:
+        named = ", ".join(f"%{v}" for v in sorted(ranges.infinite)[:SHOWN])
+        log.warning("infinite in some samples, so that they stay floats: %s", named)
     log.info("%s: %s, %.1f s", output, plural(len(ranges.values), "value"), seconds)
 
 
@@ -56,7 +59,7 @@ def facts(ranges: Ranges) -> dict[str, object]:
         n: {"low": s.low, "high": s.high, "mean": s.mean, "std": s.std, "count": s.count}
         for n, s in ranges.values.items()
     }
-    return {"method": ranges.method, "values": values}
+    return {"method": ranges.method, "values": values, "infinite": sorted(ranges.infinite)}
 
 
 def report(ranges: Ranges, most: int | None) -> Table:
