@@ -269,6 +269,26 @@ def test_what_l2_keeps() -> None:
     assert l2.launch([isa.Operand("d", 0, 60, "w")])[0] == 0.0  # in place of a
 
 
+def test_l2_holds_what_was_touched() -> None:
+    """Of a buffer for the worst case the kernel that fills it writes a part, which is all that there is to read."""
+    l2, slot, x = Residency(100), isa.Operand("slot", 0, 1000, "w"), isa.Operand("x", 2000, 90, "r")
+    assert l2.launch([slot], 0, 50) == (0.0, 0)
+    assert l2.launch([dataclasses.replace(slot, use="r")], 50, 0) == (1.0, 0)
+    assert l2.launch([x], 90, 0) == (0.0, 40)  # 10 of the 50 stay, and were written
+    assert l2.launch([dataclasses.replace(slot, use="r")], 50, 0) == (
+        0.2,
+        0,
+    )  # of x goes what does not fit
+
+
+def test_a_row_that_is_written_leaves_a_caches_others_clean() -> None:
+    l2, cache = Residency(1000), isa.Operand("cache", 0, 800, "r")
+    assert l2.launch([cache]) == (0.0, 0)
+    assert l2.launch([dataclasses.replace(cache, use="w")], 0, 8) == (0.0, 0)
+    assert l2.launch([cache]) == (1.0, 0)
+    assert l2.launch([isa.Operand("x", 2000, 1000, "r")]) == (0.0, 8)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_one_warp_is_never_faster_with_a_longer_latency(seed: int) -> None:
     """A theorem for one warp: all it does is wait for the later of two times. With several, another may go first (GTO)."""

@@ -95,7 +95,7 @@ class Timer:
 
     def launch(self, launch: Launch, counts: Counts) -> Timing:
         """The next launch."""
-        held, evicted = self.residency.launch(launch.operands)
+        held, evicted = self.residency.launch(launch.operands, counts.dram_read, counts.dram_write)
         key = digest(launch, counts, held, evicted, self.jump)
         if key not in self.known:
             while len(self.known) >= KEPT:
