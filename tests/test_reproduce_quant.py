@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knapper.compiler.quantization import search
-from knapper.frontends.cli import parser
+from knapper.frontends.grammar import parser
 from knapper.frontends.reproduce import SETS, accuracy, agreement, ant, aquant, squant
 from knapper.frontends.reproduce.ant_model import (
     DATA,
