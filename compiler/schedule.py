@@ -97,6 +97,8 @@ def cheapest(launches: Sequence[Choices]) -> list[Choice]:
     return min(paths.values(), key=lambda p: p[0])[1] if paths else []
 
 
+SINGLE = "ew"
+"""Zeros one by one: they matter to a kernel only beside an operand that has a bitmap, which is an encoding too."""
 MOST = 1 << 31
 """Bytes of a tensor that no kernel goes through."""
 
@@ -112,8 +114,9 @@ class Scheduler:
     def choices(self, group: Group) -> Choices:
         """The ways to launch a group; CompileError E410, E415 or E416 if no generator serves it, E412 if none does as forced."""
         wanted = self._wanted(group)
-        canonical, encoded = Canonical.of(group), any(t.encoding for t in group.inputs.values())
-        structure = canonical.content() if encoded else canonical.text  # zeros decide what pays
+        canonical = Canonical.of(group)
+        structured = any(t.encoding and t.encoding.name != SINGLE for t in group.inputs.values())
+        structure = canonical.content() if structured else canonical.text  # zeros decide what pays
         formats = [*narrow.of(canonical.group).items()]  # so does what four bits hold
         key = f"{structure}\n{formats}\n{sorted(wanted.items())}"
         if key not in self._made:
