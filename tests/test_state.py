@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
-from shop import Knapper
+from onnx import helper, numpy_helper
+from state_models import ROOM, ROW, WIDTH, cache, rows
 
 import knapper
 from knapper.compiler import driver, plan_text, text
@@ -22,7 +20,7 @@ from knapper.frontends.api import Image
 from knapper.frontends.oracle import Oracle
 from knapper.isa import asm
 from knapper.isa import image as elf
-from knapper.isa.errors import CODES, IRError, IsaError, KnapperError, UsageError
+from knapper.isa.errors import IRError, IsaError, KnapperError, UsageError
 from knapper.isa.machine import Machine
 from knapper.isa.program import Program
 from knapper.runtime.session import EngineName, Session
@@ -30,9 +28,6 @@ from knapper.runtime.timing.record import Record
 
 MACHINE = Machine.load("volta-8tc")
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
-ROOM, WIDTH = 64, 16
-ROW = 2 * WIDTH * 4
-"""Bytes that a step of the cache below writes."""
 
 
 def parsed(body: str, inputs: str, outputs: str, *states: str) -> Graph:
@@ -54,25 +49,6 @@ def kinds(g: Graph, precision: str = "fp32", machine: Machine = MACHINE) -> dict
         for s in plan.steps
         if s.group.nodes[0].op in ops
     }
-
-
-def cache() -> onnx.ModelProto:
-    """A step of a cache: two rows of `new` at `at`; y is the sum of all rows."""
-    shape, info = (2, ROOM, WIDTH), helper.make_tensor_value_info
-    nodes = [
-        helper.make_node("TensorScatter", ["past", "new", "at"], ["present"], axis=1),
-        helper.make_node("ReduceSum", ["present", "axes"], ["y"], keepdims=0),
-    ]
-    inputs = [info("past", 1, shape), info("new", 1, (2, 1, WIDTH)), info("at", 7, (2,))]
-    outputs = [info("present", 1, shape), info("y", 1, (2, WIDTH))]
-    axes = helper.make_tensor("axes", TensorProto.INT64, (1,), [1])
-    graph = helper.make_graph(nodes, "cache", inputs, outputs, [axes])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
-
-
-def rows(i: int) -> dict[str, Array]:
-    new = np.full((2, 1, WIDTH), i + 1, np.float32)
-    return {"new": new, "at": np.array([i, i + 3])}
 
 
 @pytest.fixture(scope="module")
@@ -447,68 +423,6 @@ def test_images_whose_states_are_none_are_refused(kept: Image) -> None:
         with pytest.raises(KnapperError) as e:
             elf.write(broken)
         assert words in str(e.value)
-
-
-# --- how it is asked for
-
-
-@pytest.mark.parametrize(
-    ("state", "words"),
-    [
-        ({"past": "y"}, "a state has one type"),
-        ({"past": "nothing"}, "no output 'nothing'"),
-        ({"nothing": "present"}, "no input 'nothing'"),
-        ({"past": "present", "new": "present"}, "two inputs"),
-    ],
-)
-def test_states_that_are_none(state: dict[str, str], words: str) -> None:
-    with pytest.raises(KnapperError) as e:
-        knapper.compile(cache(), "volta-8tc", "fp32", state=state)
-    assert words in str(e.value)
-    assert "E104" in CODES
-
-
-def test_the_command_line(run: Knapper, tmp_path: Path) -> None:
-    model, out = str(tmp_path / "cache.onnx"), str(tmp_path / "cache.elf")
-    onnx.save(cache(), model)
-    state = ("--state", "past=present")
-    code, _, err = run("compile", model, *state, "--precision", "fp32", "-o", out)
-    assert code == 0, err
-    assert "past = present" in run("inspect", out)[1]
-    feed, made = str(tmp_path / "in.npz"), str(tmp_path / "out.npz")
-    np.savez(feed, **rows(0))
-    code, _, err = run("run", out, "--input", feed, "-o", made)
-    assert code == 0, err
-    with np.load(made) as outputs:
-        assert outputs["present"][0, 0].all()
-    for precision in ("fp32", "fp16"):
-        code, _, err = run("check", model, *state, "--precision", precision, "--input", feed)  # fmt: skip
-        assert code == 0, err
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (("--state", "past"), "expected NAME=VALUE"),
-        (("--state", "past=present", "--state", "past=y"), "past is present already"),
-        (("--state", "past=nothing"), "E104"),
-        (("--state", "past=present", "--emit", "onnx"), "an ONNX file cannot say it"),
-    ],
-)
-def test_mistakes_on_the_command_line(run: Knapper, tmp_path: Path, words: Any, told: str) -> None:
-    model = str(tmp_path / "cache.onnx")
-    onnx.save(cache(), model)
-    code, _, err = run("compile", model, *words, "-o", str(tmp_path / "x.elf"))
-    assert code
-    assert told in err
-
-
-def test_a_level_that_is_decided_takes_no_states(run: Knapper, tmp_path: Path) -> None:
-    plan = str(tmp_path / "net.plan")
-    Path(plan).write_text("")
-    code, _, err = run("compile", "--from", plan, "--state", "a=b")
-    assert code
-    assert "--state does not apply" in err
 
 
 @pytest.mark.parametrize(
