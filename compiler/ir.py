@@ -382,6 +382,9 @@ def infer(name: str, operands: list[Type | None], attrs: Mapping[str, Attr]) -> 
         o.signature.bind(*operands, **attrs)
     except TypeError as e:
         raise IRError("E102", f"{name}: {e}") from None
+    for t, p in zip(operands, o.parameters.values(), strict=False):
+        if t is None and p.default is p.empty:
+            raise IRError("E102", f"{name}: operand {p.name!r} is missing")
     result = o.infer(
         *(t and t.dense for t in operands), **attrs
     )  # results lie dense unless the op itself says otherwise

@@ -281,6 +281,9 @@ def plain(value: Value, parameter: inspect.Parameter) -> Attr:
         flat = flat[0]
     if "str" in kind and isinstance(flat, int):
         return DTYPE_OF.get(flat, "") if flat else ""
+    if ("str" in kind) != isinstance(flat, str):
+        what = "text" if "str" in kind else "a number"
+        raise FrontendError("E206", f"{parameter.name!r} takes {what}, got {_show(value)}")
     for name, convert in (("bool", bool), ("int", int), ("float", float)):
         if name in kind and not isinstance(flat, str):
             return convert(flat)
