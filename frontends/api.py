@@ -146,7 +146,7 @@ def compile(
     from knapper.isa.machine import Machine
 
     from .batches import Importer
-    from .pytorch import opened
+    from .doors import opened
 
     extensions.installed()
     if isinstance(example_or_target, str | Path):
@@ -183,7 +183,7 @@ def _quantizing(
     from knapper.compiler.quantization.ranges import Ranges
 
     from .calibrate import Calibration
-    from .pytorch import source
+    from .doors import source
     from .quantizing import USUAL, Request, passes
 
     usual = USUAL if calibration is not None and options.pipeline is None else None

@@ -11,10 +11,10 @@ from knapper.compiler.ir import Graph
 from knapper.compiler.work import node_macs
 from knapper.isa.errors import KnapperError, UsageError
 
+from .doors import opened
 from .onnx import read
 from .onnx.file import Model, open_model
 from .onnx.ports import declared_dims
-from .pytorch import opened
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -295,7 +295,7 @@ def _known(values: list[str], g: Graph, model: Any) -> list[str]:
 
 
 def _proto(model: Any) -> Any:
-    from .pytorch import proto
+    from .doors import proto
 
     return proto(model)
 

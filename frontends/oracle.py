@@ -32,7 +32,7 @@ class Oracle:
         options.log_severity_level = 4  # what goes wrong is raised, and said once, by us
         if folder:
             options.add_session_config_entry(BESIDE, folder)
-        from .pytorch import source
+        from .doors import source
 
         try:
             self.session = ort.InferenceSession(

@@ -26,7 +26,6 @@ import io
 import logging
 import os
 import re
-import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +36,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-import onnx
 from onnx import ModelProto, NodeProto
 
 from knapper.isa.errors import FrontendError, KnapperError, UsageError
@@ -55,48 +53,6 @@ NATIVE = re.compile(r"(?:[^/]+/)?data/aotinductor/.*")
 AT_NODE = re.compile(r"translating node %(\w+) : .*?target=(?:torch\.ops\.)?([\w.]+)")
 
 
-def opened(model: Any, example: Any = None) -> Any:
-    """A PyTorch or TFLite model as an opened ONNX model; a path, ModelProto or opened model of ONNX as it is.
-
-    Args:
-        model: also a `torch.nn.Module`, a `torch.export.ExportedProgram`, or the path of a file of `torch.export.save`.
-        example: a module's inputs: a tensor, a tuple of them, or a dict by argument; their sizes are what is compiled for.
-
-    Raises FrontendError E201, E203, E210, E211 for what cannot be opened or exported, UsageError E704 for an example in the wrong place.
-    """
-    if isinstance(model, str | Path):
-        _refuse(example, str(model))
-        return DOORS[end](Path(model)) if (end := Path(model).suffix) in DOORS else model
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(model, torch.nn.Module):
-        return _module(model, example)
-    _refuse(example, type(model).__name__)
-    if torch is not None and isinstance(model, torch.export.ExportedProgram):
-        return _converted(model, "model")
-    return model
-
-
-def source(model: Any) -> str | bytes:
-    """What onnxruntime opens of a model: a path, or bytes."""
-    found = opened(model)
-    if isinstance(found, Model):
-        found = found.proto
-    if isinstance(found, ModelProto):
-        return bytes(found.SerializeToString())
-    return found if isinstance(found, bytes) else str(found)
-
-
-def proto(model: str | Path | bytes) -> ModelProto:
-    """A model's structure and weights, for who adds outputs to it."""
-    found = source(model)
-    return ModelProto.FromString(found) if isinstance(found, bytes) else onnx.load(found)
-
-
-def _refuse(example: Any, what: str) -> None:
-    if example is not None:
-        raise UsageError("E704", "example inputs are for a torch.nn.Module", where=what)
-
-
 def _torch(where: str) -> Any:
     """PyTorch with what its exporter needs; FrontendError E210 without."""
     try:
@@ -110,7 +66,8 @@ def _torch(where: str) -> Any:
 # --- files --------------------------------------------------------------------------------------------------------------
 
 
-def _file(path: Path) -> Model:
+def exported_file(path: Path) -> Model:
+    """A file of `torch.export.save`; FrontendError E201 for what is none, E210 without PyTorch."""
     try:
         stat = path.stat()
     except OSError as e:
@@ -130,7 +87,7 @@ def _loaded(path: Path, modified: int, size: int) -> Model:
             problem = f"PyTorch {torch.__version__} cannot load it: {_first_line(e)}"
             hint = "export it again with this version of PyTorch"
             raise FrontendError("E201", problem, where=str(path), hint=hint) from None
-    return _converted(program, str(path))
+    return converted(program, str(path))
 
 
 def _check_archive(path: Path) -> None:
@@ -174,20 +131,10 @@ def _no_pickles() -> Iterator[None]:
             os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = others
 
 
-def _tflite(path: Path) -> Model:
-    from .tflite import opened
-
-    return opened(path)
-
-
-DOORS = {ENDING: _file, ".tflite": _tflite}
-"""Endings of files that are no ONNX models, and what makes such of them."""
-
-
 # --- modules ------------------------------------------------------------------------------------------------------------
 
 
-def _module(module: Any, example: Any) -> Model:
+def of_module(module: Any, example: Any) -> Model:
     """A module, as it computes in eval mode; its own mode is left as it is."""
     name = type(module).__name__
     torch = _torch(name)
@@ -207,13 +154,13 @@ def _module(module: Any, example: Any) -> Model:
     finally:
         for m in training:
             m.training = True
-    return _converted(program, name)
+    return converted(program, name)
 
 
 # --- programs -----------------------------------------------------------------------------------------------------------
 
 
-def _converted(program: Any, name: str) -> Model:
+def converted(program: Any, name: str) -> Model:
     """An exported program as ONNX."""
     torch = _torch(name)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import pytest
 from shop import ROOT, SHAPE, Knapper, outputs, python, small_model
 
 import knapper
-from knapper.isa.errors import KnapperError
+from knapper.isa.errors import KnapperError, UsageError
 
 
 def test_both_doors_say_which_model_an_image_is_of(run: Knapper, shop: Path) -> None:
@@ -62,3 +63,9 @@ def test_importing_knapper_loads_nothing(tmp_path: Path) -> None:
 
 def test_the_version_is_said_once() -> None:
     assert f'version = "{knapper.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("thing", [{"weight": np.zeros(3)}, None, np.zeros(3)])
+def test_what_is_no_model_is_refused(thing: Any) -> None:
+    with pytest.raises(UsageError, match=r"E704: .*this is no model"):
+        knapper.compile(thing)

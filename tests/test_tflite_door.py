@@ -16,7 +16,7 @@ from shop import Knapper, python
 
 import knapper
 from knapper.compiler.ir import evaluate
-from knapper.frontends import pytorch
+from knapper.frontends import doors
 from knapper.frontends.onnx import read
 from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError
 
@@ -118,7 +118,7 @@ def test_files_are_compiled_and_checked_as_those_of_onnx(run: Knapper) -> None:
 
 def test_nodes_have_the_names_of_tensors(tmp_path: Path) -> None:
     (tmp_path / "net.tflite").write_bytes(floats().bytes("scores"))
-    graph = read(pytorch.opened(tmp_path / "net.tflite"))
+    graph = read(doors.opened(tmp_path / "net.tflite"))
     assert {"model/conv", "scores"} <= {n.loc for n in graph.nodes}
     assert graph.name == "main"
 
@@ -141,7 +141,7 @@ def test_face_detectors_find_what_they_find_in_the_interpreter() -> None:
     files = sorted(Path(folder, "data").glob("*.tflite"))
     assert len(files) == 7
     for path in files:
-        graph = read(pytorch.opened(path))
+        graph = read(doors.opened(path))
         feed = {n: rng.uniform(-1, 1, t.shape).astype(np.float32) for n, t in graph.inputs.items()}
         found = evaluate(graph, feed)
         for name, y in interpreted(path, feed).items():
@@ -203,7 +203,7 @@ def test_what_is_no_tflite_file_is_told(tmp_path: Path) -> None:
         found = refused(data, tmp_path)
         assert found.code == "E201"
         assert reason in str(found)
-    with pytest.raises(FrontendError, match=r"E201: .* cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"E705: .* cannot read: No such file"):
         knapper.compile(tmp_path / "none.tflite")
     (tmp_path / "good.tflite").write_bytes(good)
     with pytest.raises(UsageError, match=r"E704: .* compile it first"):
@@ -228,7 +228,7 @@ def test_damaged_files_never_crash(kind: str, tmp_path: Path) -> None:
                 data[at : at + 4] = data[other : other + 4]
             path.write_bytes(data)
             with suppress(KnapperError):
-                read(pytorch.opened(path))
+                read(doors.opened(path))
 
 
 def test_without_the_extra_the_message_names_it(tmp_path: Path) -> None:

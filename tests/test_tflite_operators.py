@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from knapper.compiler.ir import evaluate
-from knapper.frontends import pytorch
+from knapper.frontends import doors
 from knapper.frontends.onnx import read
 
 litert = pytest.importorskip("ai_edge_litert.interpreter", reason="needs ai-edge-litert")
@@ -41,7 +41,7 @@ def compared(
     path.write_bytes(f.bytes(*outputs))
     feed = feed or {f.tensors[i].name: values(f.tensors[i]) for i in f.inputs}
     theirs = interpreted(path, feed)
-    graph = read(pytorch.opened(path))
+    graph = read(doors.opened(path))
     ours = evaluate(graph, {k: v for k, v in feed.items() if k in graph.inputs})
     for name in outputs:
         y, r = ours[name], theirs[name]
@@ -445,7 +445,7 @@ def test_an_lstm_keeps_its_state_as_an_input_and_an_output(tmp_path: Path) -> No
         "UnidirectionalSequenceLSTM", fusedActivationFunction=schema.ActivationFunctionType.TANH,
     )  # fmt: skip
     compared(f, ["y"], path := tmp_path / "one.tflite", feed=zeros(f, x=f32(2, 5, 3)))
-    graph = read(pytorch.opened(path))
+    graph = read(doors.opened(path))
     assert list(graph.inputs) == ["x", "h", "c"]
     assert list(graph.outputs) == ["y", "h.next", "c.next"]
 
@@ -456,7 +456,7 @@ def test_an_svdf_keeps_its_features(tmp_path: Path) -> None:
     w, over, b = (f.constant(n, a) for n, a in (("w", f32(8, 3)), ("t", f32(8, 5)), ("b", f32(4))))
     f.op("SVDF", ["x", w, over, b, f.tensor("s", (2, 40), variable=True)], [f.tensor("y", (2, 4))], "SVDF", rank=2)  # fmt: skip
     compared(f, ["y"], path := tmp_path / "one.tflite", feed=zeros(f, x=f32(2, 3)))
-    graph = read(pytorch.opened(path))
+    graph = read(doors.opened(path))
     feed = zeros(f, x=f32(2, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

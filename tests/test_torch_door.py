@@ -12,7 +12,7 @@ import pytest
 from shop import Knapper, python
 
 import knapper
-from knapper.frontends import pytorch
+from knapper.frontends import doors
 from knapper.frontends.onnx import read
 from knapper.isa.errors import CODES, FrontendError, KnapperError, UsageError
 
@@ -164,17 +164,17 @@ def test_nodes_are_called_after_modules() -> None:
     net = nn.Sequential()
     net.add_module("layer1", nn.Sequential(Block(4, 8, 2)))
     net.add_module("rnn", nn.LSTM(4, 2))
-    graph = read(pytorch.opened(net[0], example(1, 4, 8, 8)))
+    graph = read(doors.opened(net[0], example(1, 4, 8, 8)))
     assert {n.loc for n in graph.nodes} == {
         "0.conv1", "0.bn1", "0.conv2", "0.bn2", "0.down.0", "0.down.1", "0/relu", "0/relu_1", "0/add",
     }  # fmt: skip
     assert graph.name == "Sequential"
-    cells = read(pytorch.opened(net.rnn, example(3, 1, 4)))
+    cells = read(doors.opened(net.rnn, example(3, 1, 4)))
     assert [n.op for n in cells.nodes if n.op == "LSTM"] == ["LSTM"]
 
 
 def test_nothing_of_the_exporting_machine_stays() -> None:
-    model = pytorch.opened(Small(), example(1, 3, 8, 8))
+    model = doors.opened(Small(), example(1, 3, 8, 8))
     assert str(Path(__file__).parent).encode() not in model.proto.SerializeToString()
 
 

@@ -92,7 +92,7 @@ def _ours(subject: Subject) -> dict[str, Any]:
 
 def intermediates(model: str | Path, graph: Graph, feed: Mapping[str, Array]) -> dict[str, Array]:
     """Every value that the model and the graph both name, as onnxruntime computes it."""
-    from ..pytorch import source
+    from ..doors import source
 
     found = source(model)
     if isinstance(found, bytes):

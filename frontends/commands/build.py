@@ -182,8 +182,8 @@ def _planned_on(
 
 def read_model(a: argparse.Namespace) -> Graph:
     """Import the model with its --shape and --const."""
+    from ..doors import opened
     from ..onnx import read
-    from ..pytorch import opened
 
     started = time.perf_counter()
     graph = read(opened(a.model), shapes(a.shape), consts(a.const))

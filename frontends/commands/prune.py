@@ -101,8 +101,8 @@ def _model(path: str, pruned: Graph, kept: Mapping[str, Weight]) -> bytes:
     """The ONNX file with other numbers in its initializers; E305 for weights that are none of them."""
     from onnx import numpy_helper
 
+    from ..doors import proto
     from ..onnx.builder import symbol
-    from ..pytorch import proto
 
     model = proto(path)
     places = {symbol(i.name): i for i in model.graph.initializer}

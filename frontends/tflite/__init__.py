@@ -20,25 +20,27 @@ computed in float, from the weights' exact values, where TFLite rounds the activ
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from pathlib import Path
 
-from knapper.isa.errors import FrontendError
+from knapper.isa.files import unreadable
 
 from ..onnx.file import Model
 from . import elementwise, moves, quantized, reductions, spatial, state  # noqa: F401  their converters
 from .convert import convert
 from .file import ENDING, read
 
+log = logging.getLogger("knapper")
 __all__ = ["ENDING", "opened"]
 
 
 def opened(path: Path) -> Model:
-    """A file as an opened ONNX model; FrontendError with everything that is wrong with it."""
+    """A file as an opened ONNX model; FrontendError with everything that is wrong with it, E705 if it cannot be read."""
     try:
         stat = path.stat()
     except OSError as e:
-        raise FrontendError("E201", f"cannot be read: {e.strerror}", where=str(path)) from None
+        raise unreadable(path, e) from None
     return _opened(path, stat.st_mtime_ns, stat.st_size)
 
 
@@ -46,4 +48,9 @@ def opened(path: Path) -> Model:
 def _opened(path: Path, modified: int, size: int) -> Model:
     """Commands open a model for several things."""
     where = str(path)
-    return Model(convert(read(path), where), where)
+    contents = read(path)
+    if contents.graphs > 1:
+        log.warning(
+            "%s has %d graphs; this is the first, %s", where, contents.graphs, contents.name
+        )
+    return Model(convert(contents, where), where)

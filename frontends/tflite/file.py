@@ -23,6 +23,7 @@ import numpy as np
 
 from knapper.compiler.ir import Array
 from knapper.isa.errors import FrontendError
+from knapper.isa.files import unreadable
 
 from .sparse import dense
 
@@ -126,7 +127,7 @@ def _bytes_of(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as e:
-        raise FrontendError("E201", f"cannot be read: {e.strerror}", where=where) from None
+        raise unreadable(path, e) from None
     if not data:
         raise FrontendError("E201", "the file is empty", where=where)
     if data[4:8] != MAGIC:
