@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,3 +110,32 @@ def test_the_way_back_is_found(there: list[int]) -> None:
     test_rows_that_are_written_are_written_where_they_lie.hypothesis.inner_test(
         there, back, 2, "none"
     )
+
+
+def test_keys_that_are_repeated_another_way_are_left() -> None:
+    """Another shape at the end means another thing, though there are as many numbers in it."""
+    g = text.parse("""graph @other(%q: f32[2,6,7,4], %k: f32[2,3,4,5]) {
+  %k1: f32[2,3,1,4,5] = Reshape %k {shape=[2,3,1,4,5]}
+  %k2: f32[2,3,2,4,5] = Expand %k1 {shape=[2,3,2,4,5]}
+  %keys: f32[1,6,4,10] = Reshape %k2 {shape=[1,6,4,10]}
+  %y: f32[2,6,7,10] = MatMul %q, %keys
+  return %y
+}
+""")
+    x = feeds(g)
+    np.testing.assert_array_equal(evaluate(rewritten(g), x)["y"], evaluate(g, x)["y"])
+
+
+@pytest.mark.parametrize(("c", "d", "q"), [(1e30, 1e30, 0.0), (1e-30, 1e-30, 1e38)])
+def test_factors_whose_product_is_no_number_stay_two(c: float, d: float, q: float) -> None:
+    g = text.parse(f"""graph @factors(%q: f32[4,6]) {{
+  const %c: f32[] = {c}
+  const %d: f32[] = {d}
+  %a: f32[4,6] = Mul %q, %c
+  %b: f32[24] = Reshape %a {{shape=[24]}}
+  %y: f32[24] = Mul %b, %d
+  return %y
+}}
+""")
+    x = {"q": np.full((4, 6), q, np.float32)}
+    np.testing.assert_array_equal(evaluate(rewritten(g), x)["y"], evaluate(g, x)["y"])

@@ -12,6 +12,8 @@ and rounds there.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..rewrite import Bound, Const, P, Rule, Var, Writer
 
 q, k, c = Var("q"), Var("k"), Const("c")
@@ -33,6 +35,7 @@ def repeats(w: Writer, k: str, split: Ints, spread: Ints, joined: Ints) -> bool:
         split == (batch, heads, 1, *rest)
         and spread[:2] == (batch, heads)
         and spread[3:] == (*rest,)
+        and joined == (batch, heads * spread[2], *rest)
     )
 
 
@@ -97,8 +100,11 @@ def once(w: Writer, q: str, c: str, d: str, joined: Ints) -> str | None:
     """A view of q · c, times d, is the view of q · (c · d)"""
     if w.known(c).size != 1 or w.known(d).size != 1:
         return None
-    both = w.constant(w.known(c).reshape(()) * w.known(d).reshape(()), c)
-    return w.op("Reshape", w.op("Mul", q, both), shape=joined)
+    with np.errstate(over="ignore", under="ignore"):
+        both = w.known(c).reshape(()) * w.known(d).reshape(())
+    if not both or not np.isfinite(both):  # q may be what makes a number of it again
+        return None
+    return w.op("Reshape", w.op("Mul", q, w.constant(np.asarray(both), c)), shape=joined)
 
 
 def as_it_lies(w: Writer, q: str, k: str, perm: Ints) -> str | None:
