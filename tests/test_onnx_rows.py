@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import knapper
 from knapper.frontends.onnx import read
@@ -83,6 +84,17 @@ def test_there_are_as_many_rows_as_the_data_decides(name: str) -> None:
         x = values(seed, *shape)
         counts.add(compared(chain(name, NODES[name], x), {"x": x})[0].shape)
     assert len(counts) > 1, "numbers that differ"
+
+
+@pytest.mark.parametrize("name", ["Unique", "Unique, unsorted"])
+def test_a_nan_is_unique_once_and_behind_all_others(name: str) -> None:
+    """As numpy and ONNX's reference have it; onnxruntime gives one element."""
+    nan, inf = np.nan, np.inf
+    x = np.array([[nan, 1, nan, -0.0, 0, inf, -inf, 1, 2, nan]], np.float32)
+    m = chain(name, NODES[name], x)
+    got = knapper.compile(m, precision="fp32").run({"x": x}).outputs
+    want = dict(zip("yijk", ReferenceEvaluator(m).run(None, {"x": x}), strict=True))
+    assert all(np.array_equal(got[n], want[n], equal_nan=True) for n in want)
 
 
 @pytest.mark.parametrize("fill", [0.0, 1.0])

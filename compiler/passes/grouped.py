@@ -100,9 +100,11 @@ def once(w: Writer, q: str, c: str, d: str, joined: Ints) -> str | None:
     """A view of q · c, times d, is the view of q · (c · d)"""
     if w.known(c).size != 1 or w.known(d).size != 1:
         return None
-    with np.errstate(over="ignore", under="ignore"):
-        both = w.known(c).reshape(()) * w.known(d).reshape(())
-    if not both or not np.isfinite(both):  # q may be what makes a number of it again
+    one, other = (np.abs(w.known(v).reshape(())) for v in (c, d))
+    with np.errstate(under="ignore"):
+        both = w.known(c).reshape(()) * w.known(d).reshape(()) if max(one, other) <= 1 else one * 0
+    # neither q · c nor c · d may overflow, and c · d must have all its digits
+    if not np.abs(both) >= np.finfo(np.float32).tiny:
         return None
     return w.op("Reshape", w.op("Mul", q, w.constant(np.asarray(both), c)), shape=joined)
 

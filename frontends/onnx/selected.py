@@ -18,7 +18,7 @@ from math import prod
 
 import numpy as np
 
-from knapper.compiler.ir import Attr
+from knapper.compiler.ir import DTYPES, Attr
 from knapper.isa.errors import FrontendError
 
 from .builder import Builder, Call, Sized
@@ -165,7 +165,18 @@ def _by_value(c: Chooser, slices: str) -> str:
     flat = c.op("Reshape", slices, shape=(n,))
     if c.b.type(flat).dtype == "bool":
         flat = c.op("Cast", flat, to="u8")
-    attrs: dict[str, Attr] = {"k": n, "axis": 0, "largest": 0}
+    if not c.b.type(flat).dtype.startswith(("f", "bf")):
+        return _ascending(c, flat)
+    nan = c.op("IsNaN", flat)  # which has no place in an order: behind all others
+    end = c.b.constant(np.array(np.inf, DTYPES[c.b.type(flat).dtype]), "chosen")
+    places = _ascending(c, c.op("Where", nan, end, flat))
+    last = c.op("Gather", c.op("Cast", nan, to="u8"), places)
+    return c.op("Gather", places, _ascending(c, last))
+
+
+def _ascending(c: Chooser, flat: str) -> str:
+    """Places of elements, the least first, of equals the first."""
+    attrs: dict[str, Attr] = {"k": c.b.shape(flat)[0], "axis": 0, "largest": 0}
     return c.b.emit("TopK", [flat], attrs, ("", ""), c.call.loc)[1]
 
 
@@ -194,7 +205,10 @@ def _runs(c: Chooser, slices: str, places: str) -> tuple[str, str, str]:
     ordered = c.op("Gather", slices, places, axis=0)
     begins = c.ints(1)
     if n > 1:
-        same = c.op("Equal", c.cut(ordered, 1, n), c.cut(ordered, 0, n - 1))
+        here, before = c.cut(ordered, 1, n), c.cut(ordered, 0, n - 1)
+        same = c.op("Equal", here, before)
+        if c.b.type(ordered).dtype.startswith(("f", "bf")):  # a NaN is no other NaN's equal
+            same = c.op("Or", same, c.op("And", *(c.op("IsNaN", v) for v in (here, before))))
         new = c.op("ReduceMax", c.op("Cast", c.op("Not", same), to="i64"), axes=(1,), keepdims=0)
         begins = c.op("Concat", begins, new, axis=0)
     runs = c.op("Sub", c.op("CumSum", begins, axis=0), c.number(1))
