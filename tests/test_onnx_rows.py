@@ -90,7 +90,7 @@ def test_there_are_as_many_rows_as_the_data_decides(name: str) -> None:
 def test_a_nan_is_unique_once_and_behind_all_others(name: str) -> None:
     """As numpy and ONNX's reference have it; onnxruntime gives one element."""
     nan, inf = np.nan, np.inf
-    x = np.array([[nan, 1, nan, -0.0, 0, inf, -inf, 1, 2, nan]], np.float32)
+    x = np.array([nan, 1, nan, -0.0, 0, inf, -inf, 1, 2, nan], np.float32)
     m = chain(name, NODES[name], x)
     got = knapper.compile(m, precision="fp32").run({"x": x}).outputs
     want = dict(zip("yijk", ReferenceEvaluator(m).run(None, {"x": x}), strict=True))
