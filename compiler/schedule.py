@@ -190,6 +190,8 @@ def unserved(
             "E416",
             f"%{large[0]} has 2 GiB or more: fewer samples at once, or the layer in parts",
         )
+    elif any(n.op == "Conv" for n in group.nodes):
+        hint = 'one that no unit addresses may run as im2col and a product: --pipeline "fp16,im2col{mode=explicit}"'
     return CompileError(code, problem, where=f"group {group.name}", hint=hint)
 
 

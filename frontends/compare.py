@@ -106,6 +106,20 @@ def difference(
     strays = int(np.count_nonzero(~same & ~(np.isfinite(y) & np.isfinite(r))))
     finite = np.isfinite(y) & np.isfinite(r)
     equal = float(same.mean()) if same.size else 0.0
+    if strays and not finite.any():  # nothing has a distance
+        return Difference(
+            name,
+            ours.size,
+            equal,
+            math.inf,
+            math.inf,
+            0,
+            -math.inf,
+            math.inf,
+            math.inf,
+            strays,
+            True,
+        )
     return _distances(name, y[finite], r[finite], ours, stored or ours.dtype, equal, strays)
 
 

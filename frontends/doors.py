@@ -49,7 +49,7 @@ def opened(model: Any, example: Any = None) -> Any:
     _refuse(example, type(model).__name__)
     if torch is not None and isinstance(model, torch.export.ExportedProgram):
         return pytorch.converted(model, "model")
-    if isinstance(model, ModelProto | Model | bytes):
+    if isinstance(model, ModelProto | Model):
         return model
     hint = "a path, an onnx.ModelProto, a torch.nn.Module or a torch.export.ExportedProgram is; a state_dict is loaded into its module first"
     raise UsageError("E704", "this is no model", where=type(model).__name__, hint=hint)
@@ -57,12 +57,12 @@ def opened(model: Any, example: Any = None) -> Any:
 
 def source(model: Any) -> str | bytes:
     """What onnxruntime opens of a model: a path, or bytes."""
+    if isinstance(model, bytes):
+        return model
     found = opened(model)
     if isinstance(found, Model):
         found = found.proto
-    if isinstance(found, ModelProto):
-        return bytes(found.SerializeToString())
-    return found if isinstance(found, bytes) else str(found)
+    return bytes(found.SerializeToString()) if isinstance(found, ModelProto) else str(found)
 
 
 def proto(model: str | Path | bytes) -> ModelProto:

@@ -27,8 +27,8 @@ import logging
 import os
 import re
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import lru_cache
 from importlib import import_module
@@ -260,9 +260,24 @@ def _rename(model: ModelProto, known: Mapping[str, list[str]]) -> None:
             alone = len(s) > 1 and s[-2] and len(operators[s[-2]]) == 1
             path = s[-2] if alone else _joined(s)
             n.name = path if len(parts[_joined(s)]) == 1 else f"{path}/{n.op_type}"
+    _tell_apart(model.graph.node)
     g = model.graph
     for noted in (model, g, *g.node, *g.initializer, *g.value_info, *g.input, *g.output):
         del noted.metadata_props[:]
+
+
+def _tell_apart(nodes: Iterable[NodeProto]) -> None:
+    """Number nodes of one name from the second on: onnxruntime loads no model that has two."""
+    seen = Counter[str]()
+    taken = {n.name for n in nodes}
+    for n in nodes:
+        stem, seen[n.name] = n.name, seen[n.name] + 1
+        if not stem or seen[stem] == 1:
+            continue
+        while (name := f"{stem}_{seen[stem] - 1}") in taken:
+            seen[stem] += 1
+        taken.add(name)
+        n.name = name
 
 
 def _scopes(n: Any) -> list[str]:

@@ -316,3 +316,19 @@ def test_without_the_extra_the_message_names_it(saved: Path, tmp_path: Path) -> 
     assert "E210" in said
     assert "pip install 'knapper[torch]'" in said
     assert "E210" in CODES
+
+
+def test_nodes_have_names_of_their_own() -> None:
+    """onnxruntime loads no model with two nodes of one name; a module that is called twice makes such."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n = nn.GroupNorm(2, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.n(self.n(x) + 1)
+
+    proto = doors.proto(doors.opened(Twice(), example(1, 4, 6, 6)))
+    names = [n.name for n in proto.graph.node if n.name]
+    assert len(names) == len(set(names)) > 2

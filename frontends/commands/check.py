@@ -202,7 +202,7 @@ def _reproduce(a: argparse.Namespace, found: Finding | None, way: Way, runner: R
     from ..checking.reproducer import write
 
     if found is None or found.level == "none":
-        log.info("%s: not written, since nothing is wrong", a.reproducer)
+        log.info("%s: not written, since every level is within its precision", a.reproducer)
         return
     made = write(Path(a.reproducer), found, way, runner, _options(a))
     if made is None:
