@@ -8,6 +8,7 @@ net.tflite ───────────────────────
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import onnx
 from onnx import ModelProto
 
 from knapper.isa.errors import UsageError
+from knapper.isa.files import unreadable
 
 from . import pytorch
 from .onnx.file import Model
@@ -42,7 +44,7 @@ def opened(model: Any, example: Any = None) -> Any:
     """
     if isinstance(model, str | Path):
         _refuse(example, str(model))
-        return DOORS[end](Path(model)) if (end := Path(model).suffix) in DOORS else model
+        return _file(Path(model)) if Path(model).suffix in DOORS else model
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
         return pytorch.of_module(model, example)
@@ -53,6 +55,20 @@ def opened(model: Any, example: Any = None) -> Any:
         return model
     hint = "a path, an onnx.ModelProto, a torch.nn.Module or a torch.export.ExportedProgram is; a state_dict is loaded into its module first"
     raise UsageError("E704", "this is no model", where=type(model).__name__, hint=hint)
+
+
+def _file(path: Path) -> Model:
+    try:
+        stat = path.stat()
+    except OSError as e:
+        raise unreadable(path, e) from None
+    return _converted(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1)
+def _converted(path: Path, modified: int, size: int) -> Model:
+    """What was converted last: commands open a model for several things, and PyTorch's exporter takes seconds."""
+    return DOORS[path.suffix](path)
 
 
 def source(model: Any) -> str | bytes:

@@ -27,10 +27,9 @@ import logging
 import os
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from onnx import ModelProto, NodeProto
 from knapper.isa.errors import FrontendError, KnapperError, UsageError
 from knapper.isa.files import unreadable
 
+from .names import unique
 from .onnx.file import Model
 
 ENDING = ".pt2"
@@ -68,16 +68,6 @@ def _torch(where: str) -> Any:
 
 def exported_file(path: Path) -> Model:
     """A file of `torch.export.save`; FrontendError E201 for what is none, E210 without PyTorch."""
-    try:
-        stat = path.stat()
-    except OSError as e:
-        raise unreadable(path, e) from None
-    return _loaded(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=1)
-def _loaded(path: Path, modified: int, size: int) -> Model:
-    """A file's model; commands open it for several things, and exporting takes seconds."""
     _check_archive(path)
     torch = _torch(str(path))
     with _quietly(), _no_pickles():
@@ -268,16 +258,9 @@ def _rename(model: ModelProto, known: Mapping[str, list[str]]) -> None:
 
 def _tell_apart(nodes: Iterable[NodeProto]) -> None:
     """Number nodes of one name from the second on: onnxruntime loads no model that has two."""
-    seen = Counter[str]()
-    taken = {n.name for n in nodes}
+    taken = set[str]()
     for n in nodes:
-        stem, seen[n.name] = n.name, seen[n.name] + 1
-        if not stem or seen[stem] == 1:
-            continue
-        while (name := f"{stem}_{seen[stem] - 1}") in taken:
-            seen[stem] += 1
-        taken.add(name)
-        n.name = name
+        n.name = n.name and unique(n.name, taken)
 
 
 def _scopes(n: Any) -> list[str]:

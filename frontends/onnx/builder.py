@@ -15,6 +15,7 @@ from onnx.defs import OpSchema
 from knapper.compiler.ir import DTYPES, OPS, Array, Attr, Graph, Node, Type, compute, infer
 from knapper.isa.errors import FrontendError
 
+from ..names import unique
 from .schemas import defaults
 from .tensors import DTYPE_OF, FEW_ARRAYS, Value
 
@@ -106,20 +107,11 @@ class Builder:
 
     def fresh(self, hint: str) -> str:
         """A value name that is not taken yet: the hint, as a plain word of graph text, numbered if it must be."""
-        return self._unique(symbol(hint), self.taken)
+        return unique(symbol(hint), self.taken)
 
     def location(self, hint: str) -> str:
         """A node name that no other node has."""
-        return self._unique(hint, self.locs)
-
-    @staticmethod
-    def _unique(stem: str, taken: set[str]) -> str:
-        name, n = stem, 1
-        while name in taken:
-            n += 1
-            name = f"{stem}_{n}"
-        taken.add(name)
-        return name
+        return unique(hint, self.locs)
 
     def input(self, name: str, type: Type) -> str:
         """A network input: it keeps its name, since users write it."""

@@ -21,10 +21,7 @@ computed in float, from the weights' exact values, where TFLite rounds the activ
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
 from pathlib import Path
-
-from knapper.isa.files import unreadable
 
 from ..onnx.file import Model
 from . import elementwise, moves, quantized, reductions, spatial, state  # noqa: F401  their converters
@@ -36,17 +33,7 @@ __all__ = ["ENDING", "opened"]
 
 
 def opened(path: Path) -> Model:
-    """A file as an opened ONNX model; FrontendError with everything that is wrong with it, E705 if it cannot be read."""
-    try:
-        stat = path.stat()
-    except OSError as e:
-        raise unreadable(path, e) from None
-    return _opened(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=1)
-def _opened(path: Path, modified: int, size: int) -> Model:
-    """Commands open a model for several things."""
+    """A file as an opened ONNX model; FrontendError with everything that is wrong with it."""
     where = str(path)
     contents = read(path)
     if contents.graphs > 1:

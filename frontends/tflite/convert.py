@@ -22,6 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from knapper.compiler.ir import Array
 from knapper.isa.errors import FrontendError, KnapperError, raise_all
 
+from ..names import unique
 from .file import DAMAGED, Contents, Operator, Scales, Tensor, enumerated
 
 OPSET = 21
@@ -101,16 +102,6 @@ class Model:
         name = self.fresh(near)
         self.initializers[name] = numpy_helper.from_array(np.asarray(a, order="C"), name)
         return name
-
-
-def unique(stem: str, taken: set[str]) -> str:
-    """The stem, numbered if it must be; taken from then on."""
-    name, n = stem, 1
-    while name in taken:
-        n += 1
-        name = f"{stem}_{n}"
-    taken.add(name)
-    return name
 
 
 @dataclass
