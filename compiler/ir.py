@@ -383,7 +383,7 @@ def infer(name: str, operands: list[Type | None], attrs: Mapping[str, Attr]) -> 
     except TypeError as e:
         raise IRError("E102", f"{name}: {e}") from None
     for t, p in zip(operands, o.parameters.values(), strict=False):
-        if t is None and p.default is p.empty:
+        if t is None and p.default is p.empty and "None" not in str(p.annotation):
             raise IRError("E102", f"{name}: operand {p.name!r} is missing")
     result = o.infer(
         *(t and t.dense for t in operands), **attrs

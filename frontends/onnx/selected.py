@@ -167,11 +167,16 @@ def _by_value(c: Chooser, slices: str) -> str:
         flat = c.op("Cast", flat, to="u8")
     if not c.b.type(flat).dtype.startswith(("f", "bf")):
         return _ascending(c, flat)
-    nan = c.op("IsNaN", flat)  # which has no place in an order: behind all others
+    nan = _no_number(c, flat)  # which has no place in an order: behind all others
     end = c.b.constant(np.array(np.inf, DTYPES[c.b.type(flat).dtype]), "chosen")
     places = _ascending(c, c.op("Where", nan, end, flat))
     last = c.op("Gather", c.op("Cast", nan, to="u8"), places)
     return c.op("Gather", places, _ascending(c, last))
+
+
+def _no_number(c: Chooser, v: str) -> str:
+    """Whether elements are NaN; TVM asks no bf16."""
+    return c.op("IsNaN", c.op("Cast", v, to="f32") if c.b.type(v).dtype == "bf16" else v)
 
 
 def _ascending(c: Chooser, flat: str) -> str:
@@ -208,7 +213,7 @@ def _runs(c: Chooser, slices: str, places: str) -> tuple[str, str, str]:
         here, before = c.cut(ordered, 1, n), c.cut(ordered, 0, n - 1)
         same = c.op("Equal", here, before)
         if c.b.type(ordered).dtype.startswith(("f", "bf")):  # a NaN is no other NaN's equal
-            same = c.op("Or", same, c.op("And", *(c.op("IsNaN", v) for v in (here, before))))
+            same = c.op("Or", same, c.op("And", *(_no_number(c, v) for v in (here, before))))
         new = c.op("ReduceMax", c.op("Cast", c.op("Not", same), to="i64"), axes=(1,), keepdims=0)
         begins = c.op("Concat", begins, new, axis=0)
     runs = c.op("Sub", c.op("CumSum", begins, axis=0), c.number(1))
