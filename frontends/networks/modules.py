@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class VisionTransformer(nn.Module):  # type: ignore[misc]
+class VisionTransformer(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """ViT: an image as words of 8×8 pixels, two blocks normalized before each part, classes from the first word."""
 
     def __init__(self, size: int = 32, width: int = 64, heads: int = 4) -> None:
@@ -38,7 +38,7 @@ class VisionTransformer(nn.Module):  # type: ignore[misc]
         return self.classes(self.blocks(x)[:, 0])
 
 
-class WindowAttention(nn.Module):  # type: ignore[misc]
+class WindowAttention(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """Attention inside windows of side², with a learned bias by the distance of two positions."""
 
     def __init__(self, width: int, side: int, heads: int) -> None:
@@ -64,7 +64,7 @@ class WindowAttention(nn.Module):  # type: ignore[misc]
         return self.out(mixed.transpose(1, 2).reshape(b, n, c))
 
 
-class WindowBlock(nn.Module):  # type: ignore[misc]
+class WindowBlock(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """A Swin block: f32[batch, size, size, width]; with `shift` the windows are those of the rolled image, and its borders are masked."""
 
     def __init__(self, size: int, width: int, side: int, heads: int, shift: int) -> None:
@@ -106,7 +106,7 @@ class WindowBlock(nn.Module):  # type: ignore[misc]
         return x + self.dense(self.after(x))
 
 
-class Merging(nn.Module):  # type: ignore[misc]
+class Merging(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """Half the resolution: four neighbours, side by side, through one matrix."""
 
     def __init__(self, width: int) -> None:
@@ -134,7 +134,7 @@ def twice(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class UNet(nn.Module):  # type: ignore[misc]
+class UNet(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """U-Net: down twice by max pooling, up by a transposed convolution and by bilinear Resize, with what lies across beside it."""
 
     def __init__(self, width: int = 16) -> None:
@@ -153,7 +153,7 @@ class UNet(nn.Module):  # type: ignore[misc]
         return self.labels(self.fourth(torch.cat([y, a], 1)))
 
 
-class Pyramid(nn.Module):  # type: ignore[misc]
+class Pyramid(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """DeepLab's head: the features at several dilations and their mean over the image, scores, and bilinear Resize to the image."""
 
     def __init__(self, channels: int = 32, width: int = 32, labels: int = 21) -> None:
@@ -179,7 +179,7 @@ class Pyramid(nn.Module):  # type: ignore[misc]
         return functional.interpolate(self.scores(joined), (8 * h, 8 * w), mode="bilinear")
 
 
-class Sequences(nn.Module):  # type: ignore[misc]
+class Sequences(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """Two layers of GRU in both directions over 12 steps, and classes from the mean of the states."""
 
     def __init__(self) -> None:

@@ -17,12 +17,12 @@ from knapper.isa.description import did_you_mean
 from knapper.isa.errors import FrontendError, KnapperError, Problems, UsageError, raise_all
 
 from . import composed as _composed  # noqa: F401  registers its forms
-from . import conversions as _conversions  # noqa: F401
-from . import grams as _grams  # noqa: F401
+from . import conversions as _conversions  # noqa: F401  registers its forms
+from . import grams as _grams  # noqa: F401  registers its forms
 from . import inline, loops
-from . import sampling as _sampling  # noqa: F401
-from . import selected as _selected  # noqa: F401
-from . import training as _training  # noqa: F401
+from . import sampling as _sampling  # noqa: F401  registers its forms
+from . import selected as _selected  # noqa: F401  registers its forms
+from . import training as _training  # noqa: F401  registers its forms
 from .builder import OPS_HINT, Builder, Call, Sized, bind
 from .file import Model, open_model
 from .forms import COMPLETE, adapted
